@@ -1,0 +1,42 @@
+"""Checks of options and of the start, shared by the two loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_tol(tol: Any) -> float:
+    """Return `tol` if it is a number, zero or more."""
+    if isinstance(tol, bool) or not isinstance(tol, (int, float)):
+        raise TypeError(f"tol is {describe_type(tol)}; expected a number, or None for the default.")
+    if not (math.isfinite(tol) and tol >= 0):
+        raise ValueError(f"tol is {tol}; expected zero or more, and finite.")
+    return float(tol)
+
+
+def check_count(number: Any, name: str) -> int:
+    """Return `number` if it is a whole number, one or more."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} is {number!r}; expected a whole number.")
+    if number < 1:
+        raise ValueError(f"{name} is {number}; expected 1 or more.")
+    return number
+
+
+def check_start(value: float, grad_norm: float) -> None:
+    """Raise ValueError unless the loss and its gradient are finite where a run starts."""
+    if math.isfinite(value) and math.isfinite(grad_norm):
+        return
+    what = "gradient is NaN or infinite" if math.isfinite(value) else f"loss is {value}"
+    raise ValueError(
+        f"the {what} at the start; expected a finite number. Start inside the domain of the loss, "
+        f"and check the data for NaN and infinity."
+    )
+
+
+def describe_type(value: Any) -> str:
+    """Return how a message names a value of the wrong type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} (call it: {value.__name__}())"
+    return f"of type {type(value).__qualname__}"

@@ -1,0 +1,172 @@
+"""A loss over its data, as a function of the parameters alone: the one place that compiles it.
+
+Optimizers see nothing else of the outside world. `value_and_grad`, `hvp` and `hessian` return
+unevaluated arrays: whoever needs a number reads it, once, together with all else it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlxopt._tree import Tree, count, leaves, leaves_with_paths, ravel, unravel, working_dtype
+from mlxopt.autodiff import checked_loss, kept_random_state, random_seed, tape_guard
+
+# Hessian rows computed at once: each holds as many intermediates as one gradient.
+_HESSIAN_ROWS = 64
+
+
+class Objective:
+    """`loss(params, *data)` with the data held fixed, compiled once, its evaluations counted.
+
+    Args:
+        loss: a function `loss(params, *data)` that returns a scalar array.
+        data: the arrays that the loss takes after its parameters. They travel as arguments of the
+            compiled functions: a captured array would be frozen into them.
+        compile: False evaluates op by op, for a loss that branches on values.
+        fixed_draw: give the loss the same random numbers in every evaluation (a Monte Carlo loss is
+            then a deterministic function, which is what a line search needs); otherwise each
+            evaluation takes the next numbers of MLX's global generator.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., mx.array],
+        data: tuple[Any, ...] = (),
+        *,
+        compile: bool = True,
+        fixed_draw: bool = True,
+    ) -> None:
+        checked = checked_loss(loss)
+        self.loss = _with_fixed_draw(checked) if fixed_draw else checked
+        self.data = data
+        self.evaluations = 0
+        self.steps_per_call = 1  # how many first-order steps one compiled call takes
+        self._fixed_draw = fixed_draw
+        self._compiles = compile
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._uses_random = False
+        self._warm = False
+
+    def trace(self, params: Tree, data: tuple[Any, ...] | None = None) -> None:
+        """Check once that the loss stays on the tape, and see whether it draws random numbers."""
+        if not self._compiles:
+            return
+        with kept_random_state() as random, tape_guard(self.loss):
+            mx.compile(self.loss)(params, *(self.data if data is None else data))
+        self._uses_random = random.used and not self._fixed_draw
+
+    def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """Return the function that `make` gives, compiled, the same one whenever `key` is."""
+        if key not in self._compiled:
+            function = make()
+            if self._compiles:
+                # Without the state among inputs and outputs a compiled function would repeat its
+                # random numbers for ever; with it each call costs some 30 µs more.
+                state = mx.random.state if self._uses_random else None
+                function = mx.compile(function, inputs=state, outputs=state)
+            self._compiled[key] = function
+        return self._compiled[key]
+
+    def time_steps(self, count: int, seconds: float) -> None:
+        """Learn from `count` first-order steps how many a compiled call should take.
+
+        A call costs some 15 µs of dispatch and a round trip whatever it does, which is worth
+        sharing where a step is quick. Longer runs than 10 gain nothing more, and compile slower.
+        The first measurement holds the compilation and does not count.
+        """
+        if self._warm and self._compiles and seconds / count < 200e-6:
+            self.steps_per_call = 10
+        self._warm = True
+
+    def value_and_grad(self, params: Tree) -> tuple[mx.array, Tree]:
+        """Return the loss, shape (), and its gradient, a tree like `params`; one evaluation."""
+        self.evaluations += 1
+        function = self.compiled("value_and_grad", lambda: mx.value_and_grad(self.loss))
+        return function(params, *self.data)
+
+    def hvp(self, params: Tree, vector: Tree) -> Tree:
+        """Return the Hessian at `params` times `vector`, both trees like `params`.
+
+        Reverse over reverse, which works for every operation that has a gradient.
+        """
+        return self.compiled("hvp", lambda: self._hvp)(params, vector, *self.data)
+
+    def hessian(self, params: Tree, structured: Callable[..., mx.array] | None = None) -> mx.array:
+        """Return the Hessian, shape (p, p), in `tree_flatten` order.
+
+        Args:
+            params: where.
+            structured: a function `(params, *data) -> (p, p)` that computes it better than p
+                Hessian-vector products do.
+        """
+        if structured is not None:
+            return structured(params, *self.data)
+        size, dtype = count(params), working_dtype(params)
+        rows = self.compiled("hessian", lambda: mx.vmap(self._hessian_row, in_axes=(0, None, None)))
+        identity = mx.eye(size, dtype=dtype)
+        blocks = [
+            rows(identity[start : start + _HESSIAN_ROWS], params, self.data)
+            for start in range(0, size, _HESSIAN_ROWS)
+        ]
+        return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks)
+
+    def ignored_leaves(self, params: Tree, grad: Tree) -> list[str]:
+        """Return the paths of the leaves that the loss does not depend on.
+
+        A leaf whose gradient is exactly zero may still matter (a saddle, a dead unit); one that can
+        be NaN without the loss noticing does not.
+        """
+        named = leaves_with_paths(params)
+        zero = [bool(mx.all(leaf == 0).item()) for leaf in leaves(grad)]
+        if not any(zero):
+            return []
+        value = self.loss(params, *self.data).item()
+        paths = []
+        for index, ((path, _), is_zero) in enumerate(zip(named, zero, strict=True)):
+            if not is_zero:
+                continue
+            if self.loss(_with_nan_leaf(params, index), *self.data).item() == value:
+                paths.append(f"params{path}")
+        return paths
+
+    def _hvp(self, params: Tree, vector: Tree, *data: Any) -> Tree:
+        def slope(at: Tree) -> mx.array:
+            gradient = mx.grad(self.loss)(at, *data)
+            pairs = zip(leaves(gradient), leaves(vector), strict=True)
+            return sum((mx.sum(g * v) for g, v in pairs), mx.array(0.0))
+
+        return mx.grad(slope)(params)
+
+    def _hessian_row(self, unit: mx.array, params: Tree, data: tuple[Any, ...]) -> mx.array:
+        return ravel(self._hvp(params, unravel(unit, params), *data), unit.dtype)
+
+
+def _with_nan_leaf(params: Tree, index: int) -> Tree:
+    """Return `params` with every entry of its leaf number `index` NaN."""
+    position = -1
+
+    def spoil(leaf: mx.array) -> mx.array:
+        nonlocal position
+        position += 1
+        return mx.full(leaf.shape, float("nan"), dtype=leaf.dtype) if position == index else leaf
+
+    return tree_map(spoil, params)
+
+
+def _with_fixed_draw(loss: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """Return `loss` drawing the same random numbers in every call, the global state untouched."""
+    seed = random_seed()
+    if seed is None:
+        return loss
+
+    def drawn(*args: Any) -> mx.array:
+        with kept_random_state():
+            mx.random.seed(seed)
+            return loss(*args)
+
+    drawn.__name__ = getattr(loss, "__name__", "loss")
+    return drawn

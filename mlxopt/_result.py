@@ -1,0 +1,148 @@
+"""What a run returns: its answer, why it stopped, and what it saw on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from typing import TYPE_CHECKING, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt import plots
+from mlxopt._status import Status
+from mlxopt._tree import Tree, count, dtype_name, leaves, leaves_with_paths
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class History(NamedTuple):
+    """What was read during a run; arrays of one length, one entry for each read."""
+
+    step: np.ndarray  # int64: steps taken at the time
+    value: np.ndarray  # float64: the loss
+    grad_norm: np.ndarray  # float64: the gradient's largest absolute entry
+    seconds: np.ndarray  # float64: since the start
+
+    def __repr__(self) -> str:
+        return f"History({len(self.step)} entries: step, value, grad_norm, seconds)"
+
+
+class Info(NamedTuple):
+    """What a callback is told, once per read."""
+
+    step: int  # steps taken
+    value: float  # the loss
+    grad_norm: float  # the gradient's largest absolute entry
+    seconds: float  # since the start
+    evaluations: int  # of the loss and its gradient
+    params: Tree  # the parameters
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Result:
+    """What `minimize` returns.
+
+    `value` and `grad_norm` are those of `params`, never of another point.
+    """
+
+    params: Tree
+    """The parameters, a tree like the one that was passed in."""
+    value: float
+    """The loss at `params`."""
+    grad_norm: float
+    """The largest absolute entry of the gradient at `params` (its infinity norm)."""
+    status: Status
+    """Why the run stopped; `status.value` says what to try."""
+    steps: int
+    """Steps taken: for first-order rules updates, for the others trial points."""
+    evaluations: int
+    """Evaluations of the loss with its gradient, the one at the start included."""
+    seconds: float
+    """Wall time, compilation included."""
+    history: History
+    """The values read on the way."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether `grad_norm` is within the tolerance."""
+        return self.status is Status.CONVERGED
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw loss and gradient norm against steps; return the matplotlib axes."""
+        return plots.history(self.history, ax=ax)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [
+            ("status", f"{self.status.name}: {self.status.value}"),
+            ("value", f"{self.value:.9g}"),
+            ("grad_norm", f"{self.grad_norm:.3g}"),
+            ("steps", f"{self.steps:,} ({self.evaluations:,} evaluations)"),
+            ("seconds", f"{self.seconds:.3g}"),
+            ("params", _describe(self.params)),
+        ]
+
+    def __repr__(self) -> str:
+        rows = (f"  {name:<10} {text}" for name, text in self._rows())
+        return "\n".join([type(self).__name__, *rows])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self._rows()
+        )
+        return f"<table><caption><b>{type(self).__name__}</b></caption>{rows}</table>"
+
+
+class TrainResult(Result):
+    """What `train` returns.
+
+    On mini-batches the loss at one point is never computed on all the data, so here `value` is the
+    mean loss of the last epoch's batches, each measured where the parameters then were, and
+    `grad_norm` is the largest absolute entry of the last batch's gradient.
+    """
+
+
+def _describe(params: Tree) -> str:
+    """Return the parameters if they are few, else their shapes."""
+    named = leaves_with_paths(params)
+    if count(params) <= 12:
+        texts = [f"{path or 'params'} = {_numbers(leaf)}" for path, leaf in named]
+    else:
+        texts = [
+            f"{path or 'params'} {leaf.shape} {dtype_name(leaf.dtype)}" for path, leaf in named
+        ]
+        if len(texts) > 6:
+            texts = [*texts[:5], f"... {len(texts)} arrays, {count(params):,} numbers in all"]
+    return ", ".join(texts)
+
+
+def _numbers(leaf: mx.array) -> str:
+    wide = np.array(leaf.astype(mx.float32) if leaf.dtype in (mx.float16, mx.bfloat16) else leaf)
+    return np.array2string(wide, precision=6, separator=", ").replace("\n", "")
+
+
+class Recorder:
+    """Collects what is read during a run."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, float, float, float]] = []
+
+    def add(self, step: int, value: float, grad_norm: float, seconds: float) -> None:
+        """Append one read."""
+        self._rows.append((step, value, grad_norm, seconds))
+
+    def history(self) -> History:
+        """Return all reads as arrays."""
+        step, value, grad_norm, seconds = (list(column) for column in zip(*self._rows, strict=True))
+        return History(
+            np.array(step, dtype=np.int64), np.array(value), np.array(grad_norm), np.array(seconds)
+        )
+
+
+def evaluated(params: Tree) -> Tree:
+    """Return `params` with its arrays computed."""
+    mx.eval(leaves(params))
+    return params

@@ -1,0 +1,50 @@
+"""Why a run stopped, each reason with a sentence of advice; and the warning that carries it."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Status(Enum):
+    """Why a run stopped; the value is what it means and what to try."""
+
+    CONVERGED = "the largest entry of the gradient is within tol."
+    COMPLETED = "every step that was asked for has been taken."
+    STOPPED = "the callback asked to stop."
+    INTERRUPTED = "interrupted from the keyboard; this is the last point reached."
+    MAX_STEPS = (
+        "max_steps was reached before the gradient came within tol. Raise max_steps, or use a "
+        "method that needs fewer steps (LBFGS, Newton)."
+    )
+    NO_PROGRESS = (
+        "no step lowers the loss any more, though the gradient is above tol: the rounding of the "
+        "dtype, or a loss that is not smooth, is in the way. Use float64 parameters, a mean in place "
+        "of a sum, or a larger tol; check the derivative if the gradient is far from zero."
+    )
+    NONFINITE = (
+        "the loss or its gradient became NaN or infinite; this is the last finite point. Lower the "
+        "learning rate, or keep the loss inside its domain (log, sqrt, division)."
+    )
+    DIVERGED = (
+        "the loss grew instead of falling; this is the best point seen. Lower the learning rate "
+        "(try a tenth), scale the data, or use LBFGS, which chooses its own steps."
+    )
+    UNBOUNDED = (
+        "the loss keeps falling without limit, so there is no minimum to find. Check its sign, or "
+        "add a penalty."
+    )
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the caller should be warned: nothing was converged, completed or asked for."""
+        return self not in _EXPECTED
+
+    def __repr__(self) -> str:
+        return f"Status.{self.name}"
+
+
+_EXPECTED = {Status.CONVERGED, Status.COMPLETED, Status.STOPPED, Status.INTERRUPTED}
+
+
+class ConvergenceWarning(UserWarning):
+    """A run ended before its answer could be trusted; the message says what to try."""

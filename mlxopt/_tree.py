@@ -1,0 +1,175 @@
+"""Trees of parameters: their leaves by path, one flat vector, a move along a direction.
+
+A tree is an array, or a list, tuple, dict or NamedTuple of trees. Leaves come in the order of
+`mlx.utils.tree_flatten`: dictionaries in insertion order, sequences by index.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+
+Tree = Any  # an mx.array, or a list, tuple, dict or NamedTuple of trees
+
+HALF = (mx.float16, mx.bfloat16)
+FLOATS = (*HALF, mx.float32, mx.float64)
+
+
+def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
+    """Leaves as (path, leaf), the path as a person would write it: `params['w'][0]`."""
+    if isinstance(tree, dict):
+        steps = [(f"[{key!r}]", child) for key, child in tree.items()]
+    elif hasattr(tree, "_fields"):
+        steps = [(f".{name}", child) for name, child in zip(tree._fields, tree, strict=True)]
+    elif isinstance(tree, (list, tuple)):
+        steps = [(f"[{index}]", child) for index, child in enumerate(tree)]
+    else:
+        return [("", tree)]
+    return [(step + path, leaf) for step, child in steps for path, leaf in leaves_with_paths(child)]
+
+
+def leaves(tree: Tree) -> list[mx.array]:
+    """The arrays of a tree, in `tree_flatten` order."""
+    return [leaf for _, leaf in tree_flatten(tree)]
+
+
+def check_params(params: Tree) -> None:
+    """Raise TypeError or ValueError unless `params` is a tree of real floating-point arrays."""
+    found = leaves_with_paths(params)
+    if not found:
+        raise ValueError(
+            f"params holds no arrays: got {params!r}. Pass an mx.array or a tree of them."
+        )
+    for path, leaf in found:
+        name = f"params{path}"
+        if not isinstance(leaf, mx.array):
+            raise TypeError(
+                f"{name} is {type(leaf).__module__}.{type(leaf).__qualname__}; expected an mx.array. "
+                f"Write mx.array({'...' if path else 'params'}, dtype=mx.float32)."
+            )
+        if leaf.dtype not in FLOATS:
+            raise TypeError(
+                f"{name} has dtype {dtype_name(leaf.dtype)}, which has no useful derivative; expected "
+                f"float16, bfloat16, float32 or float64. "
+                + (
+                    "Split it into a real and an imaginary part."
+                    if leaf.dtype == mx.complex64
+                    else "Write params.astype(mx.float32), or pass it among the data."
+                )
+            )
+        if leaf.size == 0:
+            raise ValueError(f"{name} is empty: its shape is {leaf.shape}.")
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """Return the bare name of a dtype: `float32`, not `mlx.core.float32`."""
+    return str(dtype).rpartition(".")[2]
+
+
+def working_dtype(params: Tree) -> mx.Dtype:
+    """Return the dtype for vectors made of these leaves: float64 if any is, else float32."""
+    return mx.float64 if any(leaf.dtype == mx.float64 for leaf in leaves(params)) else mx.float32
+
+
+def ravel(tree: Tree, dtype: mx.Dtype) -> mx.array:
+    """Return all entries as one vector, shape (p,), in `tree_flatten` order."""
+    flat = [leaf.reshape(-1).astype(dtype) for leaf in leaves(tree)]
+    return flat[0] if len(flat) == 1 else mx.concatenate(flat)
+
+
+def unravel(vector: mx.array, like: Tree) -> Tree:
+    """Return the tree shaped and typed as `like` whose `ravel` is `vector`."""
+    start = 0
+
+    def take(leaf: mx.array) -> mx.array:
+        nonlocal start
+        piece = vector[start : start + leaf.size]
+        start += leaf.size
+        return piece.reshape(leaf.shape).astype(leaf.dtype)
+
+    return tree_map(take, like)
+
+
+def move(params: Tree, direction: mx.array, step_size: mx.array) -> Tree:
+    """Return params + step_size · direction, the direction one vector, each leaf in its dtype."""
+    start = 0
+
+    def shift(leaf: mx.array) -> mx.array:
+        nonlocal start
+        piece = direction[start : start + leaf.size].reshape(leaf.shape)
+        start += leaf.size
+        return (leaf + step_size * piece).astype(leaf.dtype)
+
+    return tree_map(shift, params)
+
+
+def numpy_dtype(dtype: mx.Dtype) -> Any:
+    """Return NumPy's dtype for float64 and float32."""
+    return np.float64 if dtype == mx.float64 else np.float32
+
+
+def epsilon(params: Tree) -> float:
+    """Return the machine epsilon of the coarsest leaf: the relative rounding error of a loss."""
+    sizes = {mx.float64: 2.0**-52, mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
+    return max(sizes[leaf.dtype] for leaf in leaves(params))
+
+
+def count(tree: Tree) -> int:
+    """Return p, the number of entries in all leaves together."""
+    return sum(leaf.size for leaf in leaves(tree))
+
+
+def largest_entry(tree: Tree) -> mx.array:
+    """Return the largest absolute entry of all leaves, a scalar array (NaN if any entry is)."""
+    # mx.max passes NaN on, and so does maximum: a NaN anywhere shows.
+    largest = [mx.max(mx.abs(leaf)) for leaf in leaves(tree)]
+    dtype = working_dtype(tree)
+    result = largest[0].astype(dtype)
+    for value in largest[1:]:
+        result = mx.maximum(result, value.astype(dtype))
+    return result
+
+
+def is_finite(*values: float) -> bool:
+    """Whether every one of these numbers is finite."""
+    return all(math.isfinite(value) for value in values)
+
+
+def equal(a: Tree, b: Tree) -> bool:
+    """Whether two trees of one structure hold the same numbers, entry for entry."""
+    pairs = zip(leaves(a), leaves(b), strict=True)
+    return bool(mx.all(mx.stack([mx.array_equal(x, y) for x, y in pairs])).item())
+
+
+def to_data(item: Any, dtype: mx.Dtype) -> Any:
+    """Return one data argument as MLX takes it.
+
+    NumPy arrays, lists and data frames become arrays: floating ones of `dtype`, the dtype of the
+    parameters; integers and booleans stay what they are, since they may be labels or indices (an
+    operation that mixes them with parameters promotes them). Arrays of MLX pass through, and so do
+    strings, None and Python numbers, which `mx.compile` holds constant.
+    """
+    if item is None or isinstance(item, (mx.array, str, bool, int, float)):
+        return item
+    if isinstance(item, dict):
+        return {key: to_data(child, dtype) for key, child in item.items()}
+    if hasattr(item, "_fields"):
+        return type(item)(*(to_data(child, dtype) for child in item))
+    if isinstance(item, (list, tuple)) and any(isinstance(child, mx.array) for child in item):
+        return type(item)(to_data(child, dtype) for child in item)
+    array = np.asarray(item)
+    if array.dtype == object or array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"a data argument of type {type(item).__qualname__} gives a NumPy array of dtype "
+            f"{array.dtype}, which MLX cannot hold; expected numbers. Encode text as numbers first."
+        )
+    if array.dtype.kind == "f":
+        # By way of NumPy: mx.array(float64 array) would round to float32 whatever is asked later.
+        wide = np.float64 if dtype == mx.float64 else np.float32
+        array = array.astype(wide, copy=False)
+        return mx.array(array, dtype=dtype)
+    return mx.array(array)

@@ -1,0 +1,113 @@
+"""Mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+
+class Batches:
+    """Mini-batches of arrays that share their first axis; made by `batches`.
+
+    Iterating gives one epoch, a tuple of arrays at a time. With `shuffle`, each epoch has an order of
+    its own, the same whenever the seed is.
+    """
+
+    def __init__(
+        self, arrays: tuple[Any, ...], batch_size: int, shuffle: bool, seed: int, drop_last: bool
+    ) -> None:
+        self.arrays = arrays
+        self.batch_size, self.shuffle, self.seed, self.drop_last = (
+            batch_size,
+            shuffle,
+            seed,
+            drop_last,
+        )
+        self._epoch = 0
+
+    @property
+    def rows(self) -> int:
+        """Return how many examples there are."""
+        return self.arrays[0].shape[0]
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        whole, rest = divmod(self.rows, self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[mx.array | np.ndarray, ...]]:
+        """Return an iterator over the next epoch's batches."""
+        order = None
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self._epoch)).permutation(self.rows)
+        self._epoch += 1
+        return self._epoch_of(order)
+
+    def _epoch_of(self, order: np.ndarray | None) -> Iterator[tuple[mx.array | np.ndarray, ...]]:
+        for index in range(len(self)):
+            start = index * self.batch_size
+            stop = min(start + self.batch_size, self.rows)
+            if order is None:
+                yield tuple(array[start:stop] for array in self.arrays)
+            else:
+                rows = order[start:stop]
+                yield tuple(
+                    array[mx.array(rows)] if isinstance(array, mx.array) else array[rows]
+                    for array in self.arrays
+                )
+
+    def __repr__(self) -> str:
+        shuffled = f"shuffled with seed {self.seed}" if self.shuffle else "in order"
+        return f"Batches({len(self)} of {self.batch_size} from {self.rows:,} rows, {shuffled})"
+
+
+def batches(
+    *arrays: Any, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = False
+) -> Batches:
+    """Return mini-batches of arrays that share their first axis, for `train`.
+
+    Args:
+        *arrays: arrays of MLX or NumPy, or lists; all with the same number of rows.
+        batch_size: rows in a batch.
+        shuffle: draw a new order for each epoch.
+        seed: of the shuffling.
+        drop_last: leave out the last batch of an epoch if it is smaller than the others.
+
+    Returns:
+        a `Batches`, which can be iterated once for each epoch.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> X, y = mx.arange(6).reshape(3, 2), mx.array([0.0, 1.0, 2.0])
+    >>> for Xb, yb in mo.batches(X, y, batch_size=2, shuffle=False):
+    ...     print(Xb.tolist(), yb.tolist())
+    [[0, 1], [2, 3]] [0.0, 1.0]
+    [[4, 5]] [2.0]
+    """
+    if not arrays:
+        raise ValueError("batches needs at least one array: batches(X, y, batch_size=32).")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+        raise TypeError(f"batch_size is {batch_size!r}; expected a whole number.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected 1 or more.")
+    converted = tuple(a if isinstance(a, mx.array) else np.asarray(a) for a in arrays)
+    for index, array in enumerate(converted):
+        if array.ndim == 0:
+            raise ValueError(
+                f"array {index} of batches is a scalar; expected a first axis of rows."
+            )
+        if array.shape[0] != converted[0].shape[0]:
+            rows = ", ".join(str(a.shape[0]) for a in converted if a.ndim)
+            raise ValueError(
+                f"the arrays of batches have {rows} rows; expected the same number in all."
+            )
+    if converted[0].shape[0] == 0:
+        raise ValueError("the arrays of batches have no rows.")
+    if drop_last and converted[0].shape[0] < batch_size:
+        raise ValueError(
+            f"batch_size is {batch_size} but there are only {converted[0].shape[0]} rows, and "
+            f"drop_last=True would leave no batch at all."
+        )
+    return Batches(converted, batch_size, shuffle, seed, drop_last)

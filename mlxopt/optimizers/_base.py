@@ -1,0 +1,232 @@
+"""The contract that every optimizer keeps.
+
+An optimizer is an immutable value: a frozen dataclass of hyper-parameters. Its state is separate, a
+NamedTuple. A solver's author writes `init` and `step` and never a loop, a callback, a progress bar
+or a stop rule; those belong to `minimize`.
+
+The invariant, on entry to and exit from `step`: `state.value` and `state.grad` are the loss and its
+gradient at `state.params`, both finite, and `state.optimality` is the largest absolute entry of the
+gradient. One step is one evaluation at one trial point, which is then kept or not. An optimizer
+that cannot go on from where it stands says why in `state.status`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import mlx.core as mx
+
+from mlxopt._objective import Objective
+from mlxopt._status import Status
+from mlxopt._tree import Tree, is_finite, largest_entry, working_dtype
+
+
+class State(Protocol):
+    """What the loop reads of any optimizer's state."""
+
+    @property
+    def params(self) -> Tree:
+        """The parameters, a tree of arrays."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """The loss at `params`."""
+        ...
+
+    @property
+    def grad(self) -> Tree:
+        """The gradient at `params`, a tree like it."""
+        ...
+
+    @property
+    def optimality(self) -> float:
+        """The largest absolute entry of `grad`; what the loop compares with `tol`."""
+        ...
+
+    @property
+    def status(self) -> Status | None:
+        """Why the optimizer cannot go on; None while it can."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class Optimizer(ABC, Generic[S]):
+    """What `minimize` drives: `init` once, then `step` until a stop rule ends it."""
+
+    stride: ClassVar[int] = 1
+    """How many steps the loop asks for between two looks at the state."""
+
+    @abstractmethod
+    def init(self, objective: Objective, params: Tree) -> S:
+        """Return the state at `params`; one evaluation."""
+
+    @abstractmethod
+    def step(self, objective: Objective, state: S) -> S:
+        """Return the state after one evaluation at one trial point."""
+
+    def advance(self, objective: Objective, state: S, count: int) -> tuple[S, int]:
+        """Return the state after up to `count` steps, and how many were taken."""
+        for taken in range(count):
+            if state.status is not None:
+                return state, taken
+            state = self.step(objective, state)
+        return state, count
+
+
+class FirstOrderState(NamedTuple):
+    """The state of a first-order rule."""
+
+    params: Tree  # the parameters
+    value: float  # the loss there
+    grad: Tree  # its gradient there, like params
+    optimality: float  # the gradient's largest absolute entry
+    status: Status | None  # NONFINITE when the next step leads to NaN or infinity
+    step: int  # steps taken so far; the schedule's argument
+    buffers: Tree  # what the rule remembers, a tree of arrays (empty for SGD)
+
+
+LearningRate = float | Callable[[int], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstOrder(Optimizer[FirstOrderState]):
+    """A rule that turns a gradient into a step by arithmetic alone; subclasses write that rule.
+
+    Both loops run it in compiled calls of several steps, so `start` and `update` must be made of
+    MLX operations.
+    """
+
+    stride: ClassVar[int] = 10
+
+    learning_rate: LearningRate
+
+    def __post_init__(self) -> None:
+        if not callable(self.learning_rate):
+            _check_rate(self.learning_rate, "learning_rate")
+
+    @abstractmethod
+    def start(self, params: Tree) -> Tree:
+        """Return the buffers before the first step: a tree of arrays, or an empty tuple."""
+
+    @abstractmethod
+    def update(
+        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
+    ) -> tuple[Tree, Tree]:
+        """Return the parameters and the buffers after one step; dtypes must stay as they are.
+
+        Args:
+            grad: the gradient at `params`.
+            buffers: what `start` or the last `update` returned.
+            params: the parameters.
+            learning_rate: a scalar array, float32 (float64 where a leaf is); cast it to each leaf's
+                dtype, or it would promote float16 and bfloat16 leaves.
+        """
+
+    def rates(self, step: int, count: int, dtype: mx.Dtype) -> list[mx.array]:
+        """Return the learning rates of `count` steps from `step` on, as scalar arrays."""
+        if not callable(self.learning_rate):
+            return [mx.array(self.learning_rate, dtype=dtype)] * count
+        numbers = [float(self.learning_rate(step + i)) for i in range(count)]
+        for i, number in enumerate(numbers):
+            _check_rate(number, f"learning_rate({step + i})")
+        return [mx.array(number, dtype=dtype) for number in numbers]
+
+    def init(self, objective: Objective, params: Tree) -> FirstOrderState:
+        """Return the state at `params`; one evaluation."""
+        value, grad = objective.value_and_grad(params)
+        optimality = largest_entry(grad)
+        return FirstOrderState(
+            params, value.item(), grad, optimality.item(), None, 0, self.start(params)
+        )
+
+    def step(self, objective: Objective, state: FirstOrderState) -> FirstOrderState:
+        """Return the state after one update and one evaluation."""
+        return self.advance(objective, state, 1)[0]
+
+    def advance(
+        self, objective: Objective, state: FirstOrderState, count: int
+    ) -> tuple[FirstOrderState, int]:
+        """Take `count` steps with no read-back in between; then look, once, at where they led.
+
+        If that is not finite, the steps are replayed one at a time and the last finite point is
+        kept, with status NONFINITE.
+        """
+        began = time.perf_counter()
+        dtype = working_dtype(state.params)
+        params, grad, buffers, step = state.params, state.grad, state.buffers, state.step
+        value = optimality = mx.array(0.0)
+        end = step + count
+        while step < end:
+            size = objective.steps_per_call if end - step >= objective.steps_per_call else 1
+            call = objective.compiled((self, size), lambda: self._steps(objective))
+            rates = self.rates(step, size, dtype)
+            params, buffers, value, grad, optimality = call(
+                params, grad, buffers, rates, *objective.data
+            )
+            step += size
+            if step < end:
+                mx.async_eval(params, buffers, grad)
+        mx.eval(params, buffers, grad, value, optimality)
+        objective.evaluations += count
+        numbers = value.item(), optimality.item()
+        if is_finite(*numbers):
+            objective.time_steps(count, time.perf_counter() - began)
+            return FirstOrderState(params, numbers[0], grad, numbers[1], None, step, buffers), count
+        if count == 1:
+            return state._replace(status=Status.NONFINITE), 0
+        for taken in range(count):
+            state, _ = self.advance(objective, state, 1)
+            if state.status is not None:
+                return state, taken
+        return state, count
+
+    def _steps(self, objective: Objective) -> Callable[..., Any]:
+        """Return a function that takes as many steps as it is given learning rates."""
+
+        def steps(
+            params: Tree, grad: Tree, buffers: Tree, rates: list[mx.array], *data: Any
+        ) -> Any:
+            derivative = mx.value_and_grad(objective.loss)
+            value = mx.array(0.0)
+            for rate in rates:
+                params, buffers = self.update(grad, buffers, params, rate)
+                # The value is computed only where somebody reads it: at the end.
+                value, grad = derivative(params, *data)
+            return params, buffers, value, grad, largest_entry(grad)
+
+        return steps
+
+
+def _check_rate(rate: Any, name: str) -> None:
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise TypeError(
+            f"{name} is {type(rate).__qualname__}; expected a number, or a function of the step."
+        )
+    if not is_finite(rate) or rate < 0:
+        raise ValueError(f"{name} is {rate}; expected a finite number, zero or more.")
+
+
+def check_number(
+    owner: Any, name: str, *, above: float | None = None, least: float | None = None,
+    below: float | None = None,
+) -> None:  # fmt: skip
+    """Raise unless the hyper-parameter `name` of `owner` is a number inside its range."""
+    value = getattr(owner, name)
+    label = f"{type(owner).__name__}({name}={value!r})"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}.")
+    if not is_finite(value):
+        raise ValueError(f"{label}: expected a finite number.")
+    if above is not None and not value > above:
+        raise ValueError(f"{label}: expected more than {above}.")
+    if least is not None and not value >= least:
+        raise ValueError(f"{label}: expected {least} or more.")
+    if below is not None and not value < below:
+        raise ValueError(f"{label}: expected less than {below}.")

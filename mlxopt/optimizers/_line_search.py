@@ -1,0 +1,132 @@
+"""A line search that asks for one trial at a time: host floats in, host floats out.
+
+The function along the line is φ(t) = loss(params + t · direction), with slope φ'(t). The search
+looks for a step size that satisfies the strong Wolfe conditions
+
+    φ(t) ≤ φ(0) + c1 · t · φ'(0)        enough decrease      (Nocedal and Wright 2006, eq. 3.7a)
+    |φ'(t)| ≤ c2 · |φ'(0)|              a flatter slope      (eq. 3.7b)
+
+or, where the decrease is too small for the rounding of φ to show it, the approximate Wolfe
+condition of Hager and Zhang (2005, "A new conjugate gradient method with guaranteed descent and an
+efficient line search", eq. 4.1), which judges by slopes alone and so gets past the point where a
+float32 search by values stalls.
+
+It keeps a bracket: at `low` the slope is negative and the decrease enough, at `high` (infinite until
+found) the slope is positive or the value too high, so a Wolfe point lies between (Hager and Zhang,
+section 4). Trials inside it are minimizers of cubics, kept away from its ends.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+C1 = 1e-4
+C2 = 0.9
+_MOST_TRIALS = 40
+_NOISE = 10.0  # a sum over examples loses some digits more than one operation does
+_EXPAND_LEAST, _EXPAND_MOST = 2.0, 10.0
+_MARGIN = 0.1  # a trial keeps this share of the bracket's width from its ends
+
+
+class LineSearch(NamedTuple):
+    """Where a search stands; every field a host number."""
+
+    value: float  # φ(0)
+    slope: float  # φ'(0), negative
+    noise: float  # rounding error of a value of φ
+    step_size: float  # the trial to evaluate next, or the last one when verdict is set
+    low: float = 0.0  # left end of the bracket
+    low_value: float = 0.0
+    low_slope: float = 0.0
+    high: float = math.inf  # right end; infinite until found
+    high_value: float = math.inf
+    high_slope: float = math.nan
+    trials: int = 0
+    verdict: str = ""  # "" while searching, then "accepted", "failed" or "unbounded"
+
+
+NO_SEARCH = LineSearch(0.0, 0.0, 0.0, 0.0)
+
+
+def begin(value: float, slope: float, step_size: float, eps: float) -> LineSearch:
+    """Return a search from φ(0) = `value` with φ'(0) = `slope` < 0, first trial at `step_size`.
+
+    `eps` is the machine epsilon of the arithmetic that computes φ.
+    """
+    noise = _NOISE * eps * abs(value)
+    return LineSearch(value, slope, noise, step_size, low_value=value, low_slope=slope)
+
+
+def proceed(search: LineSearch, value: float, slope: float) -> LineSearch:
+    """Return the search after its trial at `search.step_size` gave φ = `value`, φ' = `slope`."""
+    t = search.step_size
+    search = search._replace(trials=search.trials + 1)
+    finite = math.isfinite(value) and math.isfinite(slope)
+    enough = finite and value <= search.value + C1 * t * search.slope
+    # Too close to call by value: the slope decides, if the value did not visibly rise.
+    level = finite and abs(value - search.value) <= search.noise
+    if (enough or level) and abs(slope) <= C2 * abs(search.slope):
+        return search._replace(verdict="accepted")
+    if value == -math.inf:
+        return search._replace(verdict="unbounded")
+
+    if (enough or level) and slope < 0:
+        previous = search
+        search = search._replace(low=t, low_value=value, low_slope=slope)
+        if math.isinf(search.high):
+            if search.trials >= _MOST_TRIALS:
+                return search._replace(verdict="unbounded")
+            return search._replace(step_size=_expand(previous, search))
+    else:
+        search = search._replace(
+            high=t,
+            high_value=value if finite else math.inf,
+            high_slope=slope if finite else math.nan,
+        )
+
+    if search.trials >= _MOST_TRIALS or search.high - search.low <= 1e-15 * search.high:
+        # A point with a real decrease is worth having even if its slope is steep.
+        return search._replace(verdict="accepted" if enough else "failed")
+    return search._replace(step_size=_inside(search))
+
+
+def _expand(previous: LineSearch, search: LineSearch) -> float:
+    """Return a trial beyond `low`: where the cubic through the last two points has its minimum."""
+    a, b = previous.low, search.low
+    guess = cubic_minimizer(
+        a, previous.low_value, previous.low_slope, b, search.low_value, search.low_slope
+    )
+    if not guess > b:  # NaN, or behind us: the slope is still growing, go as far as allowed
+        return _EXPAND_MOST * b
+    return min(max(guess, _EXPAND_LEAST * b), _EXPAND_MOST * b)
+
+
+def _inside(search: LineSearch) -> float:
+    """Return a trial inside the bracket."""
+    a, b = search.low, search.high
+    width = b - a
+    if math.isinf(search.high_value):  # nothing is known at the right end but that it is too far
+        return a + _MARGIN * width
+    guess = cubic_minimizer(
+        a, search.low_value, search.low_slope, b, search.high_value, search.high_slope
+    )
+    if not math.isfinite(guess) or search.trials % 4 == 3:  # now and then halve, so that it ends
+        return a + 0.5 * width
+    return min(max(guess, a + _MARGIN * width), b - _MARGIN * width)
+
+
+def cubic_minimizer(a: float, fa: float, da: float, b: float, fb: float, db: float) -> float:
+    """Return the minimizer of the cubic with values fa, fb and slopes da, db at a and b.
+
+    Nocedal and Wright (2006), equation 3.59; NaN where it has none.
+    """
+    d1 = da + db - 3 * (fa - fb) / (a - b)
+    square = d1 * d1 - da * db
+    if not square >= 0:
+        return math.nan
+    d2 = math.copysign(math.sqrt(square), b - a)
+    denominator = db - da + 2 * d2
+    if denominator == 0:
+        return math.nan
+    return b - (b - a) * (db + d2 - d1) / denominator

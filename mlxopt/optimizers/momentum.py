@@ -1,0 +1,61 @@
+"""Gradient descent with momentum."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlxopt._tree import Tree
+from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Momentum(FirstOrder):
+    """Gradient descent with momentum: a velocity that remembers past gradients.
+
+        velocity ← momentum · velocity + gradient
+        params   ← params - learning_rate · velocity                          (heavy ball)
+        params   ← params - learning_rate · (gradient + momentum · velocity)  (Nesterov)
+
+    The velocity sums gradients, so near a minimum the step is learning_rate / (1 - momentum) of a
+    plain gradient step. Heavy ball: Polyak (1964), "Some methods of speeding up the convergence of
+    iteration methods". Nesterov's gradient in the form of Sutskever, Martens, Dahl and Hinton
+    (2013), "On the importance of initialization and momentum in deep learning", equations 3 and 4,
+    written at the look-ahead point.
+
+    Args:
+        learning_rate: a number, or a function of the step (an int, counted from 0).
+        momentum: how much of the velocity is kept, from 0 (then this is SGD) to below 1.
+        nesterov: take the gradient's own step as well, as if it were measured one step ahead.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> loss = lambda w: mx.sum(mx.array([1.0, 10.0]) * (w - 3.0) ** 2)
+    >>> mo.minimize(loss, mx.zeros(2), mo.Momentum(0.02, nesterov=True)).params
+    array([3, 3], dtype=float32)
+    """
+
+    learning_rate: LearningRate = 0.01
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "momentum", least=0, below=1)
+
+    def start(self, params: Tree) -> Tree:
+        """Return a velocity of zero, a tree like `params`."""
+        return tree_map(mx.zeros_like, params)
+
+    def update(
+        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
+    ) -> tuple[Tree, Tree]:
+        """Return the parameters and the velocity after one step."""
+        velocity = tree_map(lambda v, g: self.momentum * v + g, buffers, grad)
+        if self.nesterov:
+            direction = tree_map(lambda g, v: g + self.momentum * v, grad, velocity)
+        else:
+            direction = velocity
+        moved = tree_map(lambda p, d: p - learning_rate.astype(p.dtype) * d, params, direction)
+        return moved, velocity
