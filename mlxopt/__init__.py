@@ -2,8 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mlxopt import _backend  # noqa: I001, F401 - first: it says what to install where MLX lacks a backend
-from mlxopt import autodiff, data, losses, optimizers, plots
+from mlxopt import (
+    _backend,  # noqa: F401 - first: it says what to install where MLX lacks a backend
+    autodiff,
+    data,
+    losses,
+    optimizers,
+    plots,
+)
 from mlxopt._minimize import minimize
 from mlxopt._result import History, Info, Result, TrainResult
 from mlxopt._status import ConvergenceWarning, Status

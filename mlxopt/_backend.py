@@ -19,7 +19,8 @@ from mlxopt._tree import leaves
 
 def device_for(*trees: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context for computing with these trees: the CPU if any holds float64, which only
-    the CPU can compute, else whatever device is the default."""
+    the CPU can compute, else whatever device is the default.
+    """
     arrays = (leaf for leaf in leaves(trees) if isinstance(leaf, mx.array))
     if any(array.dtype == mx.float64 for array in arrays):
         return mx.stream(mx.cpu)

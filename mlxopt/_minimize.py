@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +14,8 @@ from mlxopt._checks import check_count, check_start, check_tol, describe_type
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Recorder, Result
-from mlxopt._status import ConvergenceWarning, Status
-from mlxopt._tree import HALF, Tree, check_params, equal, leaves, to_data, working_dtype
+from mlxopt._status import Status, warn
+from mlxopt._tree import HALF, Tree, check_params, epsilon, leaves, to_data, working_dtype
 from mlxopt.autodiff import check_is_callable
 from mlxopt.optimizers import FirstOrder, Optimizer, State
 
@@ -98,9 +98,7 @@ def minimize(
         run = _Run(objective, optimizer, tol, max_steps, stride, callback, bar)
         result = run(params)
     if result.status.is_failure:
-        warnings.warn(
-            f"{result.status.name}: {result.status.value}", ConvergenceWarning, stacklevel=2
-        )
+        warn(f"{result.status.name}: {result.status.value}")
     return result
 
 
@@ -121,8 +119,9 @@ class _Run:
     def __call__(self, params: Tree) -> Result:
         start = state = self.optimizer.init(self.objective, params)
         check_start(state.value, state.optimality)
-        warn_of_ignored(self.objective, params, state.grad, stacklevel=4)
+        warn_of_ignored(self.objective, params, state.grad)
         best = state
+        eps = epsilon(params)
         stalled = 0
         try:
             status = self._look(state)
@@ -131,13 +130,12 @@ class _Run:
                 count = min(self.stride, self.max_steps - self.steps)
                 state, taken = self.optimizer.advance(self.objective, state, count)
                 self.steps += taken
-                better = state.value < best.value or state.optimality < best.optimality
-                stalled = 0 if better else stalled + 1
-                if state.value < best.value or (
-                    state.value == best.value and state.optimality < best.optimality
-                ):
-                    best = state
-                status = self._look(state) or self._stuck(before, state, stalled)
+                if state.params is not before.params:  # else a line search is still under way
+                    stalled += 1
+                    if state.value < best.value or state.optimality < best.optimality:
+                        stalled = 0
+                    best = _better(best, state, eps)
+                status = self._look(state) or self._stuck(stalled)
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
         status = _explain(status, start, state)
@@ -165,16 +163,17 @@ class _Run:
             return Status.COMPLETED if self.tol == 0 else Status.MAX_STEPS
         return None
 
-    def _stuck(self, before: State, state: State, stalled: int) -> Status | None:
-        """Return NO_PROGRESS if further steps would change nothing."""
+    def _stuck(self, stalled: int) -> Status | None:
+        """Return NO_PROGRESS after many reads in a row that were no better than what was seen."""
         if self.tol == 0:
             return None
-        if not isinstance(self.optimizer, FirstOrder):
-            return Status.NO_PROGRESS if stalled >= _STALL else None
-        # A first-order rule oscillates for as long as it likes; but if a whole stride of steps
-        # rounded to nothing, so will the next.
-        same = before.value == state.value and before.optimality == state.optimality
-        return Status.NO_PROGRESS if same and equal(before.params, state.params) else None
+        if isinstance(self.optimizer, FirstOrder):
+            # With fixed steps it may oscillate for long before it settles; and a schedule may yet
+            # lower its steps.
+            patience = math.inf if callable(self.optimizer.learning_rate) else 5 * _STALL
+        else:
+            patience = _STALL
+        return Status.NO_PROGRESS if stalled >= patience else None
 
     def _result(self, state: State, status: Status) -> Result:
         mx.eval(leaves(state.params))
@@ -188,6 +187,13 @@ class _Run:
             seconds=time.perf_counter() - self.began,
             history=self.recorder.history(),
         )
+
+
+def _better(best: State, state: State, eps: float) -> State:
+    """Return the state with the lower value, or, where rounding hides that, the flatter one."""
+    if abs(state.value - best.value) <= 10 * eps * abs(best.value):
+        return state if state.optimality < best.optimality else best
+    return state if state.value < best.value else best
 
 
 def _explain(status: Status, start: State, state: State) -> Status:
@@ -217,14 +223,12 @@ def default_tol(params: Tree) -> float:
     return 1e-5 if mx.float32 in dtypes else 1e-8
 
 
-def warn_of_ignored(objective: Objective, params: Tree, grad: Tree, stacklevel: int) -> None:
+def warn_of_ignored(objective: Objective, params: Tree, grad: Tree) -> None:
     """Warn about each leaf of `params` that the loss does not depend on."""
     ignored = objective.ignored_leaves(params, grad)
     if ignored:
         names = ", ".join(ignored)
-        warnings.warn(
+        warn(
             f"the loss ignores {names}: its gradient is zero, and NaN there changes nothing. Is it "
             f"used, and is it connected by MLX operations?",
-            ConvergenceWarning,
-            stacklevel=stacklevel,
         )

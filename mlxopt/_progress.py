@@ -55,7 +55,6 @@ class ProgressBar:
             progress.TextColumn("loss {task.fields[loss]}"),
             progress.TimeElapsedColumn(),
             console=Console(stderr=True),
-            transient=True,
         )
         self._task = self._bar.add_task(self._label, total=self._total, loss="")
         self._bar.start()

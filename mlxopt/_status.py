@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from enum import Enum
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent / "_")[:-1]  # with the separator at its end
 
 
 class Status(Enum):
@@ -18,8 +23,8 @@ class Status(Enum):
     )
     NO_PROGRESS = (
         "no step lowers the loss any more, though the gradient is above tol: the rounding of the "
-        "dtype, or a loss that is not smooth, is in the way. Use float64 parameters, a mean in place "
-        "of a sum, or a larger tol; check the derivative if the gradient is far from zero."
+        "dtype, or a loss that is not smooth, is in the way. Use float64 parameters, a mean in "
+        "place of a sum, or a larger tol; check the derivative if the gradient is far from zero."
     )
     NONFINITE = (
         "the loss or its gradient became NaN or infinite; this is the last finite point. Lower the "
@@ -48,3 +53,11 @@ _EXPECTED = {Status.CONVERGED, Status.COMPLETED, Status.STOPPED, Status.INTERRUP
 
 class ConvergenceWarning(UserWarning):
     """A run ended before its answer could be trusted; the message says what to try."""
+
+
+def warn(message: str, category: type[Warning] = ConvergenceWarning) -> None:
+    """Warn at the line outside this package that led here."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlxopt._backend import device_for
 from mlxopt._checks import check_count, check_start, describe_type
@@ -16,13 +16,14 @@ from mlxopt._minimize import Callback, warn_of_ignored
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Recorder, TrainResult
-from mlxopt._status import ConvergenceWarning, Status
+from mlxopt._status import Status, warn
 from mlxopt._tree import (
     Tree,
     check_params,
     is_finite,
     largest_entry,
     leaves,
+    read,
     to_data,
     working_dtype,
 )
@@ -100,9 +101,7 @@ def train(
     with ProgressBar("train", total, progress) as bar:
         result = _Run(loss, optimizer, params, batches, epochs, callback, bar)()
     if result.status.is_failure:
-        warnings.warn(
-            f"{result.status.name}: {result.status.value}", ConvergenceWarning, stacklevel=2
-        )
+        warn(f"{result.status.name}: {result.status.value}")
     return result
 
 
@@ -157,22 +156,25 @@ class _Run:
                     if math.isnan(self.start_value):
                         self._start(group[0])
                     rates = self.optimizer.rates(steps, len(group), working_dtype(params))
-                    key = (self.optimizer, len(group))
+                    key = (id(self.optimizer), len(group))
                     call = self.objective.compiled(key, self._steps)
                     params, buffers, values, grad_norm = call(params, buffers, rates, group)
                     mx.async_eval(params, buffers, values)
                 losses.append(values)
                 sizes += [_rows(batch) for batch in group]
                 steps += len(group)
-            numbers = [number for values in losses for number in values.tolist()]
+            (last_norm,) = read(grad_norm)
+            numbers = np.concatenate([np.array(values) for values in losses]).tolist()
             self.objective.evaluations += len(numbers)
             self.objective.time_steps(len(numbers), time.perf_counter() - began)
-            if not is_finite(*numbers, grad_norm.item()):
-                grown = self.point.value > self.start_value
+            if not is_finite(*numbers, last_norm):
+                # A thousandfold loss on the way to infinity is no accident of one batch.
+                largest = max((n for n in numbers if math.isfinite(n)), default=-math.inf)
+                grown = largest > 1e3 * max(abs(self.start_value), 1e-30)
                 return Status.DIVERGED if grown else Status.NONFINITE
             total += sum(number * size for number, size in zip(numbers, sizes, strict=True))
             rows += sum(sizes)
-            self.point = _Point(params, buffers, total / rows, grad_norm.item(), steps)
+            self.point = _Point(params, buffers, total / rows, last_norm, steps)
             if self._look():
                 return Status.STOPPED
         if rows == 0:
@@ -204,9 +206,9 @@ class _Run:
         self.objective.trace(params, batch)
         self.objective.data = batch
         value, grad = self.objective.value_and_grad(params)
-        self.start_value, grad_norm = value.item(), largest_entry(grad).item()
+        self.start_value, grad_norm = read(value, largest_entry(grad))
         check_start(self.start_value, grad_norm)
-        warn_of_ignored(self.objective, params, grad, stacklevel=5)
+        warn_of_ignored(self.objective, params, grad)
         self.recorder.add(0, self.start_value, grad_norm, time.perf_counter() - self.began)
         self.point = self.point._replace(value=self.start_value, grad_norm=grad_norm)
 

@@ -20,7 +20,7 @@ FLOATS = (*HALF, mx.float32, mx.float64)
 
 
 def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
-    """Leaves as (path, leaf), the path as a person would write it: `params['w'][0]`."""
+    """Return leaves as (path, leaf), the path as a person would write it: `params['w'][0]`."""
     if isinstance(tree, dict):
         steps = [(f"[{key!r}]", child) for key, child in tree.items()]
     elif hasattr(tree, "_fields"):
@@ -32,9 +32,15 @@ def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
     return [(step + path, leaf) for step, child in steps for path, leaf in leaves_with_paths(child)]
 
 
-def leaves(tree: Tree) -> list[mx.array]:
-    """The arrays of a tree, in `tree_flatten` order."""
+def leaves(tree: Tree) -> list[Any]:
+    """Return the arrays of a tree, in `tree_flatten` order."""
     return [leaf for _, leaf in tree_flatten(tree)]
+
+
+def read(*scalars: mx.array) -> tuple[float, ...]:
+    """Return the numbers that these arrays of shape () hold: one wait for the device."""
+    mx.eval(*scalars)
+    return tuple(float(scalar) for scalar in scalars)
 
 
 def check_params(params: Tree) -> None:
@@ -48,13 +54,13 @@ def check_params(params: Tree) -> None:
         name = f"params{path}"
         if not isinstance(leaf, mx.array):
             raise TypeError(
-                f"{name} is {type(leaf).__module__}.{type(leaf).__qualname__}; expected an mx.array. "
-                f"Write mx.array({'...' if path else 'params'}, dtype=mx.float32)."
+                f"{name} is {type(leaf).__module__}.{type(leaf).__qualname__}; expected an "
+                f"mx.array. Write mx.array({'...' if path else 'params'}, dtype=mx.float32)."
             )
         if leaf.dtype not in FLOATS:
             raise TypeError(
-                f"{name} has dtype {dtype_name(leaf.dtype)}, which has no useful derivative; expected "
-                f"float16, bfloat16, float32 or float64. "
+                f"{name} has dtype {dtype_name(leaf.dtype)}, which has no useful derivative; "
+                f"expected float16, bfloat16, float32 or float64. "
                 + (
                     "Split it into a real and an imaginary part."
                     if leaf.dtype == mx.complex64
@@ -118,6 +124,15 @@ def epsilon(params: Tree) -> float:
     return max(sizes[leaf.dtype] for leaf in leaves(params))
 
 
+def structure(tree: Tree) -> Any:
+    """Return a tree with its arrays taken out: equal for trees of the same make."""
+    if isinstance(tree, dict):
+        return {key: structure(child) for key, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [type(tree).__name__, *(structure(child) for child in tree)]
+    return None
+
+
 def count(tree: Tree) -> int:
     """Return p, the number of entries in all leaves together."""
     return sum(leaf.size for leaf in leaves(tree))
@@ -135,14 +150,8 @@ def largest_entry(tree: Tree) -> mx.array:
 
 
 def is_finite(*values: float) -> bool:
-    """Whether every one of these numbers is finite."""
+    """Return whether every one of these numbers is finite."""
     return all(math.isfinite(value) for value in values)
-
-
-def equal(a: Tree, b: Tree) -> bool:
-    """Whether two trees of one structure hold the same numbers, entry for entry."""
-    pairs = zip(leaves(a), leaves(b), strict=True)
-    return bool(mx.all(mx.stack([mx.array_equal(x, y) for x, y in pairs])).item())
 
 
 def to_data(item: Any, dtype: mx.Dtype) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxopt._tree import FLOATS, Tree, check_params, dtype_name, leaves
+from mlxopt._tree import FLOATS, Tree, check_params, dtype_name, leaves, structure
 
 _PACKAGE = str(Path(__file__).parent)
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
@@ -137,9 +137,10 @@ def checked_loss(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..
             )
         if not isinstance(value, mx.array):
             raise TypeError(
-                f"{name} returned {type(value).__module__}.{type(value).__qualname__}, which carries "
-                f"no derivative; expected a scalar mx.array. Compute it with MLX operations (mx.sum, "
-                f"mx.mean) and do not convert it with float(), .item() or NumPy."
+                f"{name} returned {type(value).__module__}.{type(value).__qualname__}, which "
+                f"carries no derivative; expected a scalar mx.array. Compute it with MLX "
+                f"operations (mx.sum, mx.mean), and do not convert it with float(), .item() or "
+                f"NumPy."
             )
         if value.size != 1 or value.ndim > 0:
             raise ValueError(
@@ -163,7 +164,8 @@ def checked_loss(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..
 
 def _trace(loss: Callable[..., Any], positions: Sequence[int], args: Any, kwargs: Any) -> None:
     """Trace `loss` once in the arguments at `positions`; the others are constants of the trace, so
-    a loss may read its data as it likes."""
+    a loss may read its data as it likes.
+    """
 
     def in_params(params: list[Tree]) -> Any:
         called = list(args)
@@ -176,7 +178,7 @@ def _trace(loss: Callable[..., Any], positions: Sequence[int], args: Any, kwargs
         mx.compile(in_params)([args[position] for position in positions])
 
 
-class tape_guard:  # noqa: N801 - used as a context manager, like a function
+class tape_guard:
     """Turn MLX's refusal to evaluate a traced array into a TapeError that names the line."""
 
     def __init__(self, loss: Callable[..., Any]) -> None:
@@ -208,7 +210,7 @@ def _user_frame(frames: traceback.StackSummary) -> traceback.FrameSummary:
     return frames[-1]
 
 
-class kept_random_state:  # noqa: N801
+class kept_random_state:
     """Leave MLX's global random state as it was found, and say whether it was used.
 
     `mx.random.state` cannot be assigned, but a seed is a key: `mx.random.seed(s)` sets the key to
@@ -241,13 +243,4 @@ def random_seed() -> int | None:
 
 def _signature(tree: Tree) -> Any:
     """Return what a trace depends on: structure, shapes and dtypes."""
-    return repr(mlx_structure(tree)), tuple((leaf.shape, leaf.dtype) for leaf in leaves(tree))
-
-
-def mlx_structure(tree: Tree) -> Any:
-    """Return a tree with its leaves taken out."""
-    if isinstance(tree, dict):
-        return {key: mlx_structure(child) for key, child in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [type(tree).__name__, *(mlx_structure(child) for child in tree)]
-    return None
+    return repr(structure(tree)), tuple((leaf.shape, leaf.dtype) for leaf in leaves(tree))

@@ -12,8 +12,8 @@ import numpy as np
 class Batches:
     """Mini-batches of arrays that share their first axis; made by `batches`.
 
-    Iterating gives one epoch, a tuple of arrays at a time. With `shuffle`, each epoch has an order of
-    its own, the same whenever the seed is.
+    Iterating gives one epoch, a tuple of arrays at a time. With `shuffle`, each epoch has an order
+    of its own, the same whenever the seed is.
     """
 
     def __init__(

@@ -6,6 +6,8 @@ MLX promotes them to.
 
 from __future__ import annotations
 
+from typing import cast
+
 import mlx.core as mx
 
 
@@ -22,8 +24,8 @@ def squared_error(predictions: mx.array, targets: mx.array) -> mx.array:
 def huber(predictions: mx.array, targets: mx.array, delta: float = 1.0) -> mx.array:
     """Return ½r² where |r| ≤ delta, else delta · (|r| - ½ delta), r = predictions - targets.
 
-    Squared error for small residuals and a straight line for large ones, so that an outlier pulls no
-    harder than a residual of `delta` (Huber 1964, "Robust estimation of a location parameter").
+    Squared error for small residuals and a straight line for large ones, so that an outlier pulls
+    no harder than a residual of `delta` (Huber 1964, "Robust estimation of a location parameter").
 
     >>> import mlx.core as mx
     >>> huber(mx.array([0.5, 3.0]), mx.array([0.0, 0.0]))
@@ -37,14 +39,14 @@ def huber(predictions: mx.array, targets: mx.array, delta: float = 1.0) -> mx.ar
 def logistic(logits: mx.array, labels: mx.array) -> mx.array:
     """Return log(1 + exp(logits)) - labels · logits: minus the log-likelihood of labels in [0, 1].
 
-    Computed without overflow; the derivative in the logits is σ(logits) - labels to the last digits,
-    at 0 too, where the derivative of the textbook expression is wrong.
+    Computed without overflow; the derivative in the logits is σ(logits) - labels to the last
+    digits, at 0 too, where the derivative of the textbook expression is wrong.
 
     >>> import mlx.core as mx
     >>> logistic(mx.array([0.0, 100.0, 100.0]), mx.array([1.0, 1.0, 0.0]))
     array([0.693147, 0, 100], dtype=float32)
     """
-    return _logistic(logits, labels)
+    return cast(mx.array, _logistic(logits, labels))
 
 
 @mx.custom_function

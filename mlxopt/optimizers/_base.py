@@ -22,7 +22,7 @@ import mlx.core as mx
 
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, is_finite, largest_entry, working_dtype
+from mlxopt._tree import Tree, is_finite, largest_entry, read, working_dtype
 
 
 class State(Protocol):
@@ -141,10 +141,8 @@ class FirstOrder(Optimizer[FirstOrderState]):
     def init(self, objective: Objective, params: Tree) -> FirstOrderState:
         """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
-        optimality = largest_entry(grad)
-        return FirstOrderState(
-            params, value.item(), grad, optimality.item(), None, 0, self.start(params)
-        )
+        number, largest = read(value, largest_entry(grad))
+        return FirstOrderState(params, number, grad, largest, None, 0, self.start(params))
 
     def step(self, objective: Objective, state: FirstOrderState) -> FirstOrderState:
         """Return the state after one update and one evaluation."""
@@ -165,7 +163,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
         end = step + count
         while step < end:
             size = objective.steps_per_call if end - step >= objective.steps_per_call else 1
-            call = objective.compiled((self, size), lambda: self._steps(objective))
+            call = objective.compiled((id(self), size), lambda: self._steps(objective))
             rates = self.rates(step, size, dtype)
             params, buffers, value, grad, optimality = call(
                 params, grad, buffers, rates, *objective.data
@@ -175,7 +173,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
                 mx.async_eval(params, buffers, grad)
         mx.eval(params, buffers, grad, value, optimality)
         objective.evaluations += count
-        numbers = value.item(), optimality.item()
+        numbers = read(value, optimality)
         if is_finite(*numbers):
             objective.time_steps(count, time.perf_counter() - began)
             return FirstOrderState(params, numbers[0], grad, numbers[1], None, step, buffers), count

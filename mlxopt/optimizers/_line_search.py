@@ -11,9 +11,9 @@ condition of Hager and Zhang (2005, "A new conjugate gradient method with guaran
 efficient line search", eq. 4.1), which judges by slopes alone and so gets past the point where a
 float32 search by values stalls.
 
-It keeps a bracket: at `low` the slope is negative and the decrease enough, at `high` (infinite until
-found) the slope is positive or the value too high, so a Wolfe point lies between (Hager and Zhang,
-section 4). Trials inside it are minimizers of cubics, kept away from its ends.
+It keeps a bracket: at `low` the slope is negative and the decrease enough, at `high` (infinite
+until found) the slope is positive or the value too high, so a Wolfe point lies between (Hager and
+Zhang, section 4). Trials inside it are minimizers of cubics, kept away from its ends.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from mlxopt._tree import (
     move,
     numpy_dtype,
     ravel,
+    read,
     working_dtype,
 )
 from mlxopt.optimizers._base import Optimizer
@@ -87,12 +88,10 @@ class LBFGS(Optimizer[LBFGSState]):
         dtype, size = working_dtype(params), 2 * self.memory + 1
         g = ravel(grad, dtype)
         rows = mx.concatenate([mx.zeros((size - 1, count(params)), dtype=dtype), g[None]])
-        largest = largest_entry(grad)
+        number, largest, squared = read(value, largest_entry(grad), mx.sum(g * g))
         products = np.zeros((size, size))
-        products[-1, -1] = mx.sum(g * g).item()
-        state = LBFGSState(
-            params, value.item(), grad, largest.item(), None, rows, products, 0, g, NO_SEARCH
-        )
+        products[-1, -1] = squared
+        state = LBFGSState(params, number, grad, largest, None, rows, products, 0, g, NO_SEARCH)
         return self._aim(state)
 
     def step(self, objective: Objective, state: LBFGSState) -> LBFGSState:

@@ -20,6 +20,7 @@ from mlxopt._tree import (
     move,
     numpy_dtype,
     ravel,
+    read,
     working_dtype,
 )
 from mlxopt.optimizers._base import Optimizer
@@ -66,8 +67,8 @@ class Newton(Optimizer[NewtonState]):
     def init(self, objective: Objective, params: Tree) -> NewtonState:
         """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
-        largest = largest_entry(grad)
-        return NewtonState(params, value.item(), grad, largest.item(), None, None, NO_SEARCH)
+        number, largest = read(value, largest_entry(grad))
+        return NewtonState(params, number, grad, largest, None, None, NO_SEARCH)
 
     def step(self, objective: Objective, state: NewtonState) -> NewtonState:
         """Evaluate one trial along the Newton direction; keep it if the line search accepts it."""
@@ -80,7 +81,7 @@ class Newton(Optimizer[NewtonState]):
         trial = shift(state.params, state.direction, step_size)
         value, grad = objective.value_and_grad(trial)
         numbers = objective.compiled("look", lambda: _look)(value, grad, state.direction)
-        trial_value, slope, largest = numbers.tolist()  # the only read of the step
+        trial_value, slope, largest = np.array(numbers).tolist()  # the only read of the step
 
         search = proceed(state.search, trial_value, slope)
         if search.verdict == "":

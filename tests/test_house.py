@@ -1,0 +1,107 @@
+"""The shape of the package: which way imports point, and what `import mlxopt` brings."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlxopt
+
+PACKAGE = Path(mlxopt.__file__).parent
+
+# From the front door down; a module may import only from rooms below its own.
+ROOMS = [
+    ["__main__"],
+    ["cli"],
+    ["__init__"],
+    ["models"],
+    ["_train"],
+    ["_minimize"],
+    ["optimizers"],
+    ["_objective"],
+    ["autodiff"],
+    ["_result"],
+    ["losses", "data", "plots", "_progress"],
+    ["_backend", "_checks"],
+    ["_tree", "_status", "_blas"],
+]
+LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
+LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt", "importlib"}
+
+
+def room_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST):
+    """Yield (module, names) for each import of the tree."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node, node.module, [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name, []
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    room = room_of(path)
+    assert room in LEVEL, f"give {room} a place in ROOMS"
+    for node, module, names in imports(ast.parse(path.read_text())):
+        if not module.startswith("mlxopt"):
+            continue
+        targets = [module.split(".")[1]] if "." in module else (names or ["__init__"])
+        for target in targets:
+            target = target if target in LEVEL else "__init__"
+            if target == room:
+                continue  # inside one room
+            assert LEVEL[target] > LEVEL[room], f"line {node.lineno}: {room} imports {target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_heavy_imports_hide_in_functions(path):
+    for function in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        for node, module, _ in imports(function):
+            assert module.split(".")[0] in LAZY, f"line {node.lineno} hides an import of {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_is_read_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_import_brings_nothing_heavy():
+    code = "import sys, mlxopt; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"scipy", "matplotlib", "rich", "typer", "sklearn", "pandas"} & set(
+        found.stdout.split()
+    )
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in mlxopt.__all__:
+        assert getattr(mlxopt, name).__doc__, name
+
+
+def test_a_missing_backend_says_what_to_install(tmp_path):
+    # A stand-in for the bare Linux wheel, whose core cannot find its library.
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").write_text("")
+    (tmp_path / "mlx" / "core.py").write_text("raise ImportError('libmlx.so: cannot open')")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PACKAGE.parent)!r}]; import mlxopt"
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert found.returncode != 0
+    last = found.stderr.strip().splitlines()[-1]
+    assert "pip install 'mlxopt[cpu]'" in last
+    assert "pip install 'mlxopt[cuda]'" in last
+    assert "libmlx.so: cannot open" in last
