@@ -14,7 +14,10 @@ except ImportError as error:  # the bare Linux wheel brings no backend at all
         f"(MLX said: {error})"
     ) from error
 
+from mlxopt import _blas
 from mlxopt._tree import leaves
+
+_blas.bind()
 
 
 def device_for(*trees: Any) -> contextlib.AbstractContextManager[Any]:

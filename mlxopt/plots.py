@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,38 +51,187 @@ def _log_if_wide(ax: Axes, values: np.ndarray) -> None:
 
 
 def loss_curves(
-    histories: Mapping[str, Any], lowest: float = 0.0, ax: Axes | None = None
+    histories: Mapping[str, Any], lowest: float = 0.0, floor: float = 0.0, ax: Axes | None = None
 ) -> Axes:
-    """Draw how far several runs' losses are above the lowest one, against their steps.
+    """Draw how far the losses of several runs are above the lowest one, against their steps.
 
-    Both axes are logarithmic; step 0 stands at the left edge. A loss that rounding has put at or
-    below `lowest` is left out.
+    Both axes are logarithmic; step 0 stands at the left edge.
 
     Args:
         histories: what to call each run, and its history, as `Result.history` has.
         lowest: the loss at the minimum, better known than any of the runs knows it.
+        floor: what rounding leaves of a difference of two losses; a smaller one is drawn there.
+        ax: where to draw; None makes a new figure, with a legend.
+
+    Returns:
+        the axes; `ax.figure.savefig(...)` keeps the picture.
+    """
+    alone = ax is None
+    ax = _axes(ax)
+    for index, (name, run) in enumerate(histories.items()):
+        gap = np.maximum(run.value - lowest, floor)
+        seen = gap > 0
+        ax.plot(
+            run.step[seen], gap[seen], label=name, color=f"C{index}", markersize=4,
+            marker="osD^"[index % 4] if len(run.step) < 60 else None,
+            linestyle=("-", "--", "-.", ":")[index % 4],
+        )  # fmt: skip
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_yscale("log")
+    ax.set_xlim(left=0)
+    if floor > 0:
+        ax.set_ylim(bottom=floor / 10)
+        ax.axhspan(floor / 10, floor, color="0.9", label="rounding")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss above its minimum" if lowest else "loss")
+    ax.grid(alpha=0.3)
+    if alone:
+        ax.legend(loc="best")
+    return ax
+
+
+def fitted_values(observed: np.ndarray, fitted: np.ndarray, ax: Axes | None = None) -> Axes:
+    """Draw what was observed against what a model fitted; a perfect fit lies on the diagonal.
+
+    Args:
+        observed: shape (rows,).
+        fitted: shape (rows,).
         ax: where to draw; None makes a new figure.
 
     Returns:
         the axes; `ax.figure.savefig(...)` keeps the picture.
     """
+    ax = _cloud(fitted, observed, ax)
+    ends = [min(fitted.min(), observed.min()), max(fitted.max(), observed.max())]
+    ax.plot(ends, ends, color="black", linewidth=1, label="observed = fitted")
+    ax.set_xlabel("fitted")
+    ax.set_ylabel("observed")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def residuals(observed: np.ndarray, fitted: np.ndarray, ax: Axes | None = None) -> Axes:
+    """Draw residuals (observed - fitted) against fitted values.
+
+    A bend means that a term is missing, a funnel that the noise is not of one size. Where there are
+    enough rows, a line joins the means of twenty groups of equal size, in the order of the fitted
+    values.
+
+    Args:
+        observed: shape (rows,).
+        fitted: shape (rows,).
+        ax: where to draw; None makes a new figure.
+
+    Returns:
+        the axes; `ax.figure.savefig(...)` keeps the picture.
+    """
+    residual = observed - fitted
+    ax = _cloud(fitted, residual, ax)
+    ax.axhline(0, color="black", linewidth=1)
+    if len(fitted) >= 200:
+        groups = np.array_split(np.argsort(fitted, kind="stable"), 20)
+        centers = [fitted[group].mean() for group in groups]
+        means = [residual[group].mean() for group in groups]
+        ax.plot(
+            centers, means, color="C1", marker="o", markersize=4, label="means of 5 % of the rows"
+        )
+        ax.legend(loc="upper left")
+    ax.set_xlabel("fitted")
+    ax.set_ylabel("residual (observed - fitted)")
+    return ax
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray, ax: Axes | None = None) -> Axes:
+    """Draw how often the event happened against how probable the model thought it.
+
+    The rows are sorted by probability and cut into groups of equal size, up to ten. Bars are 95 %
+    intervals for a share (Wilson 1927, "Probable inference, the law of succession, and statistical
+    inference").
+
+    Args:
+        labels: shape (rows,), 0 or 1.
+        probabilities: shape (rows,), those of label 1.
+        ax: where to draw; None makes a new figure.
+
+    Returns:
+        the axes; `ax.figure.savefig(...)` keeps the picture.
+    """
+    ax = _axes(ax)
+    count = int(np.clip(len(labels) // 20, 2, 10))
+    groups = np.array_split(np.argsort(probabilities, kind="stable"), count)
+    groups = [group for group in groups if len(group)]
+    expected = np.array([probabilities[group].mean() for group in groups])
+    share = np.array([labels[group].mean() for group in groups])
+    size = np.array([len(group) for group in groups])
+    z = 1.959964  # the normal distribution's 97.5 % point
+    center = (share + z**2 / (2 * size)) / (1 + z**2 / size)
+    spread = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
+    bars = np.stack([share - (center - spread), center + spread - share])
+    ax.plot([0, 1], [0, 1], color="black", linewidth=1, label="perfectly calibrated")
+    ax.errorbar(
+        expected, share, yerr=np.maximum(bars, 0), fmt="o", markersize=5, capsize=3,
+        label=f"{len(groups)} groups of {size.min():,} rows, with 95 % intervals",
+    )  # fmt: skip
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_ylim(-0.02, 1.18)  # room for the legend above all points
+    ax.set_yticks(np.linspace(0, 1, 6))
+    ax.set_xlabel("fitted probability")
+    ax.set_ylabel("observed share")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left")
+    return ax
+
+
+def separation(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    names: Sequence[str] = ("0", "1"),
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw, for each of two labels, how a model's probabilities are spread.
+
+    Args:
+        labels: shape (rows,), 0 or 1.
+        probabilities: shape (rows,), those of label 1.
+        names: what to call the labels.
+        ax: where to draw; None makes a new figure.
+
+    Returns:
+        the axes; `ax.figure.savefig(...)` keeps the picture.
+    """
+    ax = _axes(ax)
+    edges = np.linspace(0, 1, 21)
+    for index, name in enumerate(names):
+        group = probabilities[labels == index]
+        label = f"{name} ({len(group):,} rows)"
+        counts = np.histogram(group, edges)[0]
+        ax.stairs(counts, edges, fill=True, alpha=0.3, color=f"C{index}")
+        ax.stairs(counts, edges, linewidth=1.5, color=f"C{index}", label=label)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1.15 * ax.get_ylim()[1])  # room for the legend
+    ax.set_xlabel("fitted probability")
+    ax.set_ylabel("rows")
+    ax.legend(loc="upper right", ncols=2)
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    """Return `ax`, or the axes of a new figure."""
+    if ax is not None:
+        return ax
     from matplotlib import pyplot as plt
 
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for index, (name, run) in enumerate(histories.items()):
-        gap = run.value - lowest
-        above = gap > 0
-        marker = "o" if len(run.step) < 60 else None
-        ax.plot(
-            run.step[above], gap[above], label=name, marker=marker, markersize=4,
-            color=f"C{index}", linestyle=("-", "--", "-.", ":")[index % 4],
-        )  # fmt: skip
-    ax.set_xscale("symlog", linthresh=1)
-    ax.set_yscale("log")
-    ax.set_xlim(left=0)
-    ax.set_xlabel("step")
-    ax.set_ylabel("loss above its minimum" if lowest else "loss")
+    return plt.subplots(figsize=(6.4, 4.4), layout="constrained")[1]
+
+
+def _cloud(x: np.ndarray, y: np.ndarray, ax: Axes | None) -> Axes:
+    """Draw points, or how many there are where they would cover one another."""
+    ax = _axes(ax)
+    if len(x) > 5000:
+        hexagons = ax.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="Blues")
+        ax.figure.colorbar(hexagons, ax=ax, label="rows")
+    else:
+        size = float(np.clip(4000 / max(len(x), 1), 6, 30))
+        ax.scatter(x, y, s=size, alpha=0.5, linewidths=0)
     ax.grid(alpha=0.3)
-    ax.legend(loc="best")
     return ax

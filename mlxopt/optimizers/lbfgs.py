@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -47,9 +48,9 @@ class LBFGSState(NamedTuple):
     grad: Tree  # its gradient there, like params
     optimality: float  # the gradient's largest absolute entry
     status: Status | None  # why no further step can be taken
-    rows: mx.array  # (2m + 1, p): s, oldest first; then y, likewise; then the gradient
+    rows: mx.array  # (2m + 1, p): row i is s, row m + i is y, for i < m; the last is the gradient
     products: np.ndarray  # (2m + 1, 2m + 1) float64: rows · rowsᵀ
-    pairs: int  # how many of the m pairs are filled; they are the last ones
+    order: tuple[int, ...]  # which i are in use, oldest pair first
     direction: mx.array  # (p,): where the line search looks
     search: LineSearch  # where it stands
 
@@ -88,24 +89,26 @@ class LBFGS(Optimizer[LBFGSState]):
         dtype, size = working_dtype(params), 2 * self.memory + 1
         g = ravel(grad, dtype)
         rows = mx.concatenate([mx.zeros((size - 1, count(params)), dtype=dtype), g[None]])
-        number, largest, squared = read(value, largest_entry(grad), mx.sum(g * g))
+        number, largest, squared = read(value, largest_entry(grad), mx.inner(g, g))
         products = np.zeros((size, size))
         products[-1, -1] = squared
-        state = LBFGSState(params, number, grad, largest, None, rows, products, 0, g, NO_SEARCH)
-        return self._aim(state)
+        state = LBFGSState(params, number, grad, largest, None, rows, products, (), g, NO_SEARCH)
+        return self._aim(state) if squared > 0 else state._replace(status=Status.NO_PROGRESS)
 
     def step(self, objective: Objective, state: LBFGSState) -> LBFGSState:
         """Evaluate one trial along the direction; keep it if the line search accepts it."""
-        dtype = state.rows.dtype
         shift = objective.compiled("move", lambda: move)
-        trial = shift(state.params, state.direction, mx.array(state.search.step_size, dtype=dtype))
+        step_size = mx.array(state.search.step_size, dtype=state.rows.dtype)
+        trial = shift(state.params, state.direction, step_size)
         value, grad = objective.value_and_grad(trial)
+        slot = self._slot(state)
         look = objective.compiled("look", lambda: _look)
-        rows, numbers, column = look(
-            value, trial, grad, state.params, state.grad, state.rows, state.direction
-        )
-        mx.eval(numbers, column)  # the only read of the step
-        trial_value, slope, largest = numbers.tolist()
+        rows, columns, slope, largest = look(
+            trial, grad, state.params, state.grad, state.rows, state.direction,
+            mx.array([slot, self.memory + slot, 2 * self.memory]),
+        )  # fmt: skip
+        mx.eval(value, rows, columns, slope, largest)  # the only wait of the step
+        trial_value, slope, largest = read(value, slope, largest)
 
         search = proceed(state.search, trial_value, slope)
         if search.verdict == "":
@@ -117,95 +120,86 @@ class LBFGS(Optimizer[LBFGSState]):
         state = state._replace(params=trial, value=trial_value, grad=grad, optimality=largest)
         if search.verdict == "unbounded":
             return state._replace(status=Status.UNBOUNDED)
-        return self._aim(self._remember(state, rows, np.array(column, dtype=np.float64)))
+        return self._aim(self._remember(state, rows, np.array(columns, dtype=np.float64)))
 
-    def _remember(self, state: LBFGSState, rows: mx.array, column: np.ndarray) -> LBFGSState:
-        """Take the new pair and gradient into the rows and their products.
+    def _slot(self, state: LBFGSState) -> int:
+        """Return where the next pair goes: to a free place, or over the oldest pair."""
+        if len(state.order) == self.memory:
+            return state.order[0]
+        return next(i for i in range(self.memory) if i not in state.order)
 
-        `column` (2m + 3, 3) holds the products of the old s and y rows and the new s, y, g with the
-        new s, y and g.
+    def _remember(self, state: LBFGSState, rows: mx.array, columns: np.ndarray) -> LBFGSState:
+        """Take in the rows with the new pair and gradient.
+
+        `columns` (2m + 1, 3) holds the products of all rows with the new s, y and gradient.
         """
-        m = self.memory
-        s, y, g = 2 * m, 2 * m + 1, 2 * m + 2
-        wide = np.zeros((2 * m + 3, 2 * m + 3))
-        wide[: 2 * m, : 2 * m] = state.products[:-1, :-1]
-        wide[:, [s, y, g]] = column
-        wide[[s, y, g], :] = column.T
-        sy = wide[s, y]
-        # Without positive curvature along s the update would lose its positive definiteness.
-        good = sy > np.finfo(np.float32).eps * math.sqrt(wide[s, s] * wide[y, y])
-        if good:
-            kept = [*range(1, m), s, *range(m + 1, 2 * m), y, g]
-            pairs = min(state.pairs + 1, m)
-        else:
-            kept = [*range(2 * m), g]
-            pairs = state.pairs
-            rows = mx.concatenate([state.rows[:-1], rows[-1:]])
-        return state._replace(rows=rows, products=wide[np.ix_(kept, kept)], pairs=pairs)
+        slot = self._slot(state)
+        s, y, g = new = [slot, self.memory + slot, 2 * self.memory]
+        products = state.products.copy()
+        products[:, new] = columns
+        products[new, :] = columns.T
+        order = tuple(i for i in state.order if i != slot)
+        # Without positive curvature along s the pair would cost H its positive definiteness.
+        size = math.sqrt(products[s, s] * products[y, y])
+        if products[s, y] > np.finfo(np.float32).eps * size:
+            order = (*order, slot)
+        return state._replace(rows=rows, products=products, order=order)
 
     def _aim(self, state: LBFGSState) -> LBFGSState:
         """Choose the direction at `params` and begin a line search along it."""
-        combination = two_loop(state.products, state.pairs)
+        combination = two_loop(state.products, state.order)
         slope = float(combination @ state.products[-1])
-        squared = state.products[-1, -1]
         if not slope < 0 or not is_finite(*combination):
-            if state.pairs:  # rounding has spoilt the memory: drop it and take the gradient
-                return self._restart(state)
-            return state._replace(status=Status.NO_PROGRESS)
+            return self._restart(state)  # rounding has spoilt the memory
         dtype = state.rows.dtype
         direction = mx.array(combination.astype(numpy_dtype(dtype)), dtype=dtype) @ state.rows
         # The first step knows no scale: move by at most 1 (as L-BFGS-B does). Later, H sets it.
-        step_size = 1.0 if state.pairs else min(1.0, 1.0 / math.sqrt(squared))
+        step_size = 1.0 if state.order else min(1.0, 1.0 / math.sqrt(state.products[-1, -1]))
         search = begin(state.value, slope, step_size, epsilon(state.params))
         return state._replace(direction=direction, search=search)
 
     def _restart(self, state: LBFGSState) -> LBFGSState:
         """Forget all pairs and look down the gradient; if that was just done, give up."""
-        if state.pairs == 0:
+        if not state.order:
             return state._replace(status=Status.NO_PROGRESS)
-        return self._aim(state._replace(pairs=0))
+        return self._aim(state._replace(order=()))
 
 
-def two_loop(products: np.ndarray, pairs: int) -> np.ndarray:
+def two_loop(products: np.ndarray, order: Sequence[int]) -> np.ndarray:
     """Return the coefficients of -H · gradient in the rows (s..., y..., gradient).
 
     Algorithm 7.4 of Nocedal and Wright (2006), with vectors replaced by their coefficients.
 
     Args:
         products: (2m + 1, 2m + 1), inner products of the rows.
-        pairs: how many pairs, the last ones, are filled.
+        order: the pairs to use, oldest first: i stands for rows i (s) and m + i (y).
     """
     m = (len(products) - 1) // 2
     combination = np.zeros(2 * m + 1)
     combination[-1] = 1.0  # q = gradient
-    newest_first = range(m - 1, m - 1 - pairs, -1)
     weights = {}
-    for i in newest_first:
-        rho = 1.0 / products[i, m + i]
-        weights[i] = rho * (combination @ products[i])  # α = ρ sᵀq
+    for i in reversed(order):
+        weights[i] = (combination @ products[i]) / products[i, m + i]  # α = ρ sᵀq
         combination[m + i] -= weights[i]  # q ← q - α y
-    if pairs:
-        newest = m - 1
-        combination *= products[newest, m + newest] / products[m + newest, m + newest]  # r = γ q
-    for i in reversed(newest_first):
-        rho = 1.0 / products[i, m + i]
-        correction = rho * (combination @ products[m + i])  # β = ρ yᵀr
+    if order:
+        i = order[-1]
+        combination *= products[i, m + i] / products[m + i, m + i]  # r = γ q
+    for i in order:
+        correction = (combination @ products[m + i]) / products[i, m + i]  # β = ρ yᵀr
         combination[i] += weights[i] - correction  # r ← r + (α - β) s
     return -combination
 
 
 def _look(
-    value: mx.array, trial: Tree, grad: Tree, params: Tree, old_grad: Tree, rows: mx.array,
-    direction: mx.array,
-) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
-    """Return all that a step may need of its trial: the new rows, three numbers, new products."""
+    trial: Tree, grad: Tree, params: Tree, old_grad: Tree, rows: mx.array, direction: mx.array,
+    slots: mx.array,
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:  # fmt: skip
+    """Return all that a step may need of its trial: new rows, their products, slope, optimality."""
     dtype = rows.dtype
     g = ravel(grad, dtype)
     s = ravel(trial, dtype) - ravel(params, dtype)  # as rounded, not as intended
     y = g - ravel(old_grad, dtype)
-    numbers = mx.stack([value.astype(dtype), mx.sum(g * direction), largest_entry(grad)])
     new = mx.stack([s, y, g])
-    column = mx.concatenate([rows[:-1], new]) @ new.T
-    m = (rows.shape[0] - 1) // 2
-    rows = mx.concatenate([rows[1:m], s[None], rows[m + 1 : 2 * m], y[None], g[None]])
-    return rows, numbers, column
+    rows = mx.array(rows)  # a name of its own: assignment would change the old state
+    rows[slots] = new
+    return rows, rows @ new.T, mx.inner(g, direction), largest_entry(grad)

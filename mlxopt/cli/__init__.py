@@ -1,0 +1,62 @@
+"""The command line: `mlxopt demo` and `mlxopt fit`, one file each."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from mlxopt.cli import demo, fit
+
+# The mark \b keeps the lines of a paragraph as they are.
+_DEMO = """\b
+Examples:
+  mlxopt demo
+  mlxopt demo --quick --out curves.png
+"""
+_FIT = """\b
+Examples:
+  mlxopt fit houses.csv --target price
+  mlxopt fit houses.csv --target price --features area,rooms --plot fit.png
+  mlxopt fit trial.csv --target died --model logistic --out model.npz
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=_DEMO)(demo.demo)
+app.command(epilog=_FIT)(fit.fit)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"mlxopt {version('mlxopt')}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_DEMO + _FIT.partition("\n")[2].partition("\n")[2])
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Optimization on MLX: see the methods at work, or fit a regression to your own table."""
+
+
+def main() -> None:
+    """Run the command line; the console script `mlxopt` starts here."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a question mark is better than a traceback
+            stream.reconfigure(errors="replace")
+    app(prog_name="mlxopt")

@@ -1,0 +1,84 @@
+"""What the commands share: where they print, how they fail, and warnings as notes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def stdout() -> Console:
+    """Return where results go; made anew for each command, so that tests can redirect it."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+
+
+def stderr() -> Console:
+    """Return where progress goes."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one message on stderr and end the command with exit code 2, that of wrong input."""
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def noted(notes: list[str]) -> Iterator[None]:
+    """Collect in `notes` the warnings given inside, each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # news for developers
+        yield
+    for warning in caught:
+        if str(warning.message) not in notes:
+            notes.append(str(warning.message))
+
+
+def print_notes(console: Console, notes: list[str]) -> None:
+    """Print what a person should know before trusting the numbers."""
+    for note in notes:
+        console.print(f"\nNote: {note}", markup=False)
+
+
+def check_writable(path: Path | None) -> None:
+    """Fail unless a file can be written at `path`: better known before the work than after."""
+    if path is None:
+        return
+    folder = path.parent
+    if path.is_dir():
+        fail(f"{path} is a folder; name a file in it.")
+    if not folder.is_dir():
+        fail(f"{path} cannot be written: there is no folder {folder}.")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        fail(f"{path} cannot be written: permission denied.")
+
+
+def check_picture(path: Path | None) -> None:
+    """Fail unless a picture can be written at `path`, in the format that its ending names."""
+    check_writable(path)
+    if path is None:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.filetypes
+    if path.suffix.lstrip(".").lower() not in known:
+        fail(f"{path}: a picture's name must end in one of .{', .'.join(sorted(known))}.")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a matplotlib figure to a file."""
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}.")

@@ -1,0 +1,319 @@
+"""`mlxopt fit`: a reference model on a person's own table."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import enum
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+
+from mlxopt import plots
+from mlxopt._status import Status
+from mlxopt.cli._cells import CellError, is_number, read_numbers
+from mlxopt.cli._console import (
+    check_picture,
+    check_writable,
+    fail,
+    noted,
+    print_notes,
+    save,
+    stderr,
+    stdout,
+)
+from mlxopt.cli._table import Table, TableError, read_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+_SHOWN = 5  # examples of each kind in the report
+_LABELS = 8  # labels named in a message
+
+
+class ModelName(enum.StrEnum):
+    """What can be fitted."""
+
+    linear = "linear"
+    logistic = "logistic"
+
+
+class Outcome(NamedTuple):
+    """The target as a model takes it."""
+
+    kind: ModelName
+    values: np.ndarray  # (rows,) float64; for labels int64 where they are whole, or str
+    names: list[str]  # of the two labels, in the order of the model's classes; else empty
+    remark: str  # how it was understood, for the report
+
+
+class Frame:
+    """A matrix with named columns: the little of a data frame that the models ask for."""
+
+    def __init__(self, values: np.ndarray, columns: list[str]) -> None:
+        self._values, self.columns, self.shape = values, columns, values.shape
+        self.dtypes = [values.dtype] * len(columns)
+
+    def __getitem__(self, rows: slice) -> Frame:
+        return Frame(self._values[rows], self.columns)
+
+    def cast(self, dtype: type) -> Frame:
+        """Return the frame itself: its values are floats already."""
+        return self
+
+    def to_numpy(self) -> np.ndarray:
+        """Return the values, (rows, columns) float64."""
+        return self._values
+
+
+def fit(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.csv", help="A table in UTF-8 with a header line.")
+    ],
+    target: Annotated[str, typer.Option(metavar="COLUMN", help="The column to predict.")],
+    model: Annotated[
+        ModelName | None,
+        typer.Option(help="Default: logistic if the target has two distinct values, else linear."),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="The columns to predict from. Default: all others."),
+    ] = None,
+    delimiter: Annotated[
+        str, typer.Option(metavar="CHARACTER", help="What separates two cells, or 'tab'.")
+    ] = ",",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL.npz", help="Save the coefficients; np.load reads them."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PICTURE", help="Save a picture of the fit.")
+    ] = None,
+) -> None:
+    """Fit a linear or logistic regression to a CSV file.
+
+    Prints what was read and how, the coefficients with their standard errors, and how well the
+    model fits. A row with a missing value (an empty cell, NA, N/A, NaN, NULL, None) is left out and
+    counted; any other cell that is no number is an error that names its line.
+    """
+    check_writable(out)
+    check_picture(plot)
+    with _status("reading"):
+        try:
+            table = read_table(file, target, _split(features), _delimiter(delimiter))
+            outcome = _understand(table, model)
+        except TableError as error:
+            fail(str(error))
+    console = stdout()
+    _print_reading(console, table, outcome)
+
+    notes: list[str] = []
+    with _status("fitting"), noted(notes):
+        estimator = _fitted(table, outcome)
+    summary = estimator.summary()
+    typer.echo(f"\n{dataclasses.replace(summary, notes=[])}")
+    # Most warnings are notes of the summary too.
+    notes = [*summary.notes, *(note for note in notes if note not in summary.notes)]
+    print_notes(console, notes)
+    if out is not None:
+        _save_model(estimator, table, out)
+        console.print(f"Model: {out}", markup=False)
+    if plot is not None:
+        save(_draw(estimator, table, outcome), plot)
+        console.print(f"Picture: {plot}", markup=False)
+
+
+def _split(features: str | None) -> list[str] | None:
+    """Return the names in a list like `a,b`; a name that holds a comma is quoted, as in CSV."""
+    if features is None:
+        return None
+    names = [name.strip() for name in next(csv.reader([features], skipinitialspace=True), [])]
+    if not all(names) or not names:
+        fail(f"--features {features!r} has an empty name; expected names like a,b,c.")
+    return names
+
+
+def _delimiter(text: str) -> str:
+    character = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(character) != 1 or character.isalnum() or character in "\"'\r\n.+-_":
+        fail(f"--delimiter {text!r}; expected one character such as ',', ';' or '|', or tab.")
+    return character
+
+
+def _understand(table: Table, model: ModelName | None) -> Outcome:
+    """Return the target as numbers or as two labels, and which model it asks for."""
+    counts = Counter(table.outcomes)
+    if counts and not any(map(is_number, counts)):
+        return _labels(table, model, counts)
+    try:
+        values = read_numbers(table.outcomes)
+    except CellError as error:
+        raise TableError(
+            f"{table.path}, line {table.lines[error.index]}, column {table.target}: "
+            f"{error.cell!r} {error.reason}"
+        ) from None
+    distinct, sizes = np.unique(values, return_counts=True)
+    two = len(distinct) == 2
+    kind = model or (ModelName.logistic if two else ModelName.linear)
+    if kind is ModelName.linear:
+        return Outcome(kind, values, [], "numbers: linear regression")
+    if not two:
+        raise TableError(
+            f"{table.path}, column {table.target}: a logistic model needs a target with two "
+            f"distinct values, and this one has {len(distinct)}. Use --model linear, or code the "
+            f"target as 0 and 1."
+        )
+    names = [repr(value).removesuffix(".0") for value in distinct.tolist()]
+    if (distinct == np.rint(distinct)).all() and np.abs(distinct).max() < 2.0**53:
+        values = values.astype(np.int64)  # the model then says 1, not 1.0
+    return Outcome(kind, values, names, _two(names, sizes.tolist()))
+
+
+def _labels(table: Table, model: ModelName | None, counts: Counter[str]) -> Outcome:
+    names = sorted(counts)
+    where = f"{table.path}, column {table.target}"
+    shown = ", ".join(f"{name!r} ({counts[name]:,})" for name in names[:_LABELS])
+    shown += f" and {len(names) - _LABELS} more" if len(names) > _LABELS else ""
+    if model is ModelName.linear:
+        raise TableError(
+            f"{table.path}, line {table.lines[0]}, column {table.target}: {table.outcomes[0]!r} is "
+            f"not a number, nor is any other cell of the column. A linear model needs numbers."
+        )
+    if len(names) != 2:
+        raise TableError(
+            f"{where}: the target is text with {len(names)} distinct value"
+            f"{'s' if len(names) > 1 else ''}, {shown}; a logistic model needs two, a linear model "
+            f"numbers."
+        )
+    remark = _two(names, [counts[name] for name in names])
+    return Outcome(ModelName.logistic, np.array(table.outcomes), names, remark)
+
+
+def _two(names: list[str], sizes: list[int]) -> str:
+    parts = [
+        f"{name} in {size:,} row{'s' if size > 1 else ''}"
+        for name, size in zip(names, sizes, strict=True)
+    ]
+    return f"{' and '.join(parts)}: logistic regression, of the probability of {names[1]}"
+
+
+def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
+    """Print what was read from the file, and how it was understood."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+
+    def line(label: str, text: str) -> None:
+        grid.add_row(label, Text(text))
+
+    used = len(table.outcomes)
+    mark = ", with a byte order mark" if table.byte_order_mark else ""
+    line("file", f"{table.path} ({table.bytes:,} bytes{mark})")
+    line("SHA-256", table.sha256[:16])
+    line("rows", f"{table.rows_read:,} read, {used:,} used")
+    if table.left_out:
+        count = len(table.left_out)
+        examples = [f"line {n} ({', '.join(names)})" for n, names in table.left_out[:_SHOWN]]
+        line("left out", f"{count:,} with missing values: {_and_more(examples, count)}")
+    if table.blank:
+        count = len(table.blank)
+        lines = _and_more([str(number) for number in table.blank[:_SHOWN]], count)
+        line("skipped", f"{count:,} blank line{'s' if count > 1 else ''}: {lines}")
+    if table.duplicates:
+        verb = "rows repeat" if table.duplicates > 1 else "row repeats"
+        line(
+            "duplicates", f"{table.duplicates:,} {verb} an earlier row in every cell; all are kept"
+        )
+    line("target", f"{table.target}, {outcome.remark}")
+    line("features", ", ".join(table.features))
+    if table.unused:
+        line("not used", ", ".join(table.unused))
+    console.print(grid)
+
+
+def _and_more(examples: list[str], count: int) -> str:
+    more = f" and {count - len(examples):,} more" if count > len(examples) else ""
+    return ", ".join(examples) + more
+
+
+def _fitted(table: Table, outcome: Outcome) -> Any:
+    """Return the fitted model."""
+    from mlxopt import models
+
+    linear = outcome.kind is ModelName.linear
+    estimator = models.LinearRegression() if linear else models.LogisticRegression()
+    try:
+        estimator.fit(Frame(table.values, table.features), outcome.values)
+    except ValueError as error:
+        fail(f"{table.path}: {error}")
+    if estimator.status_ is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return estimator
+
+
+def _draw(estimator: Any, table: Table, outcome: Outcome) -> Figure:
+    """Return a picture of two panels that shows where the model does not fit."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    X = Frame(table.values, table.features)
+    if outcome.kind is ModelName.linear:
+        fitted = estimator.predict(X)
+        plots.fitted_values(outcome.values, fitted, ax=left)
+        plots.residuals(outcome.values, fitted, ax=right)
+        figure.suptitle(f"{table.path.name}: linear regression of {table.target}")
+    else:
+        labels = (outcome.values == estimator.classes_[1]).astype(float)
+        probabilities = estimator.predict_proba(X)[:, 1]
+        plots.calibration(labels, probabilities, ax=left)
+        plots.separation(labels, probabilities, outcome.names, ax=right)
+        figure.suptitle(
+            f"{table.path.name}: logistic regression, the probability that {table.target} is "
+            f"{outcome.names[1]}"
+        )
+    return figure
+
+
+def _save_model(estimator: Any, table: Table, out: Path) -> None:
+    """Write the coefficients to a file that `np.load` reads without pickle.
+
+    It holds coef and coef_se (features,), intercept and intercept_se (), feature_names, target, for
+    a logistic model classes (2,), and the sha256 of the table.
+    """
+    arrays: dict[str, Any] = {
+        "coef": np.ravel(estimator.coef_),
+        "intercept": np.squeeze(estimator.intercept_),
+        "coef_se": np.ravel(estimator.coef_se_),
+        "intercept_se": np.squeeze(estimator.intercept_se_),
+        "feature_names": np.array(table.features),
+        "target": np.array(table.target),
+        "sha256": np.array(table.sha256),
+    }
+    if hasattr(estimator, "classes_"):
+        arrays["classes"] = estimator.classes_
+    try:
+        with out.open("wb") as stream:  # by name, NumPy would append .npz to it
+            np.savez(stream, **arrays)
+    except OSError as error:
+        fail(f"{out} cannot be written: {error.strerror}.")
+
+
+@contextmanager
+def _status(text: str) -> Iterator[None]:
+    """Show what is going on, to a terminal."""
+    console = stderr()
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        yield

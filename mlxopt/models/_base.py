@@ -1,0 +1,269 @@
+"""What the models share: scikit-learn's conventions, checks, and a run of `minimize`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._checks import describe_type
+from mlxopt._minimize import minimize
+from mlxopt._result import Result
+from mlxopt._status import ConvergenceWarning, Status
+from mlxopt.models._input import Table, check_finite_block, read_table
+from mlxopt.models._summary import Summary
+from mlxopt.optimizers import LBFGS, SGD, Momentum, Newton, Optimizer
+
+_PREDICT_ROWS = 2**14
+
+
+class RankWarning(ConvergenceWarning):
+    """Some columns are linear combinations of others, so there are many best coefficients."""
+
+
+class SeparationWarning(ConvergenceWarning):
+    """A combination of columns tells the classes apart, so the best coefficients are infinite."""
+
+
+class NotFittedError(ValueError, AttributeError):
+    """The model was asked for something that only `fit` can give it."""
+
+
+class Model:
+    """A linear model with scikit-learn's conventions, without scikit-learn.
+
+    A subclass names its parameters in `__init__` and stores each under its own name, unchecked;
+    `fit` checks them. What `fit` learns ends in an underscore.
+    """
+
+    _estimator_type: ClassVar[str]
+    _solvers: ClassVar[tuple[str, ...]]
+
+    solver: Any
+    l2: Any
+    fit_intercept: Any
+    max_steps: Any
+
+    coef_: np.ndarray
+    n_features_in_: int
+
+    # --- scikit-learn's conventions -----------------------------------------------------------
+
+    @classmethod
+    def _parameter_names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters of `__init__` by name; `deep` changes nothing here."""
+        return {name: getattr(self, name) for name in self._parameter_names()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of `__init__` by name, and return the model."""
+        known = self._parameter_names()
+        for name, value in params.items():
+            if name not in known:
+                raise ValueError(
+                    f"Invalid parameter {name!r} for estimator {self!r}. "
+                    f"Valid parameters are: {known!r}."
+                )
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self).__init__).parameters
+        changed = (
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if repr(value) != repr(defaults[name].default)
+        )
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "coef_" in vars(self)
+
+    def __sklearn_tags__(self) -> Any:
+        # Only scikit-learn calls this, so it is there to import.
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        classifies = self._estimator_type == "classifier"
+        return Tags(
+            estimator_type=self._estimator_type,
+            target_tags=TargetTags(required=True),
+            transformer_tags=None,
+            classifier_tags=ClassifierTags(multi_class=False) if classifies else None,
+            regressor_tags=None if classifies else RegressorTags(),
+            input_tags=InputTags(),
+        )
+
+    # --- Checks -------------------------------------------------------------------------------
+
+    def _check_parameters(self) -> None:
+        """Raise TypeError or ValueError unless the parameters are what `fit` can use."""
+        l2, max_steps = self.l2, self.max_steps
+        if isinstance(l2, bool) or not isinstance(l2, numbers.Real):
+            raise TypeError(f"l2 is {l2!r}; expected a number, zero or more.")
+        if not (math.isfinite(l2) and float(l2) >= 0):
+            raise ValueError(f"l2 is {l2}; expected a finite number, zero or more.")
+        if isinstance(max_steps, bool) or not isinstance(max_steps, numbers.Integral):
+            raise TypeError(f"max_steps is {max_steps!r}; expected a whole number.")
+        if max_steps < 1:
+            raise ValueError(f"max_steps is {max_steps}; expected 1 or more.")
+        if not isinstance(self.fit_intercept, (bool, np.bool_)):
+            raise TypeError(f"fit_intercept is {self.fit_intercept!r}; expected True or False.")
+        if isinstance(self.solver, Optimizer) or self.solver in self._solvers:
+            return
+        if isinstance(self.solver, type):
+            raise TypeError(f"solver is {describe_type(self.solver)}; expected an instance.")
+        close = difflib.get_close_matches(str(self.solver).lower(), self._solvers, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(
+            f"solver is {self.solver!r}; expected one of {', '.join(map(repr, self._solvers))}, or "
+            f"an optimizer such as mo.LBFGS().{hint}"
+        )
+
+    def _forget(self) -> None:
+        """Take back what an earlier fit learned: a fit that fails must not leave it standing."""
+        for name in [name for name in vars(self) if name.endswith("_") or name == "_summary"]:
+            delattr(self, name)
+
+    def _remember_columns(self, table: Table) -> None:
+        self.n_features_in_ = table.columns
+        if table.feature_names is not None:
+            self.feature_names_in_ = table.feature_names
+
+    def _check_is_fitted(self) -> None:
+        if self.__sklearn_is_fitted__():
+            return
+        message = (
+            f"This {type(self).__name__} instance is not fitted yet. Call fit(X, y) before asking "
+            f"it for anything else."
+        )
+        theirs = sys.modules.get("sklearn.exceptions")
+        if theirs is None:
+            raise NotFittedError(message)
+        # Whoever catches scikit-learn's error catches this one too.
+        raise type("NotFittedError", (NotFittedError, theirs.NotFittedError), {})(message)
+
+    def _linear(self, X: Any) -> np.ndarray:
+        """Return X @ coef + intercept in float64, (rows,), after checking X against `fit`."""
+        self._check_is_fitted()
+        table = read_table(X)
+        if table.columns != self.n_features_in_:
+            raise ValueError(
+                f"X has {table.columns} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input: the columns it was fitted to."
+            )
+        self._check_names(table)
+        coef = self.coef_.reshape(-1)
+        (intercept,) = np.atleast_1d(getattr(self, "intercept_", 0.0))
+        result = np.empty(table.rows)
+        for start in range(0, table.rows, _PREDICT_ROWS):
+            stop = min(start + _PREDICT_ROWS, table.rows)
+            block = table.block(start, stop)
+            check_finite_block(block, start, table.names)
+            result[start:stop] = block.astype(np.float64, copy=False) @ coef + intercept
+        return result
+
+    def _check_names(self, table: Table) -> None:
+        fitted, given = getattr(self, "feature_names_in_", None), table.feature_names
+        model = type(self).__name__
+        if fitted is None and given is not None:
+            message = f"X has feature names, but {model} was fitted without feature names"
+            warnings.warn(message, UserWarning, stacklevel=4)
+        elif fitted is not None and given is None:
+            message = (
+                f"X does not have valid feature names, but {model} was fitted with feature names"
+            )
+            warnings.warn(message, UserWarning, stacklevel=4)
+        elif fitted is not None and given is not None and list(fitted) != list(given):
+            unseen = [name for name in given if name not in set(fitted)]
+            missing = [name for name in fitted if name not in set(given)]
+            message = "The feature names should match those that were passed during fit.\n"
+            for title, names in (("unseen at", unseen), ("seen at", missing)):
+                if names:
+                    now = ", yet now missing" if names is missing else ""
+                    message += f"Feature names {title} fit time{now}:\n"
+                    message += "".join(f"- {name}\n" for name in names[:5])
+            if not unseen and not missing:
+                message += "Feature names must be in the same order as they were in fit.\n"
+            raise ValueError(message)
+
+    # --- Answers ------------------------------------------------------------------------------
+
+    def summary(self) -> Summary:
+        """Return a table of the coefficients and figures of the fit; it prints itself."""
+        self._check_is_fitted()
+        return self._summary
+
+    _summary: Summary
+
+
+def run(
+    loss: Callable[..., mx.array], start: Any, optimizer: Optimizer[Any], data: tuple[Any, ...],
+    tol: float, max_steps: int,
+) -> Result:  # fmt: skip
+    """Return the result of `minimize`, without its warnings: the model judges and words its own.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which `minimize` answers with its last point. Half a fit is none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        result = minimize(loss, start, optimizer, *data, tol=tol, max_steps=max_steps)
+    if result.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return result
+
+
+def optimizer_for(
+    solver: Any, curvature: float, hessian: Callable[..., mx.array]
+) -> Optimizer[Any]:
+    """Return the optimizer that a solver's name stands for; an optimizer stands for itself.
+
+    Args:
+        solver: a name or an optimizer.
+        curvature: the largest eigenvalue that the Hessian can have; 1/curvature is the longest
+            step with which gradient descent is sure to descend.
+        hessian: for Newton's method.
+    """
+    if isinstance(solver, Optimizer):
+        return solver
+    rate = 1.0 / curvature if curvature > 0 else 1.0
+    return {
+        "newton": Newton(hessian=hessian),
+        "lbfgs": LBFGS(),
+        "momentum": Momentum(rate, momentum=0.9, nesterov=True),
+        "sgd": SGD(rate),
+    }[solver]
+
+
+def warn_of_status(status: Status, solver: Any) -> None:
+    """Warn of a run that did not converge."""
+    if status.is_failure:
+        warnings.warn(
+            f"{status.name}: {status.value} (solver={solver!r})", ConvergenceWarning, stacklevel=3
+        )
+
+
+def warn_of_rank(names: list[str], rank: int, width: int, stacklevel: int = 3) -> str:
+    """Warn of dependent columns; return the note for the summary."""
+    listed = ", ".join(repr(name) for name in names[:10])
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    which = "column" if len(names) == 1 else "columns"
+    combination = "is a linear combination" if len(names) == 1 else "are linear combinations"
+    note = (
+        f"{which} {listed}{more} {combination} of the columns before (a constant column is one of "
+        f"the intercept): rank {rank} of {width}. Of all coefficients that fit equally well these "
+        f"have the smallest norm, and they have no standard errors. Drop the {which}, or use "
+        f"l2 > 0."
+    )
+    warnings.warn(note, RankWarning, stacklevel=stacklevel)
+    return note

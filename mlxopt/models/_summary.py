@@ -1,0 +1,115 @@
+"""A table of coefficients that prints itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import io
+
+import numpy as np
+from scipy.special import ndtr, stdtr
+
+_MOST_ROWS = 60
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Summary:
+    """What a fit says: a row for each coefficient, figures of the whole, and notes of caution.
+
+    Printing it gives text, a notebook shows HTML, and the arrays are here to compute with.
+    """
+
+    title: str
+    """The model and what it was fitted to."""
+    names: list[str]
+    """Of the rows: the intercept first, then the columns."""
+    estimate: np.ndarray
+    """(rows,)."""
+    standard_error: np.ndarray
+    """(rows,); nan where there is none, and then a note says why."""
+    degrees_of_freedom: float
+    """Of the t distribution; inf for the normal one."""
+    figures: dict[str, str]
+    """Rows, log-likelihood and the like, as text."""
+    notes: list[str]
+    """What keeps the numbers from meaning what they seem to."""
+
+    @property
+    def statistic(self) -> np.ndarray:
+        """Estimate over standard error, (rows,): t or, with infinite degrees of freedom, z."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.estimate / self.standard_error
+
+    @property
+    def p_value(self) -> np.ndarray:
+        """How likely a statistic as far from zero is where the coefficient is zero, (rows,)."""
+        size = -np.abs(self.statistic)
+        if np.isinf(self.degrees_of_freedom):
+            return 2.0 * ndtr(size)
+        return 2.0 * stdtr(self.degrees_of_freedom, size)
+
+    def _header(self) -> list[str]:
+        letter = "z" if np.isinf(self.degrees_of_freedom) else "t"
+        return ["", "estimate", "std. error", letter, f"P>|{letter}|"]
+
+    def _rows(self) -> list[list[str]]:
+        columns = zip(
+            self.names, self.estimate, self.standard_error, self.statistic, self.p_value,
+            strict=True,
+        )  # fmt: skip
+        rows = [
+            [name, f"{estimate:.6g}", _text(error, ".4g"), _text(ratio, ".3f"), _text(p, ".3g")]
+            for name, estimate, error, ratio, p in columns
+        ]
+        hidden = len(rows) - _MOST_ROWS
+        if hidden > 0:
+            rows = [*rows[:_MOST_ROWS], [f"... {hidden} more", "", "", "", ""]]
+        return rows
+
+    def __str__(self) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, title in enumerate(self._header()):
+            table.add_column(title, justify="right" if index else "left", overflow="fold")
+        for row in self._rows():
+            table.add_row(*(Text(cell) for cell in row))  # a column may be called "[red]"
+        console = Console(file=io.StringIO(), width=88, color_system=None, highlight=False)
+        console.print(Text(self.title))
+        console.print(table)
+        for name, text in self.figures.items():
+            console.print(Text(f"{name:<20} {text}"))
+        for note in self.notes:
+            console.print(Text(f"\nNote: {note}"))
+        written = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        return "\n".join(line.rstrip() for line in written.splitlines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        style = "style='text-align:right'"
+        head = "".join(f"<th {style}>{html.escape(title)}</th>" for title in self._header())
+        body = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(row[0])}</th>"
+            + "".join(f"<td {style}>{html.escape(cell)}</td>" for cell in row[1:])
+            + "</tr>"
+            for row in self._rows()
+        )
+        figures = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td {style}>{html.escape(text)}</td></tr>"
+            for name, text in self.figures.items()
+        )
+        notes = "".join(f"<p><b>Note:</b> {html.escape(note)}</p>" for note in self.notes)
+        return (
+            f"<table><caption><b>{html.escape(self.title)}</b></caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<table>{figures}</table>{notes}"
+        )
+
+
+def _text(number: float, form: str) -> str:
+    return "" if np.isnan(number) else format(float(number), form)
