@@ -121,8 +121,7 @@ class _Run:
         check_start(state.value, state.optimality)
         warn_of_ignored(self.objective, params, state.grad)
         best = state
-        eps = epsilon(params)
-        stalled = 0
+        lowest, flattest, stalled = state.value, state.optimality, 0
         try:
             status = self._look(state)
             while status is None:
@@ -131,10 +130,11 @@ class _Run:
                 state, taken = self.optimizer.advance(self.objective, state, count)
                 self.steps += taken
                 if state.params is not before.params:  # else a line search is still under way
-                    stalled += 1
-                    if state.value < best.value or state.optimality < best.optimality:
-                        stalled = 0
-                    best = _better(best, state, eps)
+                    better = state.value < lowest or state.optimality < flattest
+                    stalled = 0 if better else stalled + 1
+                    lowest = min(lowest, state.value)
+                    flattest = min(flattest, state.optimality)
+                    best = _better(best, state)
                 status = self._look(state) or self._stuck(stalled)
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
@@ -189,9 +189,9 @@ class _Run:
         )
 
 
-def _better(best: State, state: State, eps: float) -> State:
+def _better(best: State, state: State) -> State:
     """Return the state with the lower value, or, where rounding hides that, the flatter one."""
-    if abs(state.value - best.value) <= 10 * eps * abs(best.value):
+    if abs(state.value - best.value) <= 10 * epsilon(best.params) * abs(best.value):
         return state if state.optimality < best.optimality else best
     return state if state.value < best.value else best
 

@@ -49,7 +49,7 @@ class Objective:
         self._compiles = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._uses_random = False
-        self._warm = False
+        self._steps_timed = 0
 
     def trace(self, params: Tree, data: tuple[Any, ...] | None = None) -> None:
         """Check once that the loss stays on the tape, and see whether it draws random numbers."""
@@ -75,12 +75,12 @@ class Objective:
         """Learn from `count` first-order steps how many a compiled call should take.
 
         A call costs some 15 µs of dispatch and a round trip whatever it does, which is worth
-        sharing where a step is quick. Longer runs than 10 gain nothing more, and compile slower.
-        The first measurement holds the compilation and does not count.
+        sharing where a step is quick. Longer calls than of 10 steps gain nothing more. They take
+        seconds to compile where that was never done before, so a run must first last a while.
         """
-        if self._warm and self._compiles and seconds / count < 200e-6:
+        self._steps_timed += count
+        if self._steps_timed >= 200 and self._compiles and seconds / count < 200e-6:
             self.steps_per_call = 10
-        self._warm = True
 
     def value_and_grad(self, params: Tree) -> tuple[mx.array, Tree]:
         """Return the loss, shape (), and its gradient, a tree like `params`; one evaluation."""

@@ -28,6 +28,7 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff import check_is_callable
+from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder
 
 _STRIDE = 50  # batches between two reads
@@ -188,7 +189,8 @@ class _Run:
         """Return an epoch's batches, as many at a time as one compiled call takes."""
         dtype = working_dtype(self.point.params)
         group: list[tuple[Any, ...]] = []
-        for batch in self.batches:
+        batches = self.batches
+        for batch in batches.epoch(epoch) if isinstance(batches, Batches) else batches:
             items = batch if isinstance(batch, (tuple, list)) else (batch,)
             converted = tuple(to_data(item, dtype) for item in items)
             if group and _shapes(converted) != _shapes(group[0]):

@@ -12,8 +12,9 @@ import numpy as np
 class Batches:
     """Mini-batches of arrays that share their first axis; made by `batches`.
 
-    Iterating gives one epoch, a tuple of arrays at a time. With `shuffle`, each epoch has an order
-    of its own, the same whenever the seed is.
+    `epoch(k)` gives the batches of epoch k, a tuple of arrays at a time; `train` asks for epochs 0,
+    1, ... in every run, so that runs can be repeated. Iterating gives the next epoch each time. With
+    `shuffle`, each epoch has an order of its own, fixed by the seed and k.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class Batches:
             seed,
             drop_last,
         )
-        self._epoch = 0
+        self._next = 0
 
     @property
     def rows(self) -> int:
@@ -40,13 +41,14 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[mx.array | np.ndarray, ...]]:
         """Return an iterator over the next epoch's batches."""
+        self._next += 1
+        return self.epoch(self._next - 1)
+
+    def epoch(self, index: int) -> Iterator[tuple[mx.array | np.ndarray, ...]]:
+        """Return an iterator over the batches of epoch `index`, counted from 0."""
         order = None
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self._epoch)).permutation(self.rows)
-        self._epoch += 1
-        return self._epoch_of(order)
-
-    def _epoch_of(self, order: np.ndarray | None) -> Iterator[tuple[mx.array | np.ndarray, ...]]:
+            order = np.random.default_rng((self.seed, index)).permutation(self.rows)
         for index in range(len(self)):
             start = index * self.batch_size
             stop = min(start + self.batch_size, self.rows)

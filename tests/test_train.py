@@ -262,3 +262,15 @@ def test_the_result_prints_and_draws():
     assert repr(result).startswith("TrainResult")
     assert "COMPLETED" in result._repr_html_()
     assert result.plot().get_xlabel() == "step"
+
+
+def test_a_run_on_the_same_batches_can_be_repeated():
+    X, y, _ = regression()
+    loader = mo.batches(X, y, batch_size=10)
+    first, second = (
+        mo.train(squared_loss, START, mo.SGD(0.1), loader, epochs=2).params["w"].tolist()
+        for _ in range(2)
+    )
+    assert first == second
+    # Epochs differ from each other all the same.
+    assert [b[1].tolist() for b in loader.epoch(0)] != [b[1].tolist() for b in loader.epoch(1)]
