@@ -37,7 +37,6 @@ import glob
 import mmap
 import os
 import re
-import struct
 import sys
 import threading
 import time
@@ -48,6 +47,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
+
+from mlxopt._elf import Unfit, parse_elf
 
 __all__ = ["Binding", "bind", "binding", "unbind"]
 
@@ -61,88 +62,6 @@ class Binding:
     symbols: int  # how many functions MLX now takes from it
     reason: str  # a sentence for a person: why it is so and, where that is possible, how to improve
     seconds: float  # what finding, opening and checking it cost
-
-
-class _Unfit(Exception):
-    """A reason, in words for a person, to leave MLX or one library alone."""
-
-
-# --- What the file of a shared library says ------------------------------------------------------
-
-_PT_LOAD, _PT_DYNAMIC = 1, 2
-_DT_NEEDED, _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA = 1, 2, 5, 6, 7
-_DT_RELASZ, _DT_STRSZ, _DT_JMPREL, _DT_AARCH64_PAC_PLT = 8, 10, 23, 0x70000003
-_X86_64, _AARCH64 = 62, 183
-_SLOT_RELOCATIONS = {_X86_64: (6, 7), _AARCH64: (1025, 1026)}  # GLOB_DAT, JUMP_SLOT
-_RELOCATION = np.dtype("<u8, <u4, <u4, <i8")  # slot, kind, symbol, addend
-
-
-class Elf(NamedTuple):
-    """The part of a shared library's file that matters here."""
-
-    machine: int  # 62 is x86-64, 183 is aarch64
-    start: int  # the virtual address of the file's first byte, nearly always 0
-    needed: tuple[str, ...]  # the libraries it asks the linker for
-    slots: dict[str, tuple[int, ...]]  # imported symbol -> virtual addresses of its slots
-    signed: bool  # whether slots hold signed pointers (aarch64 with pointer authentication)
-
-
-def parse_elf(data: bytes | memoryview | mmap.mmap) -> Elf:
-    """Read the dynamic section and the relocations of a 64-bit little-endian ELF file.
-
-    Section headers may be stripped or stale, so everything is found as the linker finds it: through
-    the program headers and the dynamic section. Symbols that the library defines itself are left
-    out of ``slots``: a library with a BLAS of its own inside imports none.
-    """
-    view = memoryview(data)
-    if bytes(view[:6]) != b"\x7fELF\x02\x01":
-        raise _Unfit("it is not a 64-bit little-endian ELF file")
-    (machine,) = struct.unpack_from("<H", view, 18)
-    if machine not in _SLOT_RELOCATIONS:
-        raise _Unfit("it is for neither x86-64 nor aarch64")
-    (table,) = struct.unpack_from("<Q", view, 32)
-    width, count = struct.unpack_from("<HH", view, 54)
-    headers = [struct.unpack_from("<I4xQQ8xQ", view, table + i * width) for i in range(count)]
-    loads = [(offset, address, size) for kind, offset, address, size in headers if kind == _PT_LOAD]
-
-    def offset_of(address: int) -> int:
-        for offset, start, size in loads:
-            if start <= address < start + size:
-                return offset + address - start
-        raise _Unfit("its tables point outside the file")
-
-    dynamic: dict[int, list[int]] = {}
-    for kind, offset, _, size in headers:
-        if kind == _PT_DYNAMIC:
-            for tag, value in struct.iter_unpack("<QQ", view[offset : offset + size // 16 * 16]):
-                if tag == 0:  # DT_NULL ends the section; what follows is padding
-                    break
-                dynamic.setdefault(tag, []).append(value)
-    if not {_DT_STRTAB, _DT_STRSZ, _DT_SYMTAB} <= dynamic.keys():
-        raise _Unfit("it has no dynamic section")
-    names, symbols = (offset_of(dynamic[tag][0]) for tag in (_DT_STRTAB, _DT_SYMTAB))
-    strings = bytes(view[names : names + dynamic[_DT_STRSZ][0]])
-
-    def text(index: int) -> str:
-        return strings[index : strings.index(b"\0", index)].decode()
-
-    slots: dict[str, tuple[int, ...]] = {}
-    for tag, tag_size in ((_DT_RELA, _DT_RELASZ), (_DT_JMPREL, _DT_PLTRELSZ)):
-        if tag in dynamic:
-            rows = dynamic[tag_size][0] // _RELOCATION.itemsize
-            table = np.frombuffer(view, _RELOCATION, rows, offset_of(dynamic[tag][0]))
-            table = table[np.isin(table["f1"], _SLOT_RELOCATIONS[machine])]
-            for slot, _, symbol, _ in table.tolist():
-                name, section = struct.unpack_from("<I2xH", view, symbols + 24 * symbol)
-                if section == 0:  # defined elsewhere
-                    slots[text(name)] = (*slots.get(text(name), ()), slot)
-    return Elf(
-        machine=machine,
-        start=next((address for offset, address, _ in loads if offset == 0), 0),
-        needed=tuple(text(index) for index in dynamic.get(_DT_NEEDED, [])),
-        slots=slots,
-        signed=_DT_AARCH64_PAC_PLT in dynamic,
-    )
 
 
 # --- What the running process holds --------------------------------------------------------------
@@ -201,48 +120,48 @@ def _is_reference(path: str) -> bool:
 
 
 def _survey(asked: bool) -> _Targets:
-    """The slots of libmlx.so to write; raises ``_Unfit`` where it is to be let be.
+    """The slots of libmlx.so to write; raises ``Unfit`` where it is to be let be.
 
     ``asked`` says that a library was chosen, which settles a matter of taste below.
     """
     if sys.platform != "linux":
-        raise _Unfit("MLX brings a fast BLAS of its own on this platform: nothing needs doing.")
+        raise Unfit("MLX brings a fast BLAS of its own on this platform: nothing needs doing.")
     glibc = "CS_GNU_LIBC_VERSION"
     if not (glibc in os.confstr_names and os.confstr(glibc)):
-        raise _Unfit("The C library is not glibc, the only one for which this was tested.")
+        raise Unfit("The C library is not glibc, the only one for which this was tested.")
     if not hasattr(mx, "new_thread_local_stream"):
         # The self-check would start the default stream's thread: see there.
-        raise _Unfit("This version of MLX is too old to be checked safely: update it to 0.32.")
+        raise Unfit("This version of MLX is too old to be checked safely: update it to 0.32.")
     regions = _memory_map()
     paths = {region.path for region in regions if os.path.basename(region.path) == "libmlx.so"}
     if len(paths) != 1:  # none in a static build, or where the file was replaced since
-        raise _Unfit(f"{len(paths)} files named libmlx.so are loaded, and one was expected.")
+        raise Unfit(f"{len(paths)} files named libmlx.so are loaded, and one was expected.")
     path = paths.pop()
     with open(path, "rb") as file:
         elf = parse_elf(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if not any(_is_reference(name) for name in elf.needed):
-        raise _Unfit("This build of MLX does not use the reference BLAS: nothing needs doing.")
+        raise Unfit("This build of MLX does not use the reference BLAS: nothing needs doing.")
     if not asked and any(name.startswith("libcuda.so") for name in elf.needed):
         # All arrays of such a build live in the GPU's memory manager, which the self-check would
         # start: slow at import, and lost to processes forked later.
-        raise _Unfit("MLX has a GPU; for a faster CPU as well, set MLXOPT_BLAS=openblas or mkl.")
+        raise Unfit("MLX has a GPU; for a faster CPU as well, set MLXOPT_BLAS=openblas or mkl.")
     if elf.signed:
-        raise _Unfit("This build of MLX signs its function pointers: left alone.")
+        raise Unfit("This build of MLX signs its function pointers: left alone.")
 
     base = next(r.start for r in regions if r.path == path and r.offset == 0) - elf.start
     targets: _Targets = {}
     for name in filter(_BLAS_NAME.fullmatch, elf.slots):
         for slot in (base + address for address in elf.slots[name]):
             if not _region(regions, slot).mode.startswith("rw"):
-                raise _Unfit("The slots of this build of MLX are read-only (RELRO): left alone.")
+                raise Unfit("The slots of this build of MLX are read-only (RELRO): left alone.")
             # Python has the linker fill every slot as it imports a module, so each holds its home.
             home = _word(slot).value
             owner = _region(regions, home)
             if "x" not in owner.mode or not _is_reference(owner.path):
-                raise _Unfit(f"MLX takes {name} from {owner.path or 'elsewhere'}: left alone.")
+                raise Unfit(f"MLX takes {name} from {owner.path or 'elsewhere'}: left alone.")
             targets.setdefault(name, {})[slot] = home
     if not targets:
-        raise _Unfit("This build of MLX imports no BLAS function: nothing needs doing.")
+        raise Unfit("This build of MLX imports no BLAS function: nothing needs doing.")
     return targets
 
 
@@ -288,17 +207,17 @@ def _prepare_mkl(path: str) -> None:
     libmkl_rt opens its other files at the first call, and calls exit() where one is missing.
     """
     if os.environ.get("MKL_INTERFACE_LAYER", "").upper() not in ("", "LP64"):
-        raise _Unfit("MKL_INTERFACE_LAYER asks for another interface than MLX's: unset it")
+        raise Unfit("MKL_INTERFACE_LAYER asks for another interface than MLX's: unset it")
     if os.environ.get("LD_BIND_NOW"):
-        raise _Unfit("MKL cannot be loaded with LD_BIND_NOW set")
+        raise Unfit("MKL cannot be loaded with LD_BIND_NOW set")
     layer = os.environ.get("MKL_THREADING_LAYER", "").upper() or "INTEL"
     if layer not in _MKL_LAYERS:
-        raise _Unfit(f"MKL_THREADING_LAYER={layer} is unknown: use {', '.join(_MKL_LAYERS)}")
+        raise Unfit(f"MKL_THREADING_LAYER={layer} is unknown: use {', '.join(_MKL_LAYERS)}")
     folder, name = os.path.split(path)
     threads, runtime = _MKL_LAYERS[layer]
     for part in ("libmkl_core", "libmkl_intel_lp64", threads):
         if not os.path.exists(os.path.join(folder, name.replace("libmkl_rt", part))):
-            raise _Unfit(f"its file {part} is missing: reinstall the package mkl")
+            raise Unfit(f"its file {part} is missing: reinstall the package mkl")
     if runtime is None:
         return
     beside = os.path.join(folder, runtime)
@@ -309,7 +228,7 @@ def _prepare_mkl(path: str) -> None:
             if re.match(r"lib(i?omp5|omp)[-.]", os.path.basename(other)) and not same:
                 # Two copies of this runtime (LLVM's libomp is one) stop the process when they meet.
                 layers = "MKL_THREADING_LAYER=SEQUENTIAL or TBB"
-                raise _Unfit(f"{other}, another OpenMP runtime, is loaded: set {layers}")
+                raise Unfit(f"{other}, another OpenMP runtime, is loaded: set {layers}")
     ctypes.CDLL(beside)
 
 
@@ -376,9 +295,9 @@ def _attach(path: str, targets: _Targets) -> tuple[str, int]:
     library = ctypes.CDLL(path, mode=os.RTLD_LOCAL)
     prefix = next((p for p in ("", "scipy_") if hasattr(library, f"{p}isamax_")), None)
     if prefix is None:
-        raise _Unfit("it has no isamax_, which tells how wide its integers are")
+        raise Unfit("it has no isamax_, which tells how wide its integers are")
     if not _is_lp64(library, prefix):
-        raise _Unfit("its integers have 64 bits, and those of MLX's calls have 32")
+        raise Unfit("its integers have 64 bits, and those of MLX's calls have 32")
     # What the library lacks stays with the reference library. The mixture is sound: a routine keeps
     # nothing between calls, and what one hands to the next (pivots, Householder vectors) has one
     # layout, which LAPACK prescribes. But a wrong answer anywhere means that the library as a whole
@@ -386,7 +305,7 @@ def _attach(path: str, targets: _Targets) -> tuple[str, int]:
     found = {name: _address(library, prefix + name) for name in targets}
     found = {name: address for name, address in found.items() if address}
     if not found:
-        raise _Unfit("it has none of the functions that MLX calls")
+        raise Unfit("it has none of the functions that MLX calls")
     try:
         for name, address in found.items():
             _homes.update(targets[name])
@@ -395,7 +314,7 @@ def _attach(path: str, targets: _Targets) -> tuple[str, int]:
         with np.errstate(all="ignore"):
             wrong = _self_check()
         if wrong is not None:
-            raise _Unfit(f"{wrong} differed from NumPy's")
+            raise Unfit(f"{wrong} differed from NumPy's")
     except BaseException:
         _restore()
         raise
@@ -415,10 +334,10 @@ def _bind() -> tuple[str | None, str | None, int, str]:
     setting = os.environ.get("MLXOPT_BLAS", "").strip()
     choice = setting.lower() or "auto"
     if choice == "none":
-        raise _Unfit("MLXOPT_BLAS=none asks to leave MLX alone.")
+        raise Unfit("MLXOPT_BLAS=none asks to leave MLX alone.")
     if choice not in ("auto", *_KNOWN) and not os.path.isfile(setting):
         options = "auto, mkl, openblas, none or the path of a library"
-        raise _Unfit(f"There is no file {setting!r}: set MLXOPT_BLAS to {options}.")
+        raise Unfit(f"There is no file {setting!r}: set MLXOPT_BLAS to {options}.")
     targets = _survey(asked=choice != "auto")
     absent, refused = [], []
     for key in _KNOWN if choice == "auto" else [choice]:
@@ -434,7 +353,7 @@ def _bind() -> tuple[str | None, str | None, int, str]:
         else:
             reason = "; ".join([f"MLX calls {label or name}", *refused])
             return label or name, path, count, f"{reason}."
-    raise _Unfit(f"MLX keeps the slow reference BLAS: {'; '.join(refused + absent)}.")
+    raise Unfit(f"MLX keeps the slow reference BLAS: {'; '.join(refused + absent)}.")
 
 
 def bind() -> Binding:
@@ -445,7 +364,7 @@ def bind() -> Binding:
             start = time.perf_counter()
             try:
                 result = _bind()
-            except _Unfit as unfit:
+            except Unfit as unfit:
                 result = None, None, 0, str(unfit)
             except Exception as error:  # an import must not fail for want of speed
                 result = None, None, 0, f"MLX was left alone after {type(error).__name__}: {error}"

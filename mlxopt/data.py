@@ -12,9 +12,9 @@ import numpy as np
 class Batches:
     """Mini-batches of arrays that share their first axis; made by `batches`.
 
-    `epoch(k)` gives the batches of epoch k, a tuple of arrays at a time; `train` asks for epochs 0,
-    1, ... in every run, so that runs can be repeated. Iterating gives the next epoch each time. With
-    `shuffle`, each epoch has an order of its own, fixed by the seed and k.
+    `epoch(k)` gives the batches of epoch k, a tuple of arrays at a time; `train` asks for epochs
+    0, 1, ... in every run, so that runs can be repeated. Iterating gives the next epoch each time.
+    With `shuffle`, each epoch has an order of its own, fixed by the seed and k.
     """
 
     def __init__(

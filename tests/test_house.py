@@ -26,6 +26,7 @@ ROOMS = [
     ["losses", "data", "plots", "_progress"],
     ["_backend", "_checks"],
     ["_tree", "_status", "_blas"],
+    ["_elf"],
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt", "importlib"}

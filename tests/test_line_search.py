@@ -1,4 +1,4 @@
-"""The line search: every step size it accepts satisfies its conditions, checked here from scratch."""
+"""The line search: every step size that it accepts satisfies its conditions, checked afresh."""
 
 import math
 

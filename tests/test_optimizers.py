@@ -97,11 +97,8 @@ def test_the_shape_and_dtype_of_the_state_never_change(name):
 
     def makeup(state):
         fields = {field: value for field, value in state._asdict().items() if field != "direction"}
-        return [
-            (path, leaf.shape, leaf.dtype)
-            for path, leaf in tree_flatten(fields)
-            if hasattr(leaf, "shape")
-        ]
+        arrays = [(path, leaf) for path, leaf in tree_flatten(fields) if hasattr(leaf, "shape")]
+        return [(path, getattr(leaf, "shape"), getattr(leaf, "dtype")) for path, leaf in arrays]  # noqa: B009
 
     found = states(OPTIMIZERS[name], Objective(squared_loss, data), params, steps=5)
     assert all(makeup(state) == makeup(found[0]) for state in found if state.status is None)

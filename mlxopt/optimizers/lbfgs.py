@@ -134,7 +134,7 @@ class LBFGS(Optimizer[LBFGSState]):
         `columns` (2m + 1, 3) holds the products of all rows with the new s, y and gradient.
         """
         slot = self._slot(state)
-        s, y, g = new = [slot, self.memory + slot, 2 * self.memory]
+        s, y, _ = new = [slot, self.memory + slot, 2 * self.memory]
         products = state.products.copy()
         products[:, new] = columns
         products[new, :] = columns.T
