@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 
 def check_tol(tol: Any) -> float:
     """Return `tol` if it is a number, zero or more."""
-    if isinstance(tol, bool) or not isinstance(tol, (int, float)):
+    if isinstance(tol, bool) or not isinstance(tol, Real):
         raise TypeError(f"tol is {describe_type(tol)}; expected a number, or None for the default.")
-    if not (math.isfinite(tol) and tol >= 0):
+    if not (math.isfinite(float(tol)) and float(tol) >= 0):
         raise ValueError(f"tol is {tol}; expected zero or more, and finite.")
     return float(tol)
 
 
 def check_count(number: Any, name: str) -> int:
     """Return `number` if it is a whole number, one or more."""
-    if isinstance(number, bool) or not isinstance(number, int):
+    if isinstance(number, bool) or not isinstance(number, Integral):
         raise TypeError(f"{name} is {number!r}; expected a whole number.")
     if number < 1:
         raise ValueError(f"{name} is {number}; expected 1 or more.")
-    return number
+    return int(number)
 
 
 def check_start(value: float, grad_norm: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 import mlx.core as mx
@@ -90,7 +91,7 @@ def batches(
     """
     if not arrays:
         raise ValueError("batches needs at least one array: batches(X, y, batch_size=32).")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral):
         raise TypeError(f"batch_size is {batch_size!r}; expected a whole number.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected 1 or more.")
@@ -112,4 +113,4 @@ def batches(
             f"batch_size is {batch_size} but there are only {converted[0].shape[0]} rows, and "
             f"drop_last=True would leave no batch at all."
         )
-    return Batches(converted, batch_size, shuffle, seed, drop_last)
+    return Batches(converted, int(batch_size), shuffle, seed, drop_last)

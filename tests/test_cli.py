@@ -370,3 +370,24 @@ def test_residuals_show_the_means_of_groups():
     ax = plots.residuals(observed, fitted, ax=Figure().subplots())
     means = (observed - fitted)[np.argsort(fitted)].reshape(20, 20).mean(axis=1)
     np.testing.assert_allclose(np.asarray(ax.lines[-1].get_ydata()), means)
+
+
+def test_fit_takes_a_penalty(tmp_path):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 2))
+    y = X @ [1.0, 2.0] + rng.normal(size=30)
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "y,a,b\n"
+        + "".join(f"{v!r},{r[0]!r},{r[1]!r}\n" for v, r in zip(y.tolist(), X.tolist(), strict=True))
+    )
+    result = CliRunner().invoke(
+        app, ["fit", str(path), "--target", "y", "--l2", "0.5", "--out", str(tmp_path / "m.npz")]
+    )
+    assert result.exit_code == 0
+    centered = X - X.mean(axis=0)
+    expected = np.linalg.solve(
+        centered.T @ centered / 30 + 0.5 * np.eye(2), centered.T @ (y - y.mean()) / 30
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "m.npz")["coef"].ravel(), expected, rtol=1e-10)
+    assert CliRunner().invoke(app, ["fit", str(path), "--target", "y", "--l2", "-1"]).exit_code == 2

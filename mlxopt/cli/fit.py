@@ -88,6 +88,10 @@ def fit(
     delimiter: Annotated[
         str, typer.Option(metavar="CHARACTER", help="What separates two cells, or 'tab'.")
     ] = ",",
+    l2: Annotated[
+        float,
+        typer.Option(min=0.0, help="Penalty: mean loss + ½ · l2 · ‖coefficients‖². Default: none."),
+    ] = 0.0,
     out: Annotated[
         Path | None,
         typer.Option(metavar="MODEL.npz", help="Save the coefficients; np.load reads them."),
@@ -115,7 +119,7 @@ def fit(
 
     notes: list[str] = []
     with _status("fitting"), noted(notes):
-        estimator = _fitted(table, outcome)
+        estimator = _fitted(table, outcome, l2)
     summary = estimator.summary()
     typer.echo(f"\n{dataclasses.replace(summary, notes=[])}")
     # Most warnings are notes of the summary too.
@@ -245,12 +249,12 @@ def _and_more(examples: list[str], count: int) -> str:
     return ", ".join(examples) + more
 
 
-def _fitted(table: Table, outcome: Outcome) -> Any:
+def _fitted(table: Table, outcome: Outcome, l2: float) -> Any:
     """Return the fitted model."""
     from mlxopt import models
 
     linear = outcome.kind is ModelName.linear
-    estimator = models.LinearRegression() if linear else models.LogisticRegression()
+    estimator = (models.LinearRegression if linear else models.LogisticRegression)(l2=l2)
     try:
         estimator.fit(Frame(table.values, table.features), outcome.values)
     except ValueError as error:

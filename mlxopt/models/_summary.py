@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import io
+import shutil
 
 import numpy as np
 from scipy.special import ndtr, stdtr
@@ -77,7 +78,8 @@ class Summary:
             table.add_column(title, justify="right" if index else "left", overflow="fold")
         for row in self._rows():
             table.add_row(*(Text(cell) for cell in row))  # a column may be called "[red]"
-        console = Console(file=io.StringIO(), width=88, color_system=None, highlight=False)
+        width = min(88, shutil.get_terminal_size((88, 24)).columns)
+        console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
         console.print(Text(self.title))
         console.print(table)
         for name, text in self.figures.items():
@@ -109,6 +111,11 @@ class Summary:
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             f"<table>{figures}</table>{notes}"
         )
+
+
+def counted(number: int, what: str) -> str:
+    """Return `1 row`, `2,000 rows`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _text(number: float, form: str) -> str:

@@ -17,7 +17,7 @@ from mlxopt.models._base import Model, optimizer_for, run, warn_of_rank, warn_of
 from mlxopt.models._design import Design
 from mlxopt.models._factor import Factor, factorize, refine
 from mlxopt.models._input import read_table, read_target, read_weights
-from mlxopt.models._summary import Summary
+from mlxopt.models._summary import Summary, counted
 
 _CLOSE = 1e-6  # a difference in the fitted values, in the same units, that counts as rounding
 _TOL = 1e-10  # on the gradient, with columns and target scaled to a spread near 1
@@ -188,7 +188,8 @@ class LinearRegression(Model):
             if total > 0:
                 adjusted = 1.0 - (1.0 - r2) * (n - design.first) / spare
                 figures["R², adjusted"] = f"{adjusted:.6g}"
-            figures["residual SD"] = f"{math.sqrt(rss / spare):.6g} on {spare:,} degrees of freedom"
+            freedom = f"{counted(spare, 'degree')} of freedom"
+            figures["residual SD"] = f"{math.sqrt(rss / spare):.6g} on {freedom}"
             if slopes > 0 and squares > 0:
                 ratio = (total - squares) / slopes / (squares / spare)
                 p = float(fdtrc(slopes, spare, max(ratio, 0.0)))
@@ -202,7 +203,8 @@ class LinearRegression(Model):
         figures["solver"] = f"{self.solver!r}, {self.status_.name}"
         first = design.first
         return Summary(
-            title=f"Linear regression, {n:,} rows, {design.table.columns} columns",
+            title=f"Linear regression, {counted(n, 'row')}, "
+            f"{counted(design.table.columns, 'column')}",
             names=["intercept"] * first + design.table.names,
             estimate=np.concatenate([[self.intercept_] * first, self.coef_]),
             standard_error=np.concatenate([[self.intercept_se_] * first, self.coef_se_]),

@@ -26,7 +26,7 @@ from mlxopt.models._factor import Factor, factorize
 from mlxopt.models._input import read_column, read_labels, read_table, read_weights
 from mlxopt.models._likelihood import Likelihood, Maximum, finish
 from mlxopt.models._separation import Separation, find_separation
-from mlxopt.models._summary import Summary
+from mlxopt.models._summary import Summary, counted
 
 _TOL = 1e-8  # on the gradient of the mean loss in scaled columns; `finish` goes on from there
 
@@ -219,12 +219,12 @@ class LogisticRegression(Model):
             figures["penalty"] = f"l2 = {self.l2:g}"
         else:
             figures["AIC"] = f"{2 * value + 2 * self.rank_:.8g}"
-        figures["solver"] = f"{self.solver!r}, {self.status_.name}, {self.n_iter_} steps"
+        figures["solver"] = f"{self.solver!r}, {self.status_.name}, {counted(self.n_iter_, 'step')}"
         intercept = [float(self.intercept_[0])] * design.first
         intercept_se = [float(self.intercept_se_[0])] * design.first
         return Summary(
-            title=f"Logistic regression of class {last} against {first}, {n:,} rows, "
-            f"{design.table.columns} columns",
+            title=f"Logistic regression of class {last} against {first}, {counted(n, 'row')}, "
+            f"{counted(design.table.columns, 'column')}",
             names=["intercept"] * design.first + design.table.names,
             estimate=np.concatenate([intercept, self.coef_[0]]),
             standard_error=np.concatenate([intercept_se, self.coef_se_[0]]),

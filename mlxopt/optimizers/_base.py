@@ -13,9 +13,11 @@ that cannot go on from where it stands says why in `state.status`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import mlx.core as mx
@@ -132,7 +134,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
     def rates(self, step: int, count: int, dtype: mx.Dtype) -> list[mx.array]:
         """Return the learning rates of `count` steps from `step` on, as scalar arrays."""
         if not callable(self.learning_rate):
-            return [mx.array(self.learning_rate, dtype=dtype)] * count
+            return [mx.array(float(self.learning_rate), dtype=dtype)] * count
         numbers = [float(self.learning_rate(step + i)) for i in range(count)]
         for i, number in enumerate(numbers):
             _check_rate(number, f"learning_rate({step + i})")
@@ -203,28 +205,26 @@ class FirstOrder(Optimizer[FirstOrderState]):
 
 
 def _check_rate(rate: Any, name: str) -> None:
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+    if isinstance(rate, bool) or not isinstance(rate, Real):
         raise TypeError(
             f"{name} is {type(rate).__qualname__}; expected a number, or a function of the step."
         )
-    if not is_finite(rate) or rate < 0:
+    if not is_finite(float(rate)) or rate < 0:
         raise ValueError(f"{name} is {rate}; expected a finite number, zero or more.")
 
 
 def check_number(
-    owner: Any, name: str, *, above: float | None = None, least: float | None = None,
-    below: float | None = None,
-) -> None:  # fmt: skip
+    owner: Any, name: str, *, least: float = -math.inf, below: float = math.inf
+) -> None:
     """Raise unless the hyper-parameter `name` of `owner` is a number inside its range."""
     value = getattr(owner, name)
     label = f"{type(owner).__name__}({name}={value!r})"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}.")
-    if not is_finite(value):
+    number = float(value)
+    if not is_finite(number):
         raise ValueError(f"{label}: expected a finite number.")
-    if above is not None and not value > above:
-        raise ValueError(f"{label}: expected more than {above}.")
-    if least is not None and not value >= least:
+    if number < least:
         raise ValueError(f"{label}: expected {least} or more.")
-    if below is not None and not value < below:
+    if number >= below:
         raise ValueError(f"{label}: expected less than {below}.")
