@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import math
+import time
 from numbers import Integral, Real
 from typing import Any
+
+
+class late_interrupt:
+    """Let a Ctrl-C that is under way arrive before an error that it has caused.
+
+    At a terminal Ctrl-C also reaches the compiler that `mx.compile` runs, and MLX reports the death
+    of that one (a RuntimeError) before Python gets to raise KeyboardInterrupt.
+    """
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is RuntimeError:
+            time.sleep(0.05)
 
 
 def check_tol(tol: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxopt._backend import device_for
-from mlxopt._checks import check_count, check_start, check_tol, describe_type
+from mlxopt._checks import check_count, check_start, check_tol, describe_type, late_interrupt
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Recorder, Result
@@ -123,19 +123,20 @@ class _Run:
         best = state
         lowest, flattest, stalled = state.value, state.optimality, 0
         try:
-            status = self._look(state)
-            while status is None:
-                before = state
-                count = min(self.stride, self.max_steps - self.steps)
-                state, taken = self.optimizer.advance(self.objective, state, count)
-                self.steps += taken
-                if state.params is not before.params:  # else a line search is still under way
-                    better = state.value < lowest or state.optimality < flattest
-                    stalled = 0 if better else stalled + 1
-                    lowest = min(lowest, state.value)
-                    flattest = min(flattest, state.optimality)
-                    best = _better(best, state)
-                status = self._look(state) or self._stuck(stalled)
+            with late_interrupt():
+                status = self._look(state)
+                while status is None:
+                    before = state
+                    count = min(self.stride, self.max_steps - self.steps)
+                    state, taken = self.optimizer.advance(self.objective, state, count)
+                    self.steps += taken
+                    if state.params is not before.params:  # else a line search is still under way
+                        better = state.value < lowest or state.optimality < flattest
+                        stalled = 0 if better else stalled + 1
+                        lowest = min(lowest, state.value)
+                        flattest = min(flattest, state.optimality)
+                        best = _better(best, state)
+                    status = self._look(state) or self._stuck(stalled)
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
         status = _explain(status, start, state)

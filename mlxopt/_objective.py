@@ -6,13 +6,23 @@ unevaluated arrays: whoever needs a number reads it, once, together with all els
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlxopt._tree import Tree, count, leaves, leaves_with_paths, ravel, unravel, working_dtype
+from mlxopt._tree import (
+    Tree,
+    count,
+    leaves,
+    leaves_with_paths,
+    ravel,
+    read,
+    unravel,
+    working_dtype,
+)
 from mlxopt.autodiff import checked_loss, kept_random_state, random_seed, tape_guard
 
 # Hessian rows computed at once: each holds as many intermediates as one gradient.
@@ -124,14 +134,22 @@ class Objective:
         zero = [bool(mx.all(leaf == 0).item()) for leaf in leaves(grad)]
         if not any(zero):
             return []
-        value = self.loss(params, *self.data).item()
+        value = self._probe(params)
         paths = []
         for index, ((path, _), is_zero) in enumerate(zip(named, zero, strict=True)):
             if not is_zero:
                 continue
-            if self.loss(_with_nan_leaf(params, index), *self.data).item() == value:
+            if self._probe(_with_nan_leaf(params, index)) == value:
                 paths.append(f"params{path}")
         return paths
+
+    def _probe(self, params: Tree) -> float:
+        """Return the loss with the random numbers of the next evaluation, which still gets them."""
+        with kept_random_state():
+            try:
+                return read(self.loss(params, *self.data))[0]
+            except (ValueError, OverflowError):  # a loss that branches on values (int(nan)) noticed
+                return math.nan
 
     def _hvp(self, params: Tree, vector: Tree, *data: Any) -> Tree:
         def slope(at: Tree) -> mx.array:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
-import numpy as np
 
 from mlxopt._backend import device_for
-from mlxopt._checks import check_count, check_start, describe_type
+from mlxopt._checks import check_count, check_start, describe_type, late_interrupt
 from mlxopt._minimize import Callback, warn_of_ignored
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
@@ -32,6 +31,7 @@ from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder
 
 _STRIDE = 50  # batches between two reads
+_PATIENCE = 1.0  # seconds after which to read before that
 
 
 def train(
@@ -116,7 +116,10 @@ class _Run:
         self.objective = Objective(loss, fixed_draw=False)
         self.optimizer, self.callback, self.bar = optimizer, callback, bar
         self.batches, self.epochs = batches, epochs
-        self.point = _Point(params, optimizer.start(params), math.nan, math.nan, 0)
+        with device_for(params):
+            buffers = optimizer.start(params)
+        self.point = _Point(params, buffers, math.nan, math.nan, 0)
+        self.best = self.point  # the one with the lowest value
         self.start_value = math.nan
         self.recorder = Recorder()
         self.began = time.perf_counter()
@@ -124,13 +127,18 @@ class _Run:
     def __call__(self) -> TrainResult:
         status = None
         try:
-            for epoch in range(self.epochs):
-                status = self._epoch(epoch)
-                if status is not None:
-                    break
+            with late_interrupt():
+                for epoch in range(self.epochs):
+                    status = self._epoch(epoch)
+                    if status is not None:
+                        break
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
-        point = self.point
+        if status is Status.INTERRUPTED and math.isnan(self.point.value):
+            raise KeyboardInterrupt  # before the first loss was known: there is no result yet
+        if status is None and self._has_grown(self.point.value):
+            status = Status.DIVERGED
+        point = self.best if status is Status.DIVERGED else self.point
         mx.eval(leaves(point.params))
         return TrainResult(
             params=point.params,
@@ -164,18 +172,20 @@ class _Run:
                 losses.append(values)
                 sizes += [_rows(batch) for batch in group]
                 steps += len(group)
-            (last_norm,) = read(grad_norm)
-            numbers = np.concatenate([np.array(values) for values in losses]).tolist()
+            # The parameters too: a row of an embedding may be NaN and in none of these batches.
+            with device_for(params):
+                last_norm, largest = read(grad_norm, largest_entry(params))
+            numbers = [one for values in losses for one in cast(list[float], values.tolist())]
             self.objective.evaluations += len(numbers)
             self.objective.time_steps(len(numbers), time.perf_counter() - began)
-            if not is_finite(*numbers, last_norm):
-                # A thousandfold loss on the way to infinity is no accident of one batch.
-                largest = max((n for n in numbers if math.isfinite(n)), default=-math.inf)
-                grown = largest > 1e3 * max(abs(self.start_value), 1e-30)
-                return Status.DIVERGED if grown else Status.NONFINITE
+            if not is_finite(*numbers, last_norm, largest):
+                seen = [self.point.value, *(number for number in numbers if math.isfinite(number))]
+                return Status.DIVERGED if self._has_grown(max(seen)) else Status.NONFINITE
             total += sum(number * size for number, size in zip(numbers, sizes, strict=True))
             rows += sum(sizes)
             self.point = _Point(params, buffers, total / rows, last_norm, steps)
+            if self.point.value < self.best.value:
+                self.best = self.point
             if self._look():
                 return Status.STOPPED
         if rows == 0:
@@ -184,6 +194,10 @@ class _Run:
                 f"whenever it is iterated, and hold at least one batch."
             )
         return None
+
+    def _has_grown(self, value: float) -> bool:
+        """Whether the loss is a thousand times the first one: no accident of one batch."""
+        return value > 1e3 * max(abs(self.start_value), 1e-30)
 
     def _groups(self, epoch: int) -> Iterator[list[tuple[Any, ...]]]:
         """Return an epoch's batches, as many at a time as one compiled call takes."""
@@ -212,7 +226,7 @@ class _Run:
         check_start(self.start_value, grad_norm)
         warn_of_ignored(self.objective, params, grad)
         self.recorder.add(0, self.start_value, grad_norm, time.perf_counter() - self.began)
-        self.point = self.point._replace(value=self.start_value, grad_norm=grad_norm)
+        self.point = self.best = self.point._replace(value=self.start_value, grad_norm=grad_norm)
 
     def _steps(self) -> Callable[..., Any]:
         """Return a function that takes one step on each of the batches that it is given."""
@@ -263,8 +277,12 @@ def _stretches(groups: Iterator[list[Any]]) -> Iterator[Iterator[list[Any]]]:
 
     def stretch(first: list[Any]) -> Iterator[list[Any]]:
         yield first
-        taken = len(first)
-        while taken < _STRIDE and (group := next(groups, None)) is not None:
+        taken, due = len(first), time.perf_counter() + _PATIENCE
+        while (
+            taken < _STRIDE
+            and time.perf_counter() < due
+            and (group := next(groups, None)) is not None
+        ):
             yield group
             taken += len(group)
 

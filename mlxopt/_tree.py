@@ -162,13 +162,15 @@ def to_data(item: Any, dtype: mx.Dtype) -> Any:
     operation that mixes them with parameters promotes them). Arrays of MLX pass through, and so do
     strings, None and Python numbers, which `mx.compile` holds constant.
     """
-    if item is None or isinstance(item, (mx.array, str, bool, int, float)):
+    # np.float64 is a float, but in front of an array NumPy would do the arithmetic: an array then.
+    number = isinstance(item, (bool, int, float)) and not isinstance(item, np.generic)
+    if item is None or number or isinstance(item, (mx.array, str)):
         return item
     if isinstance(item, dict):
         return {key: to_data(child, dtype) for key, child in item.items()}
-    if hasattr(item, "_fields"):
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
         return type(item)(*(to_data(child, dtype) for child in item))
-    if isinstance(item, (list, tuple)) and any(isinstance(child, mx.array) for child in item):
+    if isinstance(item, (list, tuple)) and _holds_data(item):
         return type(item)(to_data(child, dtype) for child in item)
     array = np.asarray(item)
     if array.dtype == object or array.dtype.kind not in "fiub":
@@ -182,3 +184,11 @@ def to_data(item: Any, dtype: mx.Dtype) -> Any:
         array = array.astype(wide, copy=False)
         return mx.array(array, dtype=dtype)
     return mx.array(array)
+
+
+def _holds_data(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a sequence is a tree of data rather than rows of numbers."""
+    # A list of NumPy arrays is rows of a table; a tuple of them is several things.
+    kinds = (mx.array, dict) if isinstance(items, list) else (mx.array, dict, np.ndarray)
+    frames = isinstance(items, tuple)
+    return any(isinstance(one, kinds) or (frames and hasattr(one, "columns")) for one in items)

@@ -71,13 +71,13 @@ def value_and_grad(
     @functools.wraps(loss)
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         for position in positions:
-            if not -len(args) <= position < len(args):
+            if not 0 <= position < len(args):
                 raise ValueError(
                     f"argnums={argnums} but the loss was called with {len(args)} arguments."
                 )
             check_params(args[position])
         if compile:
-            signature = _signature([args[position] for position in positions])
+            signature = _signature((args, kwargs))
             if signature not in traced:
                 _trace(checked, positions, args, kwargs)
                 traced.add(signature)
@@ -243,4 +243,11 @@ def random_seed() -> int | None:
 
 def _signature(tree: Tree) -> Any:
     """Return what a trace depends on: structure, shapes and dtypes."""
-    return repr(structure(tree)), tuple((leaf.shape, leaf.dtype) for leaf in leaves(tree))
+    return repr(structure(tree)), tuple(_kind(leaf) for leaf in leaves(tree))
+
+
+def _kind(leaf: Any) -> Any:
+    """Return what of a leaf a trace depends on: of a flag its value, of a number its type."""
+    if leaf is None or isinstance(leaf, (bool, str)):
+        return leaf
+    return type(leaf), getattr(leaf, "shape", None), getattr(leaf, "dtype", None)

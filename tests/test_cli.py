@@ -1,5 +1,6 @@
 """The commands, from the outside: what they print, save and return."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
 import mlxopt
-from mlxopt import plots
-from mlxopt.cli import app, demo
+from mlxopt import _blas, plots
+from mlxopt.cli import app, demo, doctor
 
 RNG = np.random.default_rng(5)
 FEATURES = RNG.normal([10.0, -3.0, 0.5], [2.0, 1.0, 0.1], size=(120, 3))
@@ -391,3 +392,23 @@ def test_fit_takes_a_penalty(tmp_path):
     )
     np.testing.assert_allclose(np.load(tmp_path / "m.npz")["coef"].ravel(), expected, rtol=1e-10)
     assert CliRunner().invoke(app, ["fit", str(path), "--target", "y", "--l2", "-1"]).exit_code == 2
+
+
+def test_doctor_tells_what_mlx_runs_on(monkeypatch):
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    text = " ".join(result.output.split())
+    assert f"mlx {importlib.metadata.version('mlx')}" in text
+    assert "device" in text
+    for measured in re.findall(r"product (\d+) GFLOP/s.*?sum ([\d.]+) GB/s", text):
+        assert all(float(number) > 0 for number in measured)
+    assert re.search(r"relative error \de-\d+", text)
+
+
+def test_doctor_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor._blas, "binding", lambda: _blas.Binding(None, None, 0, "Why.", 0.0))
+    advice = " ".join(doctor._advice())
+    assert "apt-get install g++" in advice
+    assert "A faster BLAS" in advice

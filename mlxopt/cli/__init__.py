@@ -1,4 +1,4 @@
-"""The command line: `mlxopt demo` and `mlxopt fit`, one file each."""
+"""The command line: `mlxopt demo`, `mlxopt fit` and `mlxopt doctor`, one file each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlxopt.cli import demo, fit
+from mlxopt.cli import demo, doctor, fit
 
 # The mark \b keeps the lines of a paragraph as they are.
 _DEMO = """\b
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.command(epilog=_DEMO)(demo.demo)
 app.command(epilog=_FIT)(fit.fit)
+app.command()(doctor.doctor)
 
 
 def _version(asked: bool) -> None:
