@@ -12,7 +12,7 @@ except ImportError as error:  # the bare Linux wheel brings no backend at all
         "mlxopt found no MLX backend. On Linux, install one with pip install 'mlxopt[cpu]' or "
         "pip install 'mlxopt[cuda]'; on macOS, pip install mlxopt brings it. "
         f"(MLX said: {error})"
-    ) from error
+    ) from None
 
 from mlxopt import _blas
 from mlxopt._tree import leaves

@@ -41,6 +41,14 @@ def check_count(number: Any, name: str) -> int:
     return int(number)
 
 
+def check_callback(callback: Any) -> None:
+    """Raise TypeError unless `callback` is None or can be called."""
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback is {describe_type(callback)}; expected a function that takes an Info."
+        )
+
+
 def check_start(value: float, grad_norm: float) -> None:
     """Raise ValueError unless the loss and its gradient are finite where a run starts."""
     if math.isfinite(value) and math.isfinite(grad_norm):

@@ -10,7 +10,14 @@ from typing import Any
 import mlx.core as mx
 
 from mlxopt._backend import device_for
-from mlxopt._checks import check_count, check_start, check_tol, describe_type, late_interrupt
+from mlxopt._checks import (
+    check_callback,
+    check_count,
+    check_start,
+    check_tol,
+    describe_type,
+    late_interrupt,
+)
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Recorder, Result
@@ -46,7 +53,8 @@ def minimize(
         params: where to start: a tree (array, list, tuple, dict, NamedTuple) of float arrays.
         optimizer: `LBFGS()` is the one to try first; see `mlxopt.optimizers`.
         *data: what the loss takes after its parameters. Floating-point NumPy arrays and lists take
-            the dtype of `params`; if anything is float64, all is computed on the CPU.
+            the dtype of `params` (float32 beside 16-bit ones); if anything is float64, all is
+            computed on the CPU.
         tol: stop when no entry of the gradient is larger in absolute value. None: 1e-5 for float32,
             1e-8 for float64, 1e-3 for the 16-bit dtypes. 0 takes every step.
         max_steps: steps at most: updates of a first-order rule, else evaluations.
@@ -56,10 +64,12 @@ def minimize(
         callback: called with an `Info` (step, value, grad_norm, seconds, evaluations, params) after
             each read; returning True stops.
         progress: show a progress bar; None shows one if the run lasts over a second.
-        compile: False evaluates op by op, for a loss that branches on values.
+        compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
+            whatever it refers to beside its arguments frozen into it.
 
     Returns:
-        a `Result`. Ctrl-C ends the run and returns the last finite point, INTERRUPTED.
+        a `Result`. Ctrl-C ends the run and returns the last finite point, INTERRUPTED (before the
+        loss is known at the start it raises KeyboardInterrupt as ever).
 
     Raises:
         TapeError: the loss reads arrays back to Python.
@@ -79,12 +89,13 @@ def minimize(
     (True, 2.0, 1.0)
     """
     check_is_callable(loss)
-    check_params(params)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is {describe_type(optimizer)}; expected one of mlxopt's, such as "
             f"mo.LBFGS(). It comes third: minimize(loss, params, optimizer, *data)."
         )
+    check_params(params)
+    check_callback(callback)
     tol = default_tol(params) if tol is None else check_tol(tol)
     check_count(max_steps, "max_steps")
     stride = optimizer.stride

@@ -20,6 +20,9 @@ class ProgressBar:
         total: how many steps there are at most; None if that is not known.
         show: True from the start, False never, None after a second if somebody is watching (a
             terminal or a notebook).
+
+    A terminal is left without it; elsewhere it ends full, with the steps that were taken as its
+    total: a run that converges takes fewer than it might.
     """
 
     def __init__(self, label: str, total: int | None, show: bool | None) -> None:
@@ -48,17 +51,20 @@ class ProgressBar:
         from rich import progress
         from rich.console import Console
 
+        console = Console(stderr=True)
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TextColumn("loss {task.fields[loss]}"),
             progress.TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
+            transient=console.is_terminal,
         )
         self._task = self._bar.add_task(self._label, total=self._total, loss="")
         self._bar.start()
 
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
+            self._bar.update(self._task, total=self._bar.tasks[0].completed)
             self._bar.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import numpy as np
 
 from mlxopt import plots
 from mlxopt._status import Status
-from mlxopt._tree import Tree, count, dtype_name, leaves, leaves_with_paths
+from mlxopt._tree import Tree, count, dtype_name, leaves_with_paths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,8 @@ class Info(NamedTuple):
     params: Tree  # the parameters
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+# Compared as objects: arrays do not answer == with yes or no.
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Result:
     """What `minimize` returns.
 
@@ -84,7 +86,10 @@ class Result:
         ]
 
     def __repr__(self) -> str:
-        rows = (f"  {name:<10} {text}" for name, text in self._rows())
+        wrap = textwrap.TextWrapper(
+            80, subsequent_indent=13 * " ", break_long_words=False, break_on_hyphens=False
+        )
+        rows = (wrap.fill(f"  {name:<10} {text}") for name, text in self._rows())
         return "\n".join([type(self).__name__, *rows])
 
     def _repr_html_(self) -> str:
@@ -140,9 +145,3 @@ class Recorder:
         return History(
             np.array(step, dtype=np.int64), np.array(value), np.array(grad_norm), np.array(seconds)
         )
-
-
-def evaluated(params: Tree) -> Tree:
-    """Return `params` with its arrays computed."""
-    mx.eval(leaves(params))
-    return params

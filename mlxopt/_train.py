@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from mlxopt._backend import device_for
-from mlxopt._checks import check_count, check_start, describe_type, late_interrupt
+from mlxopt._checks import check_callback, check_count, check_start, describe_type, late_interrupt
 from mlxopt._minimize import Callback, warn_of_ignored
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
@@ -42,6 +42,7 @@ def train(
     epochs: int = 1,
     callback: Callback | None = None,
     progress: bool | None = None,
+    compile: bool = True,
 ) -> TrainResult:
     """Minimize the mean of `loss(params, *batch)` over mini-batches, one step a batch.
 
@@ -54,15 +55,19 @@ def train(
         batches: `mo.batches(...)`, or anything that can be iterated once for each epoch and gives a
             tuple (or a single array) for each batch.
         epochs: how often to go through `batches`.
-        callback: called with an `Info` every 50 batches and at the end of an epoch; its `value` is
-            the mean loss of the epoch so far. Returning True stops.
+        callback: called with an `Info` every 50 batches or, if they are slow, every second, and at
+            the end of an epoch; its `value` is the mean loss of the epoch so far. Returning True
+            stops.
         progress: show a progress bar; None shows one if the run lasts over a second.
+        compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
+            whatever it refers to beside its arguments frozen into it.
 
     Returns:
         a `TrainResult`: its `value` is the mean loss of the last epoch's batches, measured on the
-        way. Status COMPLETED after all epochs. Ctrl-C ends the run and returns the parameters then
-        reached, INTERRUPTED; if the loss becomes NaN or infinite, the last parameters known to be
-        finite come back, NONFINITE or DIVERGED.
+        way. Status COMPLETED after all epochs. Ctrl-C ends the run and returns the parameters last
+        read, INTERRUPTED (before the first loss is known it raises KeyboardInterrupt as ever). If
+        the loss or a parameter becomes NaN or infinite, the last parameters known to be finite come
+        back, NONFINITE; if the loss grows a thousandfold, the best ones seen, DIVERGED.
 
     Raises:
         TapeError: the loss reads arrays back to Python.
@@ -80,13 +85,15 @@ def train(
     (Status.COMPLETED, 4.2)
     """
     check_is_callable(loss)
-    check_params(params)
     if not isinstance(optimizer, FirstOrder):
         raise TypeError(
             f"optimizer is {describe_type(optimizer)}; train takes first-order rules, such as "
             f"mo.SGD(0.01). Methods that compare losses (LBFGS, Newton) need all the data at once: "
-            f"mo.minimize(loss, params, optimizer, *data)."
+            f"mo.minimize(loss, params, optimizer, *data). It comes third: "
+            f"train(loss, params, optimizer, batches)."
         )
+    check_params(params)
+    check_callback(callback)
     check_count(epochs, "epochs")
     if not isinstance(batches, Iterable):
         raise TypeError(
@@ -100,7 +107,8 @@ def train(
     total = len(batches) * epochs if isinstance(batches, Sized) else None
 
     with ProgressBar("train", total, progress) as bar:
-        result = _Run(loss, optimizer, params, batches, epochs, callback, bar)()
+        run = _Run(loss, optimizer, params, batches, epochs, callback, bar, compile)
+        result = run()
     if result.status.is_failure:
         warn(f"{result.status.name}: {result.status.value}")
     return result
@@ -112,12 +120,13 @@ class _Run:
     def __init__(
         self, loss: Callable[..., mx.array], optimizer: FirstOrder, params: Tree,
         batches: Iterable[Any], epochs: int, callback: Callback | None, bar: ProgressBar,
+        compile: bool,
     ) -> None:  # fmt: skip
-        self.objective = Objective(loss, fixed_draw=False)
+        self.objective = Objective(loss, compile=compile, fixed_draw=False)
         self.optimizer, self.callback, self.bar = optimizer, callback, bar
         self.batches, self.epochs = batches, epochs
         with device_for(params):
-            buffers = optimizer.start(params)
+            buffers = optimizer.begin(params)
         self.point = _Point(params, buffers, math.nan, math.nan, 0)
         self.best = self.point  # the one with the lowest value
         self.start_value = math.nan

@@ -50,8 +50,8 @@ class Batches:
         order = None
         if self.shuffle:
             order = np.random.default_rng((self.seed, index)).permutation(self.rows)
-        for index in range(len(self)):
-            start = index * self.batch_size
+        for number in range(len(self)):
+            start = number * self.batch_size
             stop = min(start + self.batch_size, self.rows)
             if order is None:
                 yield tuple(array[start:stop] for array in self.arrays)
@@ -89,6 +89,8 @@ def batches(
     [[0, 1], [2, 3]] [0.0, 1.0]
     [[4, 5]] [2.0]
     """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise TypeError(f"seed is {seed!r}; expected a whole number, zero or more.")
     if not arrays:
         raise ValueError("batches needs at least one array: batches(X, y, batch_size=32).")
     if isinstance(batch_size, bool) or not isinstance(batch_size, Integral):
@@ -113,4 +115,4 @@ def batches(
             f"batch_size is {batch_size} but there are only {converted[0].shape[0]} rows, and "
             f"drop_last=True would leave no batch at all."
         )
-    return Batches(converted, int(batch_size), shuffle, seed, drop_last)
+    return Batches(converted, int(batch_size), shuffle, int(seed), drop_last)

@@ -58,6 +58,8 @@ def test_each_epoch_has_its_own_order_and_the_seed_fixes_it():
         ((np.ones((0, 2)),), {"batch_size": 2}, ValueError, "no rows"),
         ((np.ones(3),), {"batch_size": 0}, ValueError, "1 or more"),
         ((np.ones(3),), {"batch_size": 1.5}, TypeError, "whole number"),
+        ((np.ones(3),), {"batch_size": 1, "seed": None}, TypeError, "seed"),
+        ((np.ones(3),), {"batch_size": 1, "seed": -1}, TypeError, "seed"),
         ((np.ones(3),), {"batch_size": 4, "drop_last": True}, ValueError, "no batch"),
     ],
 )

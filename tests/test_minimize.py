@@ -285,6 +285,21 @@ def test_a_real_ctrl_c_while_running():
     assert "keyboard" in repr(result)
 
 
+def test_an_error_that_ctrl_c_has_caused_does_not_hide_it():
+    # At a terminal the compiler that MLX runs gets the signal too, and its death is reported first.
+    def callback(info):
+        if info.step == 2:
+            threading.Timer(0.01, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+            raise RuntimeError("the compiler was interrupted")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = mo.minimize(bowl, mx.zeros(3), mo.SGD(1e-3), record_every=1, callback=callback)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.status is Status.INTERRUPTED
+
+
 # --- data, dtypes, devices, random numbers -----------------------------------------------------
 
 
@@ -340,6 +355,8 @@ def test_a_random_loss_sees_one_fixed_draw_and_leaves_the_generator_alone():
         ({"max_steps": 1.5}, TypeError, "whole number"),
         ({"record_every": 0}, ValueError, "1 or more"),
         ({"loss": None}, TypeError, "function"),
+        ({"callback": True}, TypeError, "callback"),
+        ({"params": mo.SGD(), "optimizer": mx.zeros(2)}, TypeError, "comes third"),
     ],
 )
 def test_misuse_raises_at_the_door(change, error, words):
@@ -389,3 +406,18 @@ def test_a_converged_result_has_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mo.minimize(bowl, mx.zeros(2), mo.LBFGS())
+
+
+def test_results_compare_as_objects():
+    result = mo.minimize(bowl, mx.zeros(2), mo.LBFGS())
+    assert result == result
+    assert result != mo.minimize(bowl, mx.zeros(2), mo.LBFGS())
+
+
+def test_the_probe_for_ignored_leaves_keeps_the_draw_and_bears_an_error():
+    def loss(params):  # branches on a value, which NaN breaks
+        assert int(params["a"].item()) >= 0
+        return mx.square(params["b"] - 1.0) + 0 * params["a"]
+
+    start = {"a": mx.array(1.0), "b": mx.array(0.0)}
+    assert mo.minimize(loss, start, mo.LBFGS(), compile=False).converged

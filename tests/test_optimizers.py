@@ -190,6 +190,7 @@ def test_an_optimizer_is_an_immutable_value():
         (lambda: mo.Momentum(0.1, momentum=1.0), ValueError, "less than 1"),
         (lambda: mo.Momentum(0.1, momentum=-0.1), ValueError, "0 or more"),
         (lambda: mo.Momentum(0.1, momentum="big"), TypeError, "number"),  # pyright: ignore
+        (lambda: mo.Newton(hessian=3), TypeError, "expected a function"),  # pyright: ignore
         (lambda: mo.LBFGS(memory=0), ValueError, "1 or more"),
         (lambda: mo.LBFGS(memory=2.5), TypeError, "whole number"),  # pyright: ignore
     ],
@@ -283,6 +284,37 @@ def test_newton_takes_a_structured_hessian():
     np.testing.assert_allclose(np.array(result.params), np.linalg.lstsq(X, y)[0], rtol=1e-12)
     with pytest.raises(ValueError, match=r"\(5, 5\)"):
         mo.minimize(loss, mx.zeros(5), mo.Newton(hessian=lambda w, X, y: X.T @ y), X, y)
+
+
+def test_a_structured_hessian_of_another_make():
+    def loss(w):
+        return mx.sum(mx.square(w - 1.0))
+
+    narrow = mo.Newton(hessian=lambda w: 2.0 * mx.eye(2, dtype=mx.bfloat16))
+    assert mo.minimize(loss, mx.zeros(2), narrow).params.tolist() == [1, 1]
+    from_numpy = mo.Newton(hessian=lambda w: 2.0 * np.eye(2))  # pyright: ignore
+    assert mo.minimize(loss, mx.zeros(2), from_numpy).params.tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"float; expected \(2, 2\)"):
+        mo.minimize(loss, mx.zeros(2), mo.Newton(hessian=lambda w: 2.0))  # pyright: ignore
+
+
+@pytest.mark.parametrize("rate", [None, "fast", -1.0, float("nan")])
+def test_a_schedule_that_gives_no_rate_is_named_with_its_step(rate):
+    with pytest.raises((TypeError, ValueError), match=r"learning_rate\(3\) is"):
+        mo.minimize(
+            lambda w: mx.sum(mx.square(w)),
+            mx.ones(2),
+            mo.SGD(lambda step: 0.1 if step < 3 else rate),
+        )
+
+
+def test_a_schedule_may_return_an_array():
+    def loss(w):
+        return mx.sum(mx.square(w))
+
+    number = mo.minimize(loss, mx.ones(2), mo.SGD(0.1), max_steps=20, tol=0)
+    array = mo.minimize(loss, mx.ones(2), mo.SGD(lambda step: mx.array(0.1)), max_steps=20, tol=0)
+    assert number.params.tolist() == array.params.tolist()
 
 
 def test_the_autodiff_hessian_is_in_tree_flatten_order():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from problems import array64, regression, squared_loss
 
+import mlxopt
 import mlxopt as mo
 from mlxopt import Status
 
@@ -248,6 +249,7 @@ def test_sixteen_bit_parameters_keep_their_dtype(dtype):
         ({"epochs": 0}, ValueError, "1 or more"),
         ({"epochs": 1.0}, TypeError, "whole number"),
         ({"batches": 32}, TypeError, "mo.batches"),
+        ({"callback": 3}, TypeError, "callback"),
     ],
 )
 def test_misuse_raises_at_the_door(change, error, words):
@@ -274,3 +276,89 @@ def test_a_run_on_the_same_batches_can_be_repeated():
     assert first == second
     # Epochs differ from each other all the same.
     assert [b[1].tolist() for b in loader.epoch(0)] != [b[1].tolist() for b in loader.epoch(1)]
+
+
+def test_a_parameter_that_is_infinite_in_no_batch_is_seen():
+    # An embedding whose row 1 no loss looks at overflows through a huge rate on its decay.
+    class Leaky(mo.SGD):
+        def update(self, grad, buffers, params, learning_rate):
+            return params * 1e6, buffers
+
+    def loss(table, row):
+        return mx.sum(mx.square(table[0] * 0 + row))
+
+    with pytest.warns(mo.ConvergenceWarning):
+        result = mo.train(loss, mx.ones((2, 3)), Leaky(0.1), [mx.ones(3)] * 60, epochs=3)
+    assert result.status is Status.NONFINITE
+    assert np.isfinite(np.array(result.params)).all()
+
+
+def test_a_finite_blow_up_is_diverged_and_returns_the_best_point():
+    X, y, _ = regression()
+    loader = mo.batches(X, y, batch_size=10)
+    with pytest.warns(mo.ConvergenceWarning, match="DIVERGED"):
+        result = mo.train(squared_loss, START, mo.SGD(2.0), loader, epochs=1)
+    assert result.status is Status.DIVERGED
+    assert np.isfinite(np.array(result.params["w"])).all()
+    assert result.value == min(result.history.value)
+
+
+def test_a_loss_in_bfloat16_trains():
+    def loss(w, x):
+        return mx.sum(mx.square(w - x)).astype(mx.bfloat16)
+
+    result = mo.train(loss, mx.zeros(2, dtype=mx.bfloat16), mo.SGD(0.25), [mx.ones(2)] * 20)
+    assert np.array(result.params.astype(mx.float32)).tolist() == pytest.approx([1, 1], abs=0.02)
+
+
+def test_ctrl_c_before_the_first_loss_is_a_ctrl_c():
+    def batches():
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        mo.train(squared_loss, START, mo.SGD(0.1), batches())
+
+
+def test_slow_batches_are_looked_at_every_second(monkeypatch):
+    clock = iter(range(0, 10**6))
+    monkeypatch.setattr(mlxopt._train.time, "perf_counter", lambda: 0.5 * next(clock))
+    seen = []
+    pairs = [(np.ones((2, 5)), np.ones(2))] * 30
+    mo.train(squared_loss, START, mo.SGD(0.01), pairs, callback=seen.append)
+    assert len(seen) > 5
+
+
+def test_compile_false_lets_a_loss_branch_on_values():
+    def loss(w, x):
+        return mx.sum(mx.square(w - x)) if bool(mx.sum(x) > 0) else mx.sum(mx.abs(w))
+
+    with pytest.raises(mo.TapeError, match="compile=False"):
+        mo.train(loss, mx.zeros(2), mo.SGD(0.1), [mx.ones(2)] * 30)
+    result = mo.train(loss, mx.zeros(2), mo.SGD(0.5), [mx.ones(2)] * 30, compile=False)
+    assert result.params.tolist() == pytest.approx([1, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        (lambda grad, buffers, params, rate: params, "a tuple of two"),
+        (lambda grad, buffers, params, rate: (params.astype(mx.float32), buffers), "float16"),
+        (lambda grad, buffers, params, rate: (params, (mx.zeros(2),)), "of the buffers"),
+        (lambda grad, buffers, params, rate: ([params], buffers), "of the parameters"),
+    ],
+)
+def test_a_rule_that_breaks_the_contract_is_told(update, words):
+    class Rule(mo.SGD):
+        pass
+
+    Rule.update = lambda self, *arguments: update(*arguments)  # type: ignore[method-assign]
+    params = mx.zeros(2, dtype=mx.float16)
+
+    def loss(w, *batch):
+        return mx.sum(mx.square(w))
+
+    with pytest.raises(TypeError, match=words):
+        mo.train(loss, params, Rule(0.1), [mx.ones(2)])
+    with pytest.raises(TypeError, match=words):
+        mo.minimize(loss, params, Rule(0.1))

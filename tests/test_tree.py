@@ -79,3 +79,14 @@ def test_integers_and_mlx_arrays_stay_what_they_are():
 def test_text_is_no_data():
     with pytest.raises(TypeError, match="Encode text"):
         _tree.to_data(np.array(["a", "b"]), mx.float32)
+
+
+def test_tuples_of_arrays_are_trees_and_lists_of_rows_are_tables():
+    pair = _tree.to_data((np.ones((2, 3)), np.ones(4)), mx.float32)
+    assert [array.shape for array in pair] == [(2, 3), (4,)]
+    table = _tree.to_data([np.ones(3), np.ones(3)], mx.float32)
+    assert table.shape == (2, 3)
+    nested = _tree.to_data([{"x": np.ones(2)}], mx.float32)
+    assert nested[0]["x"].dtype == mx.float32
+    assert isinstance(_tree.to_data(np.float64(2.0), mx.float64), mx.array)
+    assert _tree.to_data(2.0, mx.float64) == 2.0

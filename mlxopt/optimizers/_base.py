@@ -21,10 +21,11 @@ from numbers import Real
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import mlx.core as mx
+import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, is_finite, largest_entry, read, working_dtype
+from mlxopt._tree import Tree, dtype_name, is_finite, largest_entry, read, working_dtype
 
 
 class State(Protocol):
@@ -94,7 +95,7 @@ class FirstOrderState(NamedTuple):
     buffers: Tree  # what the rule remembers, a tree of arrays (empty for SGD)
 
 
-LearningRate = float | Callable[[int], float]
+LearningRate = float | Callable[[int], float | mx.array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
     """A rule that turns a gradient into a step by arithmetic alone; subclasses write that rule.
 
     Both loops run it in compiled calls of several steps, so `start` and `update` must be made of
-    MLX operations.
+    MLX operations. A rule that needs to know how many steps were taken keeps the count as a buffer.
     """
 
     stride: ClassVar[int] = 10
@@ -135,16 +136,44 @@ class FirstOrder(Optimizer[FirstOrderState]):
         """Return the learning rates of `count` steps from `step` on, as scalar arrays."""
         if not callable(self.learning_rate):
             return [mx.array(float(self.learning_rate), dtype=dtype)] * count
-        numbers = [float(self.learning_rate(step + i)) for i in range(count)]
-        for i, number in enumerate(numbers):
-            _check_rate(number, f"learning_rate({step + i})")
-        return [mx.array(number, dtype=dtype) for number in numbers]
+        return [mx.array(self._scheduled(step + i), dtype=dtype) for i in range(count)]
+
+    def _scheduled(self, step: int) -> float:
+        assert callable(self.learning_rate)
+        rate: Any = self.learning_rate(step)
+        if isinstance(rate, (mx.array, np.ndarray)) and rate.size == 1:
+            rate = float(np.asarray(rate).item())
+        _check_rate(rate, f"learning_rate({step})")
+        return float(rate)
+
+    def begin(self, params: Tree) -> Tree:
+        """Return `start(params)`, having checked that `update` keeps its part of the contract."""
+        buffers = self.start(params)
+        rate = mx.array(0.0, dtype=working_dtype(params))
+        # Nothing of this is evaluated: shapes and dtypes are known without.
+        result = self.update(params, buffers, params, rate)
+        name = type(self).__name__
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                f"{name}.update returned {type(result).__qualname__}; expected a tuple of two: the "
+                f"parameters and the buffers."
+            )
+        for what, before, after in (
+            ("parameters", params, result[0]),
+            ("buffers", buffers, result[1]),
+        ):
+            if (found := _make(after)) != (expected := _make(before)):
+                raise TypeError(
+                    f"{name}.update changed the make of the {what}: expected {expected}, got "
+                    f"{found}. Cast the learning rate to each leaf's dtype."
+                )
+        return buffers
 
     def init(self, objective: Objective, params: Tree) -> FirstOrderState:
         """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
         number, largest = read(value, largest_entry(grad))
-        return FirstOrderState(params, number, grad, largest, None, 0, self.start(params))
+        return FirstOrderState(params, number, grad, largest, None, 0, self.begin(params))
 
     def step(self, objective: Objective, state: FirstOrderState) -> FirstOrderState:
         """Return the state after one update and one evaluation."""
@@ -202,6 +231,17 @@ class FirstOrder(Optimizer[FirstOrderState]):
             return params, buffers, value, grad, largest_entry(grad)
 
         return steps
+
+
+def _make(tree: Tree) -> Any:
+    """Return structure, shapes and dtypes of a tree, as a message shows them."""
+    if isinstance(tree, dict):
+        return {key: _make(child) for key, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_make(child) for child in tree]
+    if isinstance(tree, mx.array):
+        return f"{dtype_name(tree.dtype)} {tree.shape}"
+    return type(tree).__qualname__
 
 
 def _check_rate(rate: Any, name: str) -> None:

@@ -64,6 +64,13 @@ class Newton(Optimizer[NewtonState]):
 
     hessian: Callable[..., mx.array] | None = None
 
+    def __post_init__(self) -> None:
+        if self.hessian is not None and not callable(self.hessian):
+            raise TypeError(
+                f"Newton(hessian=...) is {type(self.hessian).__qualname__}; expected a function "
+                f"hessian(params, *data), or None."
+            )
+
     def init(self, objective: Objective, params: Tree) -> NewtonState:
         """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
@@ -99,11 +106,14 @@ class Newton(Optimizer[NewtonState]):
         dtype = working_dtype(state.params)
         size = count(state.params)
         curvature = objective.hessian(state.params, self.hessian)
-        if curvature.shape != (size, size):
+        shape = getattr(curvature, "shape", type(curvature).__qualname__)
+        if shape != (size, size):
             raise ValueError(
-                f"Newton's hessian returned an array of shape {curvature.shape}; expected "
-                f"({size}, {size}), the parameters in tree_flatten order."
+                f"Newton's hessian returned an array of shape {shape}; expected ({size}, {size}), "
+                f"the parameters in tree_flatten order."
             )
+        if isinstance(curvature, mx.array) and curvature.dtype == mx.bfloat16:
+            curvature = curvature.astype(mx.float32)  # NumPy has no such type
         matrix = np.array(curvature, dtype=np.float64)
         gradient = np.array(ravel(state.grad, dtype), dtype=np.float64)
         if not np.isfinite(matrix).all():
