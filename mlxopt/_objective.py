@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._compiler import precompile_header
 from mlxopt._tree import (
     Tree,
     count,
@@ -74,6 +75,7 @@ class Objective:
         if key not in self._compiled:
             function = make()
             if self._compiles:
+                precompile_header()
                 # Without the state among inputs and outputs a compiled function would repeat its
                 # random numbers for ever; with it each call costs some 30 µs more.
                 state = mx.random.state if self._uses_random else None

@@ -25,7 +25,7 @@ ROOMS = [
     ["_result"],
     ["losses", "data", "plots", "_progress"],
     ["_backend", "_checks"],
-    ["_tree", "_status", "_blas"],
+    ["_tree", "_status", "_blas", "_compiler"],
     ["_elf"],
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
