@@ -69,3 +69,83 @@ def test_losses_keep_the_dtype(dtype):
     x = mx.array([0.5, -2.0], dtype=dtype)
     for loss in (mo.losses.squared_error, mo.losses.huber, mo.losses.logistic):
         assert loss(x, x).dtype == dtype
+
+
+# --- sums over many examples --------------------------------------------------------------------
+
+CPU_ONLY = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="only the CPU sums naively")
+
+
+@CPU_ONLY
+@pytest.mark.parametrize("rows", [1_000_003, 4_000_017])
+def test_a_mean_of_millions_keeps_six_digits_in_value_and_gradient(rows):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 3)).astype(np.float32) + np.float32(1)
+    y = (X @ np.array([1, 2, 3], dtype=np.float32) + rng.exponential(size=rows)).astype(np.float32)
+    w = np.array([0.9, 2.0, 3.1], dtype=np.float32)
+    X64 = X.astype(np.float64)
+    residual = X64 @ w.astype(np.float64) - y
+    value, gradient = 0.5 * np.mean(residual**2), X64.T @ residual / rows
+
+    def loss(w, X, y):
+        return mo.losses.mean(mo.losses.squared_error(mo.losses.linear(X, w), y))
+
+    for derivative in (mo.value_and_grad(loss), mx.compile(mx.value_and_grad(loss))):
+        found, slope = derivative(mx.array(w), mx.array(X), mx.array(y))
+        # The goal; the oracle is NumPy in float64.
+        assert found.item() == pytest.approx(value, rel=1e-6)
+        np.testing.assert_allclose(np.array(slope), gradient, rtol=1e-6)
+
+    def naive(w, X, y):
+        return mx.mean(mo.losses.squared_error(X @ w, y))
+
+    # The reason for it all; when this fails MLX has mended its sums, and the blocks can go.
+    assert naive(mx.array(w), mx.array(X), mx.array(y)).item() != pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 1023, 8191, 8192, 8193, 10_240, 99_999])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.bfloat16])
+def test_the_total_is_the_sum_at_every_size(size, dtype):
+    numbers = np.random.default_rng(size).integers(0, 4, size=size)
+    with mx.stream(mx.cpu):
+        values = mx.array(numbers).astype(dtype)
+        found = mo.losses.total(values)
+        assert found.dtype == dtype
+        assert found.shape == ()
+        # Small whole numbers add up exactly in float32; bfloat16 rounds the sum to 8 bits.
+        exact = dtype != mx.bfloat16
+        assert float(found) == pytest.approx(numbers.sum(), rel=0 if exact else 2**-8)
+        ones = mo.grad(mo.losses.total)(values)
+        assert ones.dtype == dtype
+        assert bool(mx.all(ones == 1))
+
+
+@pytest.mark.parametrize("rows", [5, 40_000])
+@pytest.mark.parametrize("outputs", [None, 3])
+def test_linear_is_the_product_with_all_its_derivatives(rows, outputs):
+    rng = np.random.default_rng(1)
+    shape = (2,) if outputs is None else (2, outputs)
+    X = mx.array(rng.normal(size=(rows, 2)).astype(np.float32))
+    w = mx.array(rng.normal(size=shape).astype(np.float32))
+
+    def value(product):
+        def function(X, w):
+            return mo.losses.mean(mx.tanh(product(X, w)))
+
+        return function
+
+    ours, plain = value(mo.losses.linear), value(lambda X, w: X @ w)
+    for position in (0, 1):
+        found, expected = (mx.grad(f, argnums=position)(X, w) for f in (ours, plain))
+        np.testing.assert_allclose(np.array(found), np.array(expected), rtol=2e-5, atol=1e-9)
+
+        def slope(w, f, position=position):
+            return mx.sum(mx.square(mx.grad(f, argnums=position)(X, w)))
+
+        found, expected = (mx.grad(lambda w, f=f: slope(w, f))(w) for f in (ours, plain))
+        np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-4, atol=1e-9)
+    stack = mx.stack([w, w + 1])
+    found = mx.vmap(mx.grad(ours, argnums=1), in_axes=(None, 0))(X, stack)
+    for one, each in zip(stack, found, strict=True):
+        expected = mx.grad(plain, argnums=1)(X, one)
+        np.testing.assert_allclose(np.array(each), np.array(expected), rtol=2e-5, atol=1e-9)
