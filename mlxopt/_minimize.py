@@ -241,6 +241,6 @@ def warn_of_ignored(objective: Objective, params: Tree, grad: Tree) -> None:
     if ignored:
         names = ", ".join(ignored)
         warn(
-            f"the loss ignores {names}: its gradient is zero, and NaN there changes nothing. Is it "
-            f"used, and is it connected by MLX operations?",
+            f"the loss ignores {names}, so the run leaves it where it started: its gradient is "
+            f"zero, and NaN there changes nothing. Is it used, and connected by MLX operations?"
         )

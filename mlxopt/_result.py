@@ -86,9 +86,7 @@ class Result:
         ]
 
     def __repr__(self) -> str:
-        wrap = textwrap.TextWrapper(
-            80, subsequent_indent=13 * " ", break_long_words=False, break_on_hyphens=False
-        )
+        wrap = textwrap.TextWrapper(80, subsequent_indent=13 * " ", break_long_words=False)
         rows = (wrap.fill(f"  {name:<10} {text}") for name, text in self._rows())
         return "\n".join([type(self).__name__, *rows])
 

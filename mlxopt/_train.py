@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -165,26 +165,25 @@ class _Run:
         total, rows = 0.0, 0  # of the losses so far, and of the examples in them
         for stretch in _stretches(self._groups(epoch)):
             began = time.perf_counter()
-            losses: list[mx.array] = []
+            values: list[mx.array] = []
             sizes: list[int] = []
             params, buffers, steps = self.point.params, self.point.buffers, self.point.steps
             grad_norm = mx.array(0.0)
             for group in stretch:
-                with device_for(params, group):
+                with device_for(params, group[0]):
                     if math.isnan(self.start_value):
                         self._start(group[0])
                     rates = self.optimizer.rates(steps, len(group), working_dtype(params))
                     key = (id(self.optimizer), len(group))
                     call = self.objective.compiled(key, self._steps)
-                    params, buffers, values, grad_norm = call(params, buffers, rates, group)
-                    mx.async_eval(params, buffers, values)
-                losses.append(values)
+                    params, buffers, each, grad_norm = call(params, buffers, rates, group)
+                    mx.async_eval(params, buffers, each)
+                values += each
                 sizes += [_rows(batch) for batch in group]
                 steps += len(group)
             # The parameters too: a row of an embedding may be NaN and in none of these batches.
             with device_for(params):
-                last_norm, largest = read(grad_norm, largest_entry(params))
-            numbers = [one for values in losses for one in cast(list[float], values.tolist())]
+                last_norm, largest, *numbers = read(grad_norm, largest_entry(params), *values)
             self.objective.evaluations += len(numbers)
             self.objective.time_steps(len(numbers), time.perf_counter() - began)
             if not is_finite(*numbers, last_norm, largest):
@@ -212,18 +211,23 @@ class _Run:
         """Return an epoch's batches, as many at a time as one compiled call takes."""
         dtype = working_dtype(self.point.params)
         group: list[tuple[Any, ...]] = []
+        first = shapes = None  # of the group's first batch, of its last
         batches = self.batches
         for batch in batches.epoch(epoch) if isinstance(batches, Batches) else batches:
             items = batch if isinstance(batch, (tuple, list)) else (batch,)
             converted = tuple(to_data(item, dtype) for item in items)
-            if group and _shapes(converted) != _shapes(group[0]):
-                yield from ([one] for one in group)
-                group = []
+            if shapes != first:
+                # More than the last batch of an epoch are odd: each mixture would be compiled anew.
+                yield from ([one] for one in group[:-1])
+                group, first = group[-1:], shapes
+            shapes = _shapes(converted)
+            first = shapes if not group else first
             group.append(converted)
-            if len(group) >= self.objective.steps_per_call:
+            if len(group) >= self.objective.steps_per_call and shapes == first:
                 yield group
                 group = []
-        yield from ([one] for one in group)
+        if group:
+            yield group
 
     def _start(self, batch: tuple[Any, ...]) -> None:
         """Check the loss on the first batch, and record it."""
@@ -242,14 +246,14 @@ class _Run:
 
         def steps(
             params: Tree, buffers: Tree, rates: list[mx.array], group: list[tuple[Any, ...]]
-        ) -> tuple[Tree, Tree, mx.array, mx.array]:
+        ) -> tuple[Tree, Tree, list[mx.array], mx.array]:
             derivative = mx.value_and_grad(self.objective.loss)
             values, grad = [], params
             for rate, batch in zip(rates, group, strict=True):
                 value, grad = derivative(params, *batch)
                 params, buffers = self.optimizer.update(grad, buffers, params, rate)
                 values.append(value)
-            return params, buffers, mx.stack(values), largest_entry(grad)
+            return params, buffers, values, largest_entry(grad)
 
         return steps
 

@@ -168,9 +168,10 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, ax: Axes | None =
     spread = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
     bars = np.stack([share - (center - spread), center + spread - share])
     ax.plot([0, 1], [0, 1], color="black", linewidth=1, label="perfectly calibrated")
+    rows = f"{size.min():,}" if size.min() == size.max() else f"{size.min():,} or {size.max():,}"
     ax.errorbar(
         expected, share, yerr=np.maximum(bars, 0), fmt="o", markersize=5, capsize=3,
-        label=f"{len(groups)} groups of {size.min():,} rows, with 95 % intervals",
+        label=f"{len(groups)} groups of {rows} rows, with 95 % intervals",
     )  # fmt: skip
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.02, 1.18)  # room for the legend above all points
@@ -199,6 +200,8 @@ def separation(
     Returns:
         the axes; `ax.figure.savefig(...)` keeps the picture.
     """
+    from matplotlib.ticker import MaxNLocator
+
     ax = _axes(ax)
     edges = np.linspace(0, 1, 21)
     for index, name in enumerate(names):
@@ -211,6 +214,7 @@ def separation(
     ax.set_ylim(0, 1.15 * ax.get_ylim()[1])  # room for the legend
     ax.set_xlabel("fitted probability")
     ax.set_ylabel("rows")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="upper right", ncols=2)
     return ax
 

@@ -1,7 +1,9 @@
 """The commands, from the outside: what they print, save and return."""
 
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -153,6 +155,30 @@ def test_demo(options, shapes, tmp_path, monkeypatch):
     assert max(map(len, text.replace(str(picture), "").splitlines())) <= 80
 
 
+@pytest.mark.slow  # it compiles, for ten seconds
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="no g++ on Linux")
+def test_demo_compiles_nothing_while_it_takes_the_time(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from mlxopt.cli import demo
+def kernels():
+    return {path.name for path in Path(sys.argv[1]).rglob("*.so")}
+problems = demo.linear_problem(1000, 20, 0), demo.logistic_problem(500, 20, 0)
+demo._run_all(problems, str)
+first = kernels()
+demo._run_all(problems, str)
+print(len(first), len(kernels() - first))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, later = map(int, found.stdout.split())
+    assert first > 0
+    assert later == 0
+
+
 def test_demo_says_so_where_a_method_misses(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "STEPS", 300)
     text = run("demo", "--quick", "--out", tmp_path / "curves.png").stdout
@@ -182,7 +208,7 @@ def coefficients(text):
 
 def test_fit_linear(linear_csv, tmp_path):
     oracle = OLS(CONTINUOUS, add_constant(FEATURES)).fit()
-    out, picture = tmp_path / "model.bin", tmp_path / "fit.png"
+    out, picture = tmp_path / "model.npz", tmp_path / "fit.png"
     text = run("fit", linear_csv, "--target", "y", "--out", out, "--plot", picture).stdout
     table = coefficients(text)
     assert list(table) == ["intercept", "area", "rooms", "age"]
@@ -267,6 +293,42 @@ def test_fit_reports_what_it_left_out(linear_csv):
     assert "2 rows repeat an earlier row" in text
 
 
+def test_fit_cuts_long_lists_of_columns(tmp_path):
+    names = [f"c{index}" for index in range(30)]
+    path = tmp_path / "table.csv"
+    lines = ["y," + ",".join(names), *(f"{i}," + ",".join(["NA"] * 30) for i in range(3))]
+    rows = RNG.normal(size=(40, 31)).tolist()
+    path.write_text("\n".join([*lines, *(",".join(map(repr, row)) for row in rows)]))
+    text = words(run("fit", path, "--target", "y", "--features", ",".join(names[:14])).stdout)
+    assert f"features {', '.join(names[:12])} and 2 more" in text
+    assert f"not used {', '.join(names[14:26])} and 4 more" in text
+    assert "line 2 (c0, c1, c2, c3, c4 and 9 more), line 3 " in text
+
+
+def test_notes_name_the_option_and_not_the_parameter(tmp_path, linear_csv):
+    text = words(run("fit", linear_csv, "--target", "y", "--l2", "0.5").stdout)
+    assert "Note: with --l2 the coefficients" in text
+    assert "l2 > 0" not in text
+    path = tmp_path / "table.csv"
+    path.write_text("y,a,b\n" + "".join(f"{i % 3 % 2},{i},{2 * i}\n" for i in range(9)))
+    text = words(run("fit", path, "--target", "y").stdout)
+    assert "or use --l2." in text
+    assert "l2 > 0" not in text
+
+
+def test_fit_shows_no_progress_bar_of_a_model(logistic_csv, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # somebody is watching
+    monkeypatch.setattr("mlxopt._progress._PATIENCE", 0.0)
+    opened = []
+    bar = mlxopt._progress.ProgressBar
+    monkeypatch.setattr(bar, "_open", lambda self: opened.append(self._label) or exit())
+    with pytest.raises(SystemExit):
+        mlxopt.minimize(lambda x: (x * x).sum(), mlxopt.cli.demo.mx.ones(2), mlxopt.LBFGS())
+    assert opened == ["minimize"]  # so the trap works
+    run("fit", logistic_csv, "--target", "y")
+    assert opened == ["minimize"]
+
+
 def test_fit_warnings_become_notes(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("y,a,b\n" + "".join(f"{i * i},{i},{2 * i}\n" for i in range(9)))
@@ -295,6 +357,9 @@ def test_fit_warnings_become_notes(tmp_path):
         (["1", "2", "3"], ["--plot", "fit.docx"], "must end in one of"),
         (["1", "2", "3"], ["--out", "none/model.npz"], "there is no folder none"),
         (["1", "2", "3"], ["--out", "."], "is a folder"),
+        (["1", "2", "3"], ["--out", "model.csv"], "must end in .npz"),
+        (["$1,200", "$900", "$80"], [], "line 2, column y: '$1,200' has a currency sign and a"),
+        (["5%", "7 %"], ["--model", "linear"], "Write 5. The column has more such cells."),
     ],
 )
 def test_fit_refuses(outcomes, options, says, tmp_path):
@@ -305,6 +370,32 @@ def test_fit_refuses(outcomes, options, says, tmp_path):
     assert outcome.stderr.startswith("Error: ")
     assert outcome.stderr.count("\n") == 1
     assert outcome.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["itself", "symlink", "hardlink"])
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_fit_never_overwrites_its_table(option, kind, tmp_path):
+    ending = {"--out": "npz", "--plot": "png"}[option]
+    table = write(tmp_path / f"table.{ending}", map(repr, CONTINUOUS.tolist()))
+    before, other = table.read_bytes(), tmp_path / f"other.{ending}"
+    if kind == "symlink":
+        other.symlink_to(table)
+    elif kind == "hardlink":
+        other.hardlink_to(table)
+    else:
+        other = table
+    outcome = run("fit", table, "--target", "y", option, other, code=2)
+    assert f"FILE.csv and {option} are the same file" in outcome.stderr
+    assert outcome.stdout == ""
+    assert table.read_bytes() == before
+
+
+def test_fit_writes_the_model_and_the_picture_to_two_files(linear_csv, tmp_path):
+    (tmp_path / "fit.png").symlink_to(tmp_path / "model.npz")  # which is not there yet
+    options = ["--out", tmp_path / "model.npz", "--plot", tmp_path / "fit.png"]
+    outcome = run("fit", linear_csv, "--target", "y", *options, code=2)
+    assert "--out and --plot are the same file" in outcome.stderr
+    assert not (tmp_path / "model.npz").exists()
 
 
 def test_wrong_options_end_with_code_2(linear_csv):
@@ -403,6 +494,22 @@ def test_doctor_tells_what_mlx_runs_on(monkeypatch):
     for measured in re.findall(r"product (\d+) GFLOP/s.*?sum ([\d.]+) GB/s", text):
         assert all(float(number) > 0 for number in measured)
     assert re.search(r"relative error \de-\d+", text)
+
+
+def test_doctor_gives_a_reason_only_where_it_says_more(monkeypatch):
+    said = {}
+    for library, reason in (
+        ("MKL", "MLX calls MKL."), ("OpenBLAS", "MLX calls OpenBLAS; MKL is damaged."),
+        (None, "There is no other."),
+    ):  # fmt: skip
+        binding = _blas.Binding(library, None, 0, reason, 0.0)
+        monkeypatch.setattr(doctor._blas, "binding", lambda binding=binding: binding)
+        said[library] = [text for name, text in doctor._backend() if name in ("BLAS", "")]
+    assert said == {
+        "MKL": ["MKL"],
+        "OpenBLAS": ["OpenBLAS", "MLX calls OpenBLAS; MKL is damaged."],
+        None: ["MLX's own", "There is no other."],
+    }
 
 
 def test_doctor_says_what_to_install(monkeypatch):

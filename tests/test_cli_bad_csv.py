@@ -6,6 +6,7 @@ folder is present, must end in the same way.
 
 import hashlib
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,7 +173,13 @@ def test_missing_values(text):
         ("1_000", "is not a number"),  # Python reads 1000
         ("１２", "is not a number"),  # digits of full width: Python reads 12
         ("2024-01-05", "is not a number"),
-        ("5%", "is not a number"),
+        ("5%", "has a percent sign. Write 5."),
+        ("abc%", "is not a number"),
+        ("$5", "has a currency sign. Write 5."),
+        ("-$ 5.5", "has a currency sign. Write -5.5."),
+        ("5 €", "has a currency sign. Write 5."),
+        ("$1,234.5", "has a currency sign and a thousands separator. Write 1234.5."),
+        ("$five", "is not a number"),
         ("+-1", "is not a number"),
         ("9007199254740993", "would become 9007199254740992"),
         ("-9007199254740993.0", "would become -9007199254740992"),
@@ -275,6 +282,33 @@ def test_a_column_of_text_suggests_the_columns_of_numbers(tmp_path):
     says = refuse(tmp_path, "y,city,a,b\n1,Bern,2,3\n2,Rome,3,4\n")
     assert "line 2, column city: 'Bern'" in says
     assert "--features a,b" in says
+
+
+def test_suggested_features_can_be_pasted_into_a_shell(tmp_path):
+    header = 'y,city,"a, b","c d","5"" pipe",$HOME'
+    says = refuse(tmp_path, f"{header}\n1,Bern,2,3,4,5\n2,Rome,3,4,6,9\n3,Oslo,3,5,5,2\n")
+    (_, option, columns, *_) = shlex.split(
+        says.partition("Leave city out")[2].partition(", or ")[0]
+    )
+    assert option == "--features"
+    path = tmp_path / "table.csv"
+    outcome = CliRunner().invoke(app, ["fit", str(path), "--target", "y", option, columns])
+    assert outcome.exit_code == 0
+    assert 'a, b, c d, 5" pipe, $HOME' in " ".join(outcome.stdout.split())
+
+
+def test_many_suggested_features_are_not_all_named(tmp_path):
+    names = [f"c{index}" for index in range(20)]
+    says = refuse(tmp_path, f"y,city,{','.join(names)}\n1,Bern{',2' * 20}\n")
+    assert "--features and the names of the others (c0, " in says
+    assert "c11 and 8 more)" in says
+
+
+def test_a_column_of_marked_numbers_is_no_column_of_text(tmp_path):
+    says = refuse(tmp_path, 'y,a,b\n1,"$1,234",2\n2,$900,3\n')
+    assert "column a: '$1,234' has a currency sign and a thousands separator. Write 1234" in says
+    assert says.endswith("The column has more such cells.")
+    assert "more such cells" not in refuse(tmp_path, "y,a,b\n1,900,2\n2,$900,3\n")
 
 
 def test_a_text_column_that_is_not_used_does_no_harm(tmp_path):

@@ -1,7 +1,9 @@
 """README.md tells the truth: its code runs, prints what it shows, and its commands exist.
 
 Every ```python block runs, in order, in one namespace and in an empty folder. A block of plain text
-(``` or ```text) directly below one is what it prints. The two are compared like this:
+(``` or ```text) directly below one is what it prints. In a ```console block each line that begins
+with `$ mlxopt` is run, between them, and what stands below it is what that prints. What is shown is
+compared with what is printed like this:
 
 - Text must be the same, but for spaces: how arrays are aligned depends on their digits.
 - Whole numbers must be the same. A line of a result that begins with `steps` is let off by a
@@ -10,6 +12,8 @@ Every ```python block runs, in order, in one namespace and in an empty folder. A
   default tolerance of 1e-5 on the gradient, so that runs on two devices share three to four digits,
   and what is itself as small as the tolerance (a gradient that has converged) is noise.
 - Times are masked: a number with a unit of time, and a line that begins with `seconds`.
+
+A block that speaks of a ConvergenceWarning must give one, and no other may.
 
 In ```sh, ```bash and ```console blocks, every `mlxopt` command must exist and have the options that
 are shown. Links to files must lead to files.
@@ -27,6 +31,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+import mlxopt
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -57,24 +63,48 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
-def run_python(text: str, name: str) -> int:
-    """Run the Python blocks of a Markdown text, comparing what they print; return how many."""
+def run_blocks(text: str, name: str) -> int:
+    """Run the Python and console blocks of a Markdown text, comparing what they print; return how
+    many there are.
+    """
     found = blocks(text)
     namespace: dict[str, object] = {"__name__": "__main__"}
     count = 0
     for block, below in zip(found, [*found[1:], None], strict=True):
+        if block.language == "console":
+            run_console(block, name)
+            count += 1
         if block.language != "python":
             continue
         # Empty lines in front, so that a traceback shows the lines of the Markdown file.
         code = compile("\n" * (block.line - 1) + block.source, name, "exec", dont_inherit=True)
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        warns = (
+            pytest.warns(mlxopt.ConvergenceWarning)
+            if "ConvergenceWarning" in block.source
+            else contextlib.nullcontext()
+        )
+        with contextlib.redirect_stdout(printed), warns:
             exec(code, namespace)
         if below is not None and below.follows and below.language in ("", "text"):
             where = f"{name}, line {below.line}"
             compare(below.source, printed.getvalue(), where)
         count += 1
     return count
+
+
+def run_console(block: Block, name: str) -> None:
+    """Run the commands of a console block, comparing what they print."""
+    before, *parts = re.split(r"^\$ mlxopt (.*)\n", block.source, flags=re.MULTILINE)
+    assert not before.strip(), f"{name}, line {block.line}: expected `$ mlxopt ...`"
+    for arguments, shown in zip(parts[::2], parts[1::2], strict=True):
+        ended = subprocess.run(
+            [sys.executable, "-m", "mlxopt", *shlex.split(arguments)],
+            env={**os.environ, "COLUMNS": "80", "PYTHONUTF8": "1"},
+            capture_output=True, encoding="utf-8",
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        compare(shown, ended.stdout, f"{name}, line {block.line}")
 
 
 def compare(shown: str, printed: str, where: str = "") -> None:
@@ -152,8 +182,8 @@ def empty_folder(tmp_path, monkeypatch):
         sys.modules["matplotlib.pyplot"].close("all")
 
 
-def test_python_blocks_run_and_print_what_is_shown(empty_folder):
-    assert run_python(README.read_text(encoding="utf-8"), str(README)) > 0
+def test_blocks_run_and_print_what_is_shown(empty_folder):
+    assert run_blocks(README.read_text(encoding="utf-8"), str(README)) > 0
 
 
 @pytest.mark.parametrize("words", commands(README.read_text(encoding="utf-8")), ids=shlex.join)
@@ -189,20 +219,25 @@ pip install mlxopt && mlxopt demo
 $ MLXOPT_BLAS=none mlxopt fit table.csv \\
     --target y  # a remark
 ```
-"""
+
+```console
+$ mlxopt --version
+mlxopt VERSION
+```
+""".replace("VERSION", mlxopt.__version__)
 
 
 def test_blocks_are_found_with_their_lines():
     found = blocks(EXAMPLE)
-    assert [block.language for block in found] == ["python", "python", "text", "sh"]
-    assert [block.line for block in found] == [3, 7, 11, 16]
-    assert [block.follows for block in found] == [False, True, True, True]
+    assert [block.language for block in found] == ["python", "python", "text", "sh", "console"]
+    assert [block.line for block in found] == [3, 7, 11, 16, 22]
+    assert [block.follows for block in found] == [False, True, True, True, True]
     fit = ["mlxopt", "fit", "table.csv", "--target", "y"]
-    assert commands(EXAMPLE) == [["mlxopt", "demo"], fit]
+    assert commands(EXAMPLE) == [["mlxopt", "demo"], fit, ["mlxopt", "--version"]]
 
 
 def test_a_good_readme_passes(empty_folder):
-    assert run_python(EXAMPLE, "EXAMPLE.md") == 2
+    assert run_blocks(EXAMPLE, "EXAMPLE.md") == 3
 
 
 @pytest.mark.parametrize(
@@ -214,12 +249,24 @@ def test_a_good_readme_passes(empty_folder):
 def test_a_wrong_output_is_caught(old, new, empty_folder):
     assert old in EXAMPLE
     with pytest.raises(AssertionError, match=r"EXAMPLE\.md, line 11"):
-        run_python(EXAMPLE.replace(old, new), "EXAMPLE.md")
+        run_blocks(EXAMPLE.replace(old, new), "EXAMPLE.md")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(f"mlxopt {mlxopt.__version__}", "mlxopt 99"), ("mlxopt --version", "mlxopt nonsense"),
+     ("$ mlxopt --version", "mlxopt --version")],
+    ids=["output", "command", "no command"],
+)  # fmt: skip
+def test_a_wrong_console_is_caught(old, new, empty_folder):
+    assert old in EXAMPLE
+    with pytest.raises(AssertionError):
+        run_blocks(EXAMPLE.replace(old, new), "EXAMPLE.md")
 
 
 def test_an_error_is_reported_at_its_line(empty_folder):
     with pytest.raises(ZeroDivisionError) as caught:
-        run_python(EXAMPLE.replace("x = math.pi", "x = 1 / 0"), "EXAMPLE.md")
+        run_blocks(EXAMPLE.replace("x = math.pi", "x = 1 / 0"), "EXAMPLE.md")
     assert caught.traceback[-1].lineno + 1 == 4  # pytest counts lines from 0
 
 

@@ -64,6 +64,12 @@ def is_number(cell: str) -> bool:
     return _PLAIN.issuperset(cell.strip())
 
 
+def marked_number(cell: str) -> str | None:
+    """Return how to write a cell that is a number but for its marks, as `$1,234` is; else None."""
+    reason = _explain(cell.strip())
+    return reason if reason.startswith(_MARKED) else None
+
+
 def _number(index: int, cell: str) -> float:
     if is_missing(cell):
         return float("nan")
@@ -94,19 +100,24 @@ def _check_kept(index: int, cell: str, value: float) -> None:
 
 _CORRECT = "Correct the cell, or empty it to leave the row out."
 _TEXT = f"is not a number. {_CORRECT}"
+_MARKED = "has a "
 
 
 def _explain(text: str) -> str:
     """Return why `text` is not taken for a number, and what to do."""
     if re.fullmatch(r"[-–—.?*#/\\]+|#?n\.?/?a\.?|none|null|missing|unknown", text, re.IGNORECASE):
         return "is not a number. If it marks a missing value, empty the cell or write NA."
+    if money := re.fullmatch(r"([+-]?)[$€£¥] ?(\d.*)|([+-]?\d.*?) ?[$€£¥]", text):
+        return _without("currency sign", (money[1] or "") + (money[2] or money[3]))
+    if text.endswith("%"):
+        return _without("percent sign", text[:-1].rstrip())
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", text):
         plain = text.replace(",", "")
         also = "" if text.count(",") > 1 or "." in text else f", or {text.replace(',', '.')}"
         hint = " if the comma is a decimal comma" if also else ""
-        return f"has a thousands separator. Write {plain}{also}{hint}."
+        return f"{_MARKED}thousands separator. Write {plain}{also}{hint}."
     if re.fullmatch(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d*([eE][+-]?\d+)?", text):
-        return f"has a decimal comma. Write {text.replace('.', '').replace(',', '.')}."
+        return f"{_MARKED}decimal comma. Write {text.replace('.', '').replace(',', '.')}."
     if re.fullmatch(r"[+-]?0[xX][0-9a-fA-F]+", text):
         return "is hexadecimal. Write the number in decimal."
     if re.fullmatch(r"[+-]?inf(inity)?", text, re.IGNORECASE):
@@ -114,3 +125,13 @@ def _explain(text: str) -> str:
     if text.lower() in ("true", "false"):
         return "is a truth value. Write 1 for true and 0 for false."
     return _TEXT
+
+
+def _without(mark: str, text: str) -> str:
+    """Return why a number with a mark is not taken for one, given the text without the mark."""
+    if is_number(text):
+        return f"{_MARKED}{mark}. Write {text}."
+    reason = _explain(text)
+    return (
+        f"{_MARKED}{mark} and a {reason[len(_MARKED) :]}" if reason.startswith(_MARKED) else _TEXT
+    )

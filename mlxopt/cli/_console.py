@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
@@ -74,6 +75,14 @@ def check_picture(path: Path | None) -> None:
     known = FigureCanvasBase.filetypes
     if path.suffix.lstrip(".").lower() not in known:
         fail(f"{path}: a picture's name must end in one of .{', .'.join(sorted(known))}.")
+
+
+def check_distinct(paths: dict[str, Path | None]) -> None:
+    """Fail if two of the files, each with what calls it, are one: writing it would destroy it."""
+    given = [(name, path) for name, path in paths.items() if path is not None]
+    for (first, a), (second, b) in itertools.combinations(given, 2):
+        if a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b)):
+            fail(f"{first} and {second} are the same file, {b}. Give {second} another name.")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -6,17 +6,20 @@ import csv
 import difflib
 import hashlib
 import io
+import itertools
+import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mlxopt.cli._cells import CellError, is_missing, is_number, read_numbers
+from mlxopt.cli._cells import CellError, is_missing, is_number, marked_number, read_numbers
 
 _BLOCK = 20_000  # rows turned into numbers at once: text takes ten times the memory
 _SHOWN = 5  # columns named in a message
+MOST_NAMES = 12  # in a list of columns
 
 
 class TableError(ValueError):
@@ -152,7 +155,7 @@ class _Reader:
         found = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
         message = (
             f"{self._path}, line {line}: {found} where the header has {len(self._names)} "
-            f"({_listed(self._names)}): {_shown(self._delimiter.join(cells))}. "
+            f"({listed(self._names)}): {_shown(self._delimiter.join(cells))}. "
         )
         if len(cells) > len(self._names):
             return message + (
@@ -166,7 +169,7 @@ class _Reader:
         where = f"{self._path}, line {line}, column {name}: {_shown(error.cell.strip())}"
         column_of_text = not any(map(is_number, columns[self._names.index(name)]))
         if not (error.is_text and column_of_text):
-            return f"{where} {error.reason}"
+            return f"{where} {error.reason}{more_marked(columns[self._names.index(name)])}"
         others = [
             other
             for other, column in zip(self._features, self._columns, strict=True)
@@ -175,8 +178,23 @@ class _Reader:
         if self._asked or not others:
             remedy = f"Code {name} as numbers, or leave it out."
         else:
-            remedy = f"Leave {name} out with --features {','.join(others)}, or code it as numbers."
+            remedy = f"Leave {name} out with {_features(others)}, or code it as numbers."
         return f"{where} is not a number, nor is any other cell of the column. {remedy}"
+
+
+def more_marked(cells: Sequence[str]) -> str:
+    """Return a sentence that says so if several cells are numbers with marks, else nothing."""
+    marked = (cell for cell in cells if not is_number(cell) and marked_number(cell))
+    return " The column has more such cells." if len(list(itertools.islice(marked, 2))) > 1 else ""
+
+
+def _features(names: list[str]) -> str:
+    """Return the option that asks for these columns, as a shell takes it."""
+    if len(names) > MOST_NAMES:
+        return f"--features and the names of the others ({listed(names)})"
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return f"--features {shlex.quote(line.getvalue())}"
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -263,7 +281,7 @@ def _check_header(path: Path, line: int, names: list[str], target: str, delimite
     where = f"{path}, line {line}"
     if all(is_number(name) for name in names):
         raise TableError(
-            f"{where}: the header holds numbers ({_listed(names)}) where column names were "
+            f"{where}: the header holds numbers ({listed(names)}) where column names were "
             f"expected. Add a first line that names the columns."
         )
     if target not in names:
@@ -282,7 +300,7 @@ def _check_header(path: Path, line: int, names: list[str], target: str, delimite
 
 
 def _no_column(where: str, name: str, names: list[str], delimiter: str) -> str:
-    message = f"{where}: there is no column {_shown(name)}; the columns are {_listed(names)}."
+    message = f"{where}: there is no column {_shown(name)}; the columns are {listed(names)}."
     joined = delimiter.join(names)
     for other, word in ((",", "','"), (";", "';'"), ("\t", "tab"), ("|", "'|'")):
         if other != delimiter and name in (part.strip(' "') for part in joined.split(other)):
@@ -315,7 +333,8 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _listed(names: list[str]) -> str:
-    shown = [name if len(name) <= 40 else name[:37] + "..." for name in names[:12]]
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+def listed(names: list[str], most: int = MOST_NAMES) -> str:
+    """Return names in words: the first ones, and how many more there are."""
+    shown = [name if len(name) <= 40 else name[:37] + "..." for name in names[:most]]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(shown) + more

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 STEPS = 1200  # of the first-order rules
 CLOSED_FORM, REFERENCE = "closed form", "reference model"
-_WARM_UP = 30  # steps after which no kernel is new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Smaller tables: 1,000 × 20 and 500 × 20.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the generated data.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", min=0, help="Of the generated data.")] = 0,
 ) -> None:
     """Run two classic regressions by every method, beside NumPy.
 
@@ -72,42 +71,31 @@ def demo(
     check_picture(out)
     shapes = ((1000, 20), (500, 20)) if quick else ((10_000, 100), (1000, 100))
     notes: list[str] = []
-    parts: list[tuple[Problem, list[Row]]] = []
-    with _progress() as progress:
-        task = progress.add_task("compiling", total=None)
+    with _progress() as progress, noted(notes):
+        task = progress.add_task("", total=None)
+
+        def show(text: str) -> None:
+            progress.update(task, description=text)
+
+        show("drawing data")
         problems = linear_problem(*shapes[0], seed), logistic_problem(*shapes[1], seed)
-        compiling = _compile(problems)
-        with noted(notes):
-            for problem in problems:
-                rows = []
-                for method, run in _runs(problem).items():
-                    progress.update(task, description=f"{problem.name} regression: {method}")
-                    rows.append(run())
-                parts.append((problem, rows))
-        progress.update(task, description="drawing")
+        began = time.perf_counter()
+        _run_all(problems, lambda method: show(f"first run: {method}"))
+        first = time.perf_counter() - began
+        parts = _run_all(problems, lambda method: show(f"timed run: {method}"))
+        show("saving the picture")
         _draw(parts, out)
 
     console = stdout()
     _print_linear(console, *parts[0])
     _print_logistic(console, *parts[1])
     console.print(
-        f"\nA time is that of one whole call from zeros in float32, tracing included. Kernels were "
-        f"compiled before, in a run of {_WARM_UP} steps by each method ({compiling:.1f} s in all). "
-        f"The closed form and the reference model are those of mlxopt.models: in float64, with "
-        f"standard errors."
+        f"\nA time is that of one whole call from zeros in float32, the second of two: in the "
+        f"first ({first:.1f} s for all methods) MLX compiles its kernels. The closed form and the "
+        f"reference model are those of mlxopt.models: in float64, with standard errors."
     )
     print_notes(console, notes)
     console.print(f"Loss curves: {out}", markup=False)
-
-
-def _compile(problems: Iterable[Problem]) -> float:
-    """Run each method for a few steps, so that its kernels exist; return the seconds it took."""
-    began = time.perf_counter()
-    with noted([]):  # so short a run does not converge
-        for problem in problems:
-            for _, optimizer in _optimizers(problem):
-                _minimize(problem, optimizer, _WARM_UP)
-    return time.perf_counter() - began
 
 
 def linear_problem(rows: int, columns: int, seed: int) -> Problem:
@@ -205,20 +193,27 @@ def _timed_row(method: str, call: Callable[[], Any], steps: int | None = None) -
     return Row(method, seconds, np.asarray(answer, dtype=np.float64), steps)
 
 
-def _runs(problem: Problem) -> dict[str, Callable[[], Row]]:
-    """Return every method by name, in the order of the table's rows."""
+def _reference(problem: Problem) -> np.ndarray:
+    """Return the coefficients by the model that mlxopt ships for the problem."""
     from mlxopt import models
 
+    linear = problem.name == "linear"
+    model = (models.LinearRegression if linear else models.LogisticRegression)(fit_intercept=False)
+    return model.fit(problem.X, problem.y).coef_
+
+
+def _runs(problem: Problem) -> dict[str, Callable[[], Row]]:
+    """Return every method by name, in the order of the table's rows."""
     X, y = problem.X, problem.y
     calls: dict[str, Callable[[], Any]]
     if problem.name == "linear":
         calls = {
-            CLOSED_FORM: lambda: models.LinearRegression(fit_intercept=False).fit(X, y).coef_,
+            CLOSED_FORM: lambda: _reference(problem),
             "NumPy lstsq": lambda: np.linalg.lstsq(X, y)[0],
         }
     else:
         calls = {
-            REFERENCE: lambda: models.LogisticRegression(fit_intercept=False).fit(X, y).coef_,
+            REFERENCE: lambda: _reference(problem),
             "NumPy Newton": lambda: numpy_newton(X, y),
         }
     calls["NumPy SGD"] = lambda: (numpy_descent(problem, STEPS), STEPS)
@@ -230,6 +225,20 @@ def _runs(problem: Problem) -> dict[str, Callable[[], Row]]:
         method: lambda method=method, call=call: _timed_row(method, call)
         for method, call in calls.items()
     }
+
+
+def _run_all(
+    problems: Iterable[Problem], show: Callable[[str], None]
+) -> list[tuple[Problem, list[Row]]]:
+    """Return each problem with the rows of its table, and tell which method is running."""
+    parts: list[tuple[Problem, list[Row]]] = []
+    for problem in problems:
+        rows = []
+        for method, run in _runs(problem).items():
+            show(f"{problem.name} regression, {method}")
+            rows.append(run())
+        parts.append((problem, rows))
+    return parts
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -310,7 +319,6 @@ def _draw(parts: list[tuple[Problem, list[Row]]], out: Path) -> None:
         plots.loss_curves(curves, lowest=problem.lowest, floor=floor, ax=ax)
         count, width = problem.X.shape
         ax.set_title(f"{problem.name.capitalize()} regression, {count:,} × {width}")
-        ax.set_xlabel("step (each is one evaluation of the loss and its gradient)")
     # Above both panels, where it covers no curve.
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)

@@ -16,8 +16,9 @@ import typer
 
 from mlxopt import plots
 from mlxopt._status import Status
-from mlxopt.cli._cells import CellError, is_number, read_numbers
+from mlxopt.cli._cells import CellError, is_number, marked_number, read_numbers
 from mlxopt.cli._console import (
+    check_distinct,
     check_picture,
     check_writable,
     fail,
@@ -27,7 +28,7 @@ from mlxopt.cli._console import (
     stderr,
     stdout,
 )
-from mlxopt.cli._table import Table, TableError, read_table
+from mlxopt.cli._table import Table, TableError, listed, more_marked, read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +80,10 @@ def fit(
     target: Annotated[str, typer.Option(metavar="COLUMN", help="The column to predict.")],
     model: Annotated[
         ModelName | None,
-        typer.Option(help="Default: logistic if the target has two distinct values, else linear."),
+        typer.Option(
+            metavar="linear|logistic",
+            help="Default: logistic if the target has two distinct values, else linear.",
+        ),
     ] = None,
     features: Annotated[
         str | None,
@@ -90,7 +94,12 @@ def fit(
     ] = ",",
     l2: Annotated[
         float,
-        typer.Option(min=0.0, help="Penalty: mean loss + ½ · l2 · ‖coefficients‖². Default: none."),
+        typer.Option(
+            metavar="NUMBER",
+            min=0.0,
+            show_default=False,
+            help="Penalty: mean loss + ½ · l2 · ‖coefficients‖². Default: none.",
+        ),
     ] = 0.0,
     out: Annotated[
         Path | None,
@@ -107,7 +116,10 @@ def fit(
     counted; any other cell that is no number is an error that names its line.
     """
     check_writable(out)
+    if out is not None and out.suffix != ".npz":
+        fail(f"{out}: a model's name must end in .npz.")
     check_picture(plot)
+    check_distinct({"FILE.csv": file, "--out": out, "--plot": plot})
     with _status("reading"):
         try:
             table = read_table(file, target, _split(features), _delimiter(delimiter))
@@ -124,7 +136,8 @@ def fit(
     typer.echo(f"\n{dataclasses.replace(summary, notes=[])}")
     # Most warnings are notes of the summary too.
     notes = [*summary.notes, *(note for note in notes if note not in summary.notes)]
-    print_notes(console, notes)
+    # The models speak to Python; on the command line their parameter is an option.
+    print_notes(console, [note.replace("l2 > 0", "--l2") for note in notes])
     if out is not None:
         _save_model(estimator, table, out)
         console.print(f"Model: {out}", markup=False)
@@ -184,10 +197,14 @@ def _labels(table: Table, model: ModelName | None, counts: Counter[str]) -> Outc
     where = f"{table.path}, column {table.target}"
     shown = ", ".join(f"{name!r} ({counts[name]:,})" for name in names[:_LABELS])
     shown += f" and {len(names) - _LABELS} more" if len(names) > _LABELS else ""
+    first, line = table.outcomes[0], f"{table.path}, line {table.lines[0]}, column {table.target}"
+    reason = marked_number(first)
+    if reason and (model is ModelName.linear or len(names) != 2):
+        raise TableError(f"{line}: {first!r} {reason}{more_marked(table.outcomes)}")
     if model is ModelName.linear:
         raise TableError(
-            f"{table.path}, line {table.lines[0]}, column {table.target}: {table.outcomes[0]!r} is "
-            f"not a number, nor is any other cell of the column. A linear model needs numbers."
+            f"{line}: {first!r} is not a number, nor is any other cell of the column. A linear "
+            f"model needs numbers."
         )
     if len(names) != 2:
         raise TableError(
@@ -226,7 +243,7 @@ def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
     line("rows", f"{table.rows_read:,} read, {used:,} used")
     if table.left_out:
         count = len(table.left_out)
-        examples = [f"line {n} ({', '.join(names)})" for n, names in table.left_out[:_SHOWN]]
+        examples = [f"line {n} ({listed(names, _SHOWN)})" for n, names in table.left_out[:_SHOWN]]
         line("left out", f"{count:,} with missing values: {_and_more(examples, count)}")
     if table.blank:
         count = len(table.blank)
@@ -238,9 +255,9 @@ def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
             "duplicates", f"{table.duplicates:,} {verb} an earlier row in every cell; all are kept"
         )
     line("target", f"{table.target}, {outcome.remark}")
-    line("features", ", ".join(table.features))
+    line("features", listed(table.features))
     if table.unused:
-        line("not used", ", ".join(table.unused))
+        line("not used", listed(table.unused))
     console.print(grid)
 
 

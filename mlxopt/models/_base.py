@@ -217,7 +217,9 @@ def run(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        result = minimize(loss, start, optimizer, *data, tol=tol, max_steps=max_steps)
+        result = minimize(
+            loss, start, optimizer, *data, tol=tol, max_steps=max_steps, progress=False
+        )
     if result.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
     return result

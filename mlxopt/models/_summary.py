@@ -59,7 +59,7 @@ class Summary:
             strict=True,
         )  # fmt: skip
         rows = [
-            [name, f"{estimate:.6g}", _text(error, ".4g"), _text(ratio, ".3f"), _text(p, ".3g")]
+            [name, f"{estimate:.6g}", _text(error, ".4g"), _ratio_text(ratio), probability_text(p)]
             for name, estimate, error, ratio, p in columns
         ]
         hidden = len(rows) - _MOST_ROWS
@@ -116,6 +116,15 @@ class Summary:
 def counted(number: int, what: str) -> str:
     """Return `1 row`, `2,000 rows`."""
     return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def probability_text(p: float) -> str:
+    """Return a P value as text: `0.0123`; `<1e-300` for one that float64 can hardly hold."""
+    return "<1e-300" if p < 1e-300 else _text(p, ".3g")
+
+
+def _ratio_text(ratio: float) -> str:
+    return _text(ratio, ".4g" if abs(ratio) >= 1e4 else ".3f")
 
 
 def _text(number: float, form: str) -> str:
