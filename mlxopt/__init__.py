@@ -10,8 +10,9 @@ from mlxopt import (
     optimizers,
     plots,
 )
+from mlxopt._certificate import certify
 from mlxopt._minimize import minimize
-from mlxopt._result import History, Info, Result, TrainResult
+from mlxopt._result import Certificate, History, Info, Result, TrainResult
 from mlxopt._status import ConvergenceWarning, Status
 from mlxopt._train import train
 from mlxopt.autodiff import TapeError, grad, value_and_grad
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LBFGS",
     "SGD",
+    "Certificate",
     "ConvergenceWarning",
     "History",
     "Info",
@@ -37,6 +39,7 @@ __all__ = [
     "TrainResult",
     "autodiff",
     "batches",
+    "certify",
     "data",
     "grad",
     "losses",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,36 +9,34 @@ from typing import Any
 import mlx.core as mx
 
 from mlxopt._backend import device_for
-from mlxopt._checks import (
-    check_callback,
-    check_count,
-    check_start,
-    check_tol,
-    describe_type,
-    late_interrupt,
-)
+from mlxopt._certificate import certify
+from mlxopt._checks import check_callback, check_count, check_tol, describe_type
+from mlxopt._loop import Callback, Limits, Loop
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
-from mlxopt._result import Info, Recorder, Result
+from mlxopt._result import Result
 from mlxopt._status import Status, warn
-from mlxopt._tree import HALF, Tree, check_params, epsilon, leaves, to_data, working_dtype
+from mlxopt._tree import Tree, as_data, check_params, count, default_tol, widened
 from mlxopt.autodiff import check_is_callable
-from mlxopt.optimizers import FirstOrder, Optimizer, State
+from mlxopt.optimizers import Newton, Optimizer, State
 
-# Reads in a row without a lower loss or a smaller gradient, after which a method that chooses its
-# own steps has reached the rounding floor.
-_STALL = 20
+# After these ends of a stage the next one goes on from there; after these of all, `finish` does.
+_GOES_ON = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
+_SETTLED = {Status.CONVERGED, Status.COMPLETED, Status.NO_PROGRESS}
+_POLISHED = 500  # parameters at most for Newton steps at the end of `finish`
+_POLISH_STEPS = 5
 
-Callback = Callable[[Info], bool | None]
+Stages = Optimizer[Any] | list[Optimizer[Any] | tuple[Optimizer[Any], int]]
 
 
 def minimize(
     loss: Callable[..., mx.array],
     params: Tree,
-    optimizer: Optimizer[Any],
+    optimizer: Stages,
     *data: Any,
     tol: float | None = None,
     max_steps: int = 1000,
+    finish: str | None = None,
     record_every: int | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
@@ -51,13 +48,19 @@ def minimize(
         loss: a function `loss(params, *data)` that returns a scalar array, made of MLX operations.
             Random operations in it see one fixed draw.
         params: where to start: a tree (array, list, tuple, dict, NamedTuple) of float arrays.
-        optimizer: `LBFGS()` is the one to try first; see `mlxopt.optimizers`.
+        optimizer: `LBFGS()` is the one to try first; see `mlxopt.optimizers`. A list runs several
+            in turn, each from where the last one ended: `[(SGD(0.1), 200), LBFGS()]`, where a pair
+            names its own number of steps and `max_steps` is each other's.
         *data: what the loss takes after its parameters. Floating-point NumPy arrays and lists take
             the dtype of `params` (float32 beside 16-bit ones); if anything is float64, all is
             computed on the CPU.
         tol: stop when no entry of the gradient is larger in absolute value. None: 1e-5 for float32,
             1e-8 for float64, 1e-3 for the 16-bit dtypes. 0 takes every step.
         max_steps: steps at most: updates of a first-order rule, else evaluations.
+        finish: "float64" goes on from there in float64 on the CPU, data converted, with the last
+            optimizer; then, for up to 500 parameters, with Newton steps on the exact Hessian until
+            these gain nothing more. The parameters come back in float64. `tol` then is that of the
+            end: 1e-8 where None.
         record_every: steps between two reads of the loss, by default 10 for first-order rules and
             1 for the others; each read is an entry of `result.history` and a call of `callback`,
             and tests whether to stop.
@@ -89,158 +92,91 @@ def minimize(
     (True, 2.0, 1.0)
     """
     check_is_callable(loss)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer is {describe_type(optimizer)}; expected one of mlxopt's, such as "
-            f"mo.LBFGS(). It comes third: minimize(loss, params, optimizer, *data)."
-        )
+    stages = _stages(optimizer, check_count(max_steps, "max_steps"))
     check_params(params)
     check_callback(callback)
-    tol = default_tol(params) if tol is None else check_tol(tol)
-    check_count(max_steps, "max_steps")
-    stride = optimizer.stride
+    if finish not in (None, "float64"):
+        raise ValueError(f'finish is {finish!r}; expected None or "float64".')
+    tol = None if tol is None else check_tol(tol)
     if record_every is not None:
-        stride = check_count(record_every, "record_every")
-    data = tuple(to_data(item, working_dtype(params)) for item in data)
+        check_count(record_every, "record_every")
 
-    with device_for(params, data), ProgressBar("minimize", max_steps, progress) as bar:
-        objective = Objective(loss, data, compile=compile)
-        objective.trace(params)
-        run = _Run(objective, optimizer, tol, max_steps, stride, callback, bar)
-        result = run(params)
-    if result.status.is_failure:
-        warn(f"{result.status.name}: {result.status.value}")
+    total = sum(steps for _, steps in stages)
+    with ProgressBar("minimize", total, progress) as bar:
+        loop = Loop(callback, bar)
+        first_tol = default_tol(params)
+        if tol is not None:
+            # What follows in float64 reaches a tol that float32 would only struggle for.
+            first_tol = max(tol, first_tol) if finish and tol > 0 else tol
+        items = as_data(data, params)
+        with device_for(params, items):
+            objective = Objective(loss, items, compile=compile)
+            objective.trace(params)
+            state, status = _run(loop, objective, params, stages, first_tol, record_every)
+        if finish and status in _SETTLED:
+            with mx.stream(mx.cpu):
+                params = widened(state.params)
+                objective = Objective(loss, widened(as_data(data, params)), compile=compile)
+                last = stages[-1:]
+                tol = default_tol(params) if tol is None else tol
+                state, status = _run(loop, objective, params, last, tol, record_every)
+                if status in _SETTLED and count(params) <= _POLISHED:
+                    state, status = _polish(loop, objective, state, tol)
+    result = Result(
+        params=state.params,
+        value=state.value,
+        grad_norm=state.optimality,
+        status=status,
+        steps=loop.steps,
+        evaluations=loop.evaluations,
+        seconds=time.perf_counter() - loop.began,
+        history=loop.recorder.history(),
+        phases=tuple(loop.phases),
+        certify=lambda: certify(objective.loss, state.params, *data, tol=tol),
+    )
+    if status.is_failure:
+        warn(f"{status.name}: {status.value}")
     return result
 
 
-class _Run:
-    """One run of the loop."""
-
-    def __init__(
-        self, objective: Objective, optimizer: Optimizer[Any], tol: float, max_steps: int,
-        stride: int, callback: Callback | None, bar: ProgressBar,
-    ) -> None:  # fmt: skip
-        self.objective, self.optimizer = objective, optimizer
-        self.tol, self.max_steps, self.stride = tol, max_steps, stride
-        self.callback, self.bar = callback, bar
-        self.recorder = Recorder()
-        self.began = time.perf_counter()
-        self.steps = 0
-
-    def __call__(self, params: Tree) -> Result:
-        start = state = self.optimizer.init(self.objective, params)
-        check_start(state.value, state.optimality)
-        warn_of_ignored(self.objective, params, state.grad)
-        best = state
-        lowest, flattest, stalled = state.value, state.optimality, 0
-        try:
-            with late_interrupt():
-                status = self._look(state)
-                while status is None:
-                    before = state
-                    count = min(self.stride, self.max_steps - self.steps)
-                    state, taken = self.optimizer.advance(self.objective, state, count)
-                    self.steps += taken
-                    if state.params is not before.params:  # else a line search is still under way
-                        better = state.value < lowest or state.optimality < flattest
-                        stalled = 0 if better else stalled + 1
-                        lowest = min(lowest, state.value)
-                        flattest = min(flattest, state.optimality)
-                        best = _better(best, state)
-                    status = self._look(state) or self._stuck(stalled)
-        except KeyboardInterrupt:
-            status = Status.INTERRUPTED
-        status = _explain(status, start, state)
-        if status in (Status.DIVERGED, Status.NO_PROGRESS):
-            state = best
-        return self._result(state, status)
-
-    def _look(self, state: State) -> Status | None:
-        """Record the state and show it; return why to stop here, if there is a reason."""
-        seconds = time.perf_counter() - self.began
-        self.recorder.add(self.steps, state.value, state.optimality, seconds)
-        self.bar.update(self.steps, state.value)
-        if self.callback is not None:
-            evaluations = self.objective.evaluations
-            info = Info(
-                self.steps, state.value, state.optimality, seconds, evaluations, state.params
+def _stages(optimizer: Any, max_steps: int) -> list[tuple[Optimizer[Any], int]]:
+    """Return each optimizer that is to run, with its number of steps."""
+    listed = optimizer if isinstance(optimizer, list) else [optimizer]
+    stages = []
+    for item in listed:
+        one, steps = item if isinstance(item, tuple) and len(item) == 2 else (item, max_steps)
+        if not isinstance(one, Optimizer):
+            raise TypeError(
+                f"optimizer is {describe_type(one)}; expected one of mlxopt's, such as mo.LBFGS(), "
+                f"or a list of them, [(mo.SGD(0.1), 200), mo.LBFGS()]. It comes third: "
+                f"minimize(loss, params, optimizer, *data)."
             )
-            if self.callback(info):
-                return Status.STOPPED
-        if self.tol > 0 and state.optimality <= self.tol:
-            return Status.CONVERGED
-        if state.status is not None:
-            return Status.CONVERGED if state.optimality == 0 else state.status
-        if self.steps >= self.max_steps:
-            return Status.COMPLETED if self.tol == 0 else Status.MAX_STEPS
-        return None
-
-    def _stuck(self, stalled: int) -> Status | None:
-        """Return NO_PROGRESS after many reads in a row that were no better than what was seen."""
-        if self.tol == 0:
-            return None
-        if isinstance(self.optimizer, FirstOrder):
-            # With fixed steps it may oscillate for long before it settles; and a schedule may yet
-            # lower its steps.
-            patience = math.inf if callable(self.optimizer.learning_rate) else 5 * _STALL
-        else:
-            patience = _STALL
-        return Status.NO_PROGRESS if stalled >= patience else None
-
-    def _result(self, state: State, status: Status) -> Result:
-        mx.eval(leaves(state.params))
-        return Result(
-            params=state.params,
-            value=state.value,
-            grad_norm=state.optimality,
-            status=status,
-            steps=self.steps,
-            evaluations=self.objective.evaluations,
-            seconds=time.perf_counter() - self.began,
-            history=self.recorder.history(),
-        )
+        stages.append((one, check_count(steps, "the number of steps in a pair")))
+    if not stages:
+        raise ValueError("optimizer is an empty list; expected at least one optimizer in it.")
+    return stages
 
 
-def _better(best: State, state: State) -> State:
-    """Return the state with the lower value, or, where rounding hides that, the flatter one."""
-    if abs(state.value - best.value) <= 10 * epsilon(best.params) * abs(best.value):
-        return state if state.optimality < best.optimality else best
-    return state if state.value < best.value else best
+def _run(
+    loop: Loop, objective: Objective, params: Tree, stages: list[tuple[Optimizer[Any], int]],
+    tol: float, stride: int | None,
+) -> tuple[State, Status]:  # fmt: skip
+    """Run each stage from where the last one ended."""
+    for optimizer, steps in stages:
+        limits = Limits(tol, steps, stride or optimizer.stride)
+        state, status = loop(objective, optimizer, params, limits)
+        params = state.params
+        if status not in _GOES_ON:
+            break
+    return state, status  # pyright: ignore[reportPossiblyUnbound] - there is a stage
 
 
-def _explain(status: Status, start: State, state: State) -> Status:
-    """Return what a loss that left the numbers, or moved away from its minimum, was doing."""
-    if (
-        status is Status.NONFINITE
-        and state.value < start.value
-        and state.optimality > start.optimality
-    ):
-        return Status.UNBOUNDED if _far_below(start, state) else status
-    if status in (Status.NONFINITE, Status.MAX_STEPS, Status.COMPLETED):
-        grown = state.value > start.value and state.optimality > 10 * start.optimality
-        return Status.DIVERGED if grown else status
-    return status
-
-
-def _far_below(start: State, state: State) -> bool:
-    """Whether the loss fell by a factor that no loss with a minimum nearby falls by."""
-    return start.value - state.value > 1e6 * (1 + abs(start.value))
-
-
-def default_tol(params: Tree) -> float:
-    """Return the default tolerance for the largest entry of the gradient."""
-    dtypes = {leaf.dtype for leaf in leaves(params)}
-    if dtypes & set(HALF):
-        return 1e-3
-    return 1e-5 if mx.float32 in dtypes else 1e-8
-
-
-def warn_of_ignored(objective: Objective, params: Tree, grad: Tree) -> None:
-    """Warn about each leaf of `params` that the loss does not depend on."""
-    ignored = objective.ignored_leaves(params, grad)
-    if ignored:
-        names = ", ".join(ignored)
-        warn(
-            f"the loss ignores {names}, so the run leaves it where it started: its gradient is "
-            f"zero, and NaN there changes nothing. Is it used, and connected by MLX operations?"
-        )
+def _polish(loop: Loop, objective: Objective, state: State, tol: float) -> tuple[State, Status]:
+    """Take Newton steps on the exact Hessian for as long as they gain something."""
+    limits = Limits(0.0, _POLISH_STEPS, 1, patience=1)
+    polished, status = loop(objective, Newton(), state.params, limits)
+    if status not in _SETTLED:
+        return polished, status
+    if polished.optimality <= max(tol, state.optimality):
+        state = polished
+    return state, Status.CONVERGED if state.optimality <= tol else Status.NO_PROGRESS

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import textwrap
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
@@ -28,6 +30,42 @@ class History(NamedTuple):
 
     def __repr__(self) -> str:
         return f"History({len(self.step)} entries: step, value, grad_norm, seconds)"
+
+
+class Phase(NamedTuple):
+    """What one optimizer did in one dtype."""
+
+    optimizer: str  # its name
+    dtype: str  # of the parameters
+    status: Status  # why it ended
+    steps: int  # taken in this phase
+    evaluations: int  # likewise
+    seconds: float  # likewise
+    value: float  # the loss where it ended
+    grad_norm: float  # the gradient's largest absolute entry there
+
+
+class Certificate(NamedTuple):
+    """What kind of point a run ended in; all numbers are computed in float64."""
+
+    verdict: str  # in a sentence
+    is_minimum: bool  # whether the loss rises, or at least never falls, all around
+    grad_norm: float  # the gradient's largest absolute entry
+    floor: float  # what rounding in the run's dtype does to that number
+    decrement: float | None  # √(gᵀ H⁻¹ g): half its square is what the loss may still fall by
+    curvature: float | None  # the Hessian's smallest eigenvalue
+    condition: float | None  # its condition number, where it is positive definite
+    distance: float | None  # largest entry of the Newton step: how far the minimum is
+
+    def __repr__(self) -> str:
+        numbers = (
+            f"  {name:<10} {'unknown' if value is None else f'{value:.3g}'}"
+            for name, value in zip(self._fields[2:], self[2:], strict=True)
+        )
+        verdict = textwrap.fill(
+            self.verdict, 80, initial_indent="  verdict    ", subsequent_indent=13 * " "
+        )
+        return "\n".join(["Certificate", verdict, *numbers])
 
 
 class Info(NamedTuple):
@@ -65,6 +103,20 @@ class Result:
     """Wall time, compilation included."""
     history: History
     """The values read on the way."""
+    phases: tuple[Phase, ...] = ()
+    """What each optimizer and each dtype did, where there were several."""
+    certify: Callable[[], Certificate] | None = None
+    """What `certificate` calls."""
+
+    @functools.cached_property
+    def certificate(self) -> Certificate:
+        """What kind of point this is, told in float64; computed when it is first asked for."""
+        if self.certify is None:
+            raise ValueError(
+                "there is no certificate, since train never sees all the data at once. Write "
+                "mo.certify(loss, result.params, *data) for data of your choice."
+            )
+        return self.certify()
 
     @property
     def converged(self) -> bool:
@@ -78,6 +130,7 @@ class Result:
     def _rows(self) -> list[tuple[str, str]]:
         return [
             ("status", f"{self.status.name}: {self.status.value}"),
+            *(("", _of_phase(phase)) for phase in self.phases if len(self.phases) > 1),
             ("value", f"{self.value:.9g}"),
             ("grad_norm", f"{self.grad_norm:.3g}"),
             ("steps", f"{self.steps:,} ({self.evaluations:,} evaluations)"),
@@ -106,6 +159,13 @@ class TrainResult(Result):
     mean loss of the last epoch's batches, each measured where the parameters then were, and
     `grad_norm` is the largest absolute entry of the last batch's gradient.
     """
+
+
+def _of_phase(phase: Phase) -> str:
+    return (
+        f"{phase.optimizer}, {phase.dtype}: {phase.status.name} at {phase.grad_norm:.2g} after "
+        f"{phase.steps:,} steps"
+    )
 
 
 def _describe(params: Tree) -> str:

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlxopt._backend import device_for
 from mlxopt._checks import check_callback, check_count, check_start, describe_type, late_interrupt
-from mlxopt._minimize import Callback, warn_of_ignored
+from mlxopt._loop import Callback, warn_of_ignored
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Recorder, TrainResult

@@ -124,6 +124,14 @@ def epsilon(params: Tree) -> float:
     return max(sizes[leaf.dtype] for leaf in leaves(params))
 
 
+def default_tol(params: Tree) -> float:
+    """Return the default tolerance for the largest entry of the gradient."""
+    dtypes = {leaf.dtype for leaf in leaves(params)}
+    if dtypes & set(HALF):
+        return 1e-3
+    return 1e-5 if mx.float32 in dtypes else 1e-8
+
+
 def structure(tree: Tree) -> Any:
     """Return a tree with its arrays taken out: equal for trees of the same make."""
     if isinstance(tree, dict):
@@ -184,6 +192,22 @@ def to_data(item: Any, dtype: mx.Dtype) -> Any:
         array = array.astype(wide, copy=False)
         return mx.array(array, dtype=dtype)
     return mx.array(array)
+
+
+def as_data(items: tuple[Any, ...], params: Tree) -> tuple[Any, ...]:
+    """Return data arguments as MLX takes them beside `params`."""
+    dtype = working_dtype(params)
+    return tuple(to_data(item, dtype) for item in items)
+
+
+def widened(tree: Tree) -> Tree:
+    """Return a tree with its floating-point arrays in float64; integers stay what they are."""
+
+    def widen(leaf: Any) -> Any:
+        narrow = isinstance(leaf, mx.array) and leaf.dtype in FLOATS
+        return leaf.astype(mx.float64, stream=mx.cpu) if narrow else leaf
+
+    return tree_map(widen, tree)
 
 
 def _holds_data(items: list[Any] | tuple[Any, ...]) -> bool:

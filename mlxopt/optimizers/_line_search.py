@@ -24,7 +24,8 @@ from typing import NamedTuple
 C1 = 1e-4
 C2 = 0.9
 _MOST_TRIALS = 40
-_NOISE = 10.0  # a sum over examples loses some digits more than one operation does
+_NOISE = 10.0  # a mean over examples loses a digit more than one operation does
+_SUM = 100.0  # and one over very many, summed naively, two more
 _EXPAND_LEAST, _EXPAND_MOST = 2.0, 10.0
 _MARGIN = 0.1  # a trial keeps this share of the bracket's width from its ends
 
@@ -65,7 +66,7 @@ def proceed(search: LineSearch, value: float, slope: float) -> LineSearch:
     finite = math.isfinite(value) and math.isfinite(slope)
     enough = finite and value <= search.value + C1 * t * search.slope
     # Too close to call by value: the slope decides, if the value did not visibly rise.
-    level = finite and abs(value - search.value) <= search.noise
+    level = finite and _is_level(search, value, slope)
     if (enough or level) and abs(slope) <= C2 * abs(search.slope):
         return search._replace(verdict="accepted")
     if value == -math.inf:
@@ -89,6 +90,16 @@ def proceed(search: LineSearch, value: float, slope: float) -> LineSearch:
         # A point with a real decrease is worth having even if its slope is steep.
         return search._replace(verdict="accepted" if enough else "failed")
     return search._replace(step_size=_inside(search))
+
+
+def _is_level(search: LineSearch, value: float, slope: float) -> bool:
+    """Whether rounding alone may be what φ at the trial differs from φ(0) by."""
+    difference = abs(value - search.value)
+    if difference <= search.noise:
+        return True
+    # A long naive sum may be further off; but then by more than the slopes at both ends explain.
+    explained = 2 * search.step_size * max(abs(search.slope), abs(slope))
+    return explained < difference <= _SUM * search.noise
 
 
 def _expand(previous: LineSearch, search: LineSearch) -> float:

@@ -97,12 +97,12 @@ class LBFGS(Optimizer[LBFGSState]):
 
     def step(self, objective: Objective, state: LBFGSState) -> LBFGSState:
         """Evaluate one trial along the direction; keep it if the line search accepts it."""
-        shift = objective.compiled("move", lambda: move)
+        shift = objective.compiled(move, lambda: move)
         step_size = mx.array(state.search.step_size, dtype=state.rows.dtype)
         trial = shift(state.params, state.direction, step_size)
         value, grad = objective.value_and_grad(trial)
-        slot = self._slot(state)
-        look = objective.compiled("look", lambda: _look)
+        slot = free_slot(state.order, self.memory)
+        look = objective.compiled(_look, lambda: _look)
         rows, columns, slope, largest = look(
             trial, grad, state.params, state.grad, state.rows, state.direction,
             mx.array([slot, self.memory + slot, 2 * self.memory]),
@@ -120,30 +120,10 @@ class LBFGS(Optimizer[LBFGSState]):
         state = state._replace(params=trial, value=trial_value, grad=grad, optimality=largest)
         if search.verdict == "unbounded":
             return state._replace(status=Status.UNBOUNDED)
-        return self._aim(self._remember(state, rows, np.array(columns, dtype=np.float64)))
-
-    def _slot(self, state: LBFGSState) -> int:
-        """Return where the next pair goes: to a free place, or over the oldest pair."""
-        if len(state.order) == self.memory:
-            return state.order[0]
-        return next(i for i in range(self.memory) if i not in state.order)
-
-    def _remember(self, state: LBFGSState, rows: mx.array, columns: np.ndarray) -> LBFGSState:
-        """Take in the rows with the new pair and gradient.
-
-        `columns` (2m + 1, 3) holds the products of all rows with the new s, y and gradient.
-        """
-        slot = self._slot(state)
-        s, y, _ = new = [slot, self.memory + slot, 2 * self.memory]
-        products = state.products.copy()
-        products[:, new] = columns
-        products[new, :] = columns.T
-        order = tuple(i for i in state.order if i != slot)
-        # Without positive curvature along s the pair would cost H its positive definiteness.
-        size = math.sqrt(products[s, s] * products[y, y])
-        if products[s, y] > np.finfo(np.float32).eps * size:
-            order = (*order, slot)
-        return state._replace(rows=rows, products=products, order=order)
+        eps = float(np.finfo(np.float32).eps)
+        columns = np.array(columns, dtype=np.float64)
+        products, order = remember(state.products, state.order, slot, columns, eps)
+        return self._aim(state._replace(rows=rows, products=products, order=order))
 
     def _aim(self, state: LBFGSState) -> LBFGSState:
         """Choose the direction at `params` and begin a line search along it."""
@@ -163,6 +143,38 @@ class LBFGS(Optimizer[LBFGSState]):
         if not state.order:
             return state._replace(status=Status.NO_PROGRESS)
         return self._aim(state._replace(order=()))
+
+
+def free_slot(order: Sequence[int], memory: int) -> int:
+    """Return where the next pair goes: to a free place, or over the oldest pair."""
+    if len(order) == memory:
+        return order[0]
+    return next(i for i in range(memory) if i not in order)
+
+
+def remember(
+    products: np.ndarray, order: tuple[int, ...], slot: int, columns: np.ndarray, eps: float
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return the products and the order with the pair at `slot` and the gradient taken in.
+
+    Args:
+        products: (2m + 1, 2m + 1), inner products of the rows (s..., y..., gradient).
+        order: the pairs in use, oldest first.
+        slot: where the new pair stands.
+        columns: (2m + 1, 3), the products of all rows with the new s, y and gradient.
+        eps: the least cosine of the angle between s and y.
+    """
+    m = (len(products) - 1) // 2
+    s, y, _ = new = [slot, m + slot, 2 * m]
+    products = products.copy()
+    products[:, new] = columns
+    products[new, :] = columns.T
+    order = tuple(i for i in order if i != slot)
+    # Without positive curvature along s the pair would cost H its positive definiteness.
+    size = math.sqrt(products[s, s] * products[y, y])
+    if products[s, y] > eps * size:
+        order = (*order, slot)
+    return products, order
 
 
 def two_loop(products: np.ndarray, order: Sequence[int]) -> np.ndarray:

@@ -83,11 +83,11 @@ class Newton(Optimizer[NewtonState]):
             state = self._aim(objective, state)
         if state.status is not None or state.direction is None:
             return state
-        shift = objective.compiled("move", lambda: move)
+        shift = objective.compiled(move, lambda: move)
         step_size = mx.array(state.search.step_size, dtype=state.direction.dtype)
         trial = shift(state.params, state.direction, step_size)
         value, grad = objective.value_and_grad(trial)
-        numbers = objective.compiled("look", lambda: _look)(value, grad, state.direction)
+        numbers = objective.compiled(_look, lambda: _look)(value, grad, state.direction)
         trial_value, slope, largest = np.array(numbers).tolist()  # the only read of the step
 
         search = proceed(state.search, trial_value, slope)

@@ -1,0 +1,300 @@
+"""What kind of point this is: a minimum, a saddle, a plateau, or somewhere on the way.
+
+All is computed in float64, whatever the run's dtype. A small gradient alone shows none of these:
+curvature tells a minimum from a saddle and from a plateau, and a look along the Newton step tells
+it from a loss that falls for ever (as that of separated classes does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._objective import Objective
+from mlxopt._result import Certificate
+from mlxopt._tree import (
+    Tree,
+    as_data,
+    check_params,
+    count,
+    default_tol,
+    dtype_name,
+    epsilon,
+    ravel,
+    read,
+    unravel,
+    widened,
+    working_dtype,
+)
+from mlxopt.autodiff import check_is_callable
+
+_DENSE = 200  # parameters up to which the whole Hessian is computed
+_LANCZOS = 30  # Hessian-vector products beyond that
+# Curvature below this part of the largest counts as none: MLX's exp in float64 is good to 5e-7.
+_FLAT = 1e-6
+
+
+def certify(
+    loss: Callable[..., mx.array], params: Tree, *data: Any, tol: float | None = None
+) -> Certificate:
+    """Tell what kind of point `params` is for `loss(params, *data)`.
+
+    Args:
+        loss: as for `minimize`.
+        params: the point, a tree of float arrays.
+        *data: what the loss takes after its parameters.
+        tol: what counts as a small gradient; None takes the default of `minimize`.
+
+    Returns:
+        a `Certificate`. With up to 200 parameters it costs a Hessian in float64, about as much as p
+        gradients; with more some sixty gradients, and curvature and condition number are then
+        estimates by Lanczos's method.
+
+    Raises:
+        TypeError, ValueError: `loss` or `params` is not as described.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> saddle = lambda w: w[0] ** 2 - w[1] ** 2
+    >>> mo.certify(saddle, mx.zeros(2))
+    Certificate
+      verdict    A saddle or a maximum: the gradient is zero but the loss curves
+                 down in some direction. Start elsewhere.
+      grad_norm  0
+      floor      0
+      decrement  unknown
+      curvature  -2
+      condition  unknown
+      distance   unknown
+    """
+    check_is_callable(loss)
+    check_params(params)
+    tol = default_tol(params) if tol is None else tol
+    with mx.stream(mx.cpu):
+        return _Point(loss, params, data).certificate(tol)
+
+
+class _Point:
+    """A point, with the loss around it as a function of a float64 vector on the host."""
+
+    def __init__(self, loss: Callable[..., mx.array], params: Tree, data: tuple[Any, ...]) -> None:
+        narrow = Objective(loss, as_data(data, params), compile=False)
+        _, grad = narrow.value_and_grad(params)
+        rounded = np.array(ravel(grad, working_dtype(params)), dtype=np.float64)
+        self.epsilon, self.dtype = epsilon(params), dtype_name(working_dtype(params))
+        self.params = widened(params)
+        # Few evaluations: compiling would take longer.
+        self.objective = Objective(loss, widened(as_data(data, self.params)), compile=False)
+        self.x = np.array(ravel(self.params, mx.float64))
+        self.value, self.grad = self.at(self.x)
+        self.noise = 10 * 2.0**-52 * abs(self.value)
+        # What rounding does to the gradient: that of its computation, and that of the parameters.
+        nudge = np.where(np.random.default_rng(0).random(self.x.size) < 0.5, -0.5, 0.5)
+        nudged = self.at(self.x * (1 + self.epsilon * nudge))[1]
+        differences = np.abs([rounded - self.grad, nudged - self.grad])
+        self.floor = float(differences.max())
+
+    def at(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the loss and its gradient, shape (p,), at `x`."""
+        value, grad = self.objective.value_and_grad(unravel(mx.array(x, mx.float64), self.params))
+        return read(value)[0], np.array(ravel(grad, mx.float64))
+
+    def certificate(self, tol: float) -> Certificate:
+        """Return what can be said of the point."""
+        largest = float(np.abs(self.grad).max())
+        if not (np.isfinite(self.value) and np.isfinite(largest)):
+            return Certificate(
+                "Not a minimum: the loss or its gradient is not finite here.", False, largest,
+                self.floor, None, None, None, None,
+            )  # fmt: skip
+        hessian = _Dense(self) if self.x.size <= _DENSE else _Lanczos(self)
+        step = hessian.newton_step()
+        decrement = distance = None
+        if step is not None:
+            decrement = float(np.sqrt(max(-self.grad @ step, 0.0)))
+            distance = float(np.abs(step).max())
+        verdict, is_minimum = self._verdict(tol, largest, hessian, step, distance)
+        return Certificate(
+            verdict, is_minimum, largest, self.floor, decrement, hessian.smallest,
+            hessian.condition, distance,
+        )  # fmt: skip
+
+    def _verdict(
+        self, tol: float, largest: float, hessian: _Dense | _Lanczos, step: np.ndarray | None,
+        distance: float | None,
+    ) -> tuple[str, bool]:  # fmt: skip
+        if largest > max(tol, 2 * self.floor):
+            return (
+                f"Not a minimum: the gradient's largest entry, {largest:.2g}, is above tol "
+                f"({tol:.2g}) and above what rounding explains ({self.floor:.2g}). Take more steps."
+            ), False
+        zero = "zero" if largest == 0 else "small"
+        if hessian.is_indefinite:
+            return (
+                f"A saddle or a maximum: the gradient is {zero} but the loss curves down in some "
+                f"direction. Start elsewhere."
+            ), False
+        ways = [self._along(direction) for direction in hessian.flat_directions()]
+        if "down" in ways:
+            return (
+                f"No minimum: the gradient is {zero}, but the loss falls along a direction without "
+                f"curvature. Start elsewhere."
+            ), False
+        if ways and hessian.is_zero and "up" not in ways:
+            return (
+                f"A plateau: the gradient is {zero} and the loss does not change around here. "
+                f"Start elsewhere, or scale the parameters."
+            ), False
+        if step is not None and self._runs_off(step):
+            return (
+                "No minimum in sight: the gradient is small, but the loss falls on and on along "
+                "the Newton step, as if its minimum were at infinity. Add a penalty."
+            ), False
+        level = ways.count("level")
+        if level:
+            many = f"in {level} direction{'s' * (level > 1)} at least the loss does not change"
+            return f"A minimum, one of many: {many}, so the data do not decide there.", True
+        text = f"A minimum: the loss rises in every direction{hessian.doubt}."
+        if largest > tol:
+            text += f" The gradient is at the rounding floor of {self.dtype}."
+        if distance:
+            text += f" The parameters are about {distance:.1g} away from it."
+        if self.epsilon > 2.0**-52:
+            text += ' finish="float64" gives more digits.'
+        return text, True
+
+    def _along(self, direction: np.ndarray) -> str:
+        """Return where the loss goes along a direction, both ways: "up", "down" or "level"."""
+        size = 1 + float(np.abs(self.x).max())
+        for length in (1e-3 * size, 1e-2 * size, 1e-1 * size):
+            changes = [
+                self.at(self.x + sign * length * direction)[0] - self.value for sign in (-1, 1)
+            ]
+            if min(changes) < -self.noise:
+                return "down"
+            if max(changes) > self.noise:
+                return "up"
+        return "level"
+
+    def _runs_off(self, step: np.ndarray) -> bool:
+        """Whether the loss falls on, visibly, to 64 Newton steps from here."""
+        last = self.value
+        for length in (1, 4, 16, 64):
+            value = self.at(self.x + length * step)[0]
+            if not value < last - self.noise * (length == 1):
+                return False
+            last = value
+        return True
+
+
+class _Dense:
+    """The Hessian, whole, in units that give it a unit diagonal."""
+
+    def __init__(self, point: _Point) -> None:
+        matrix = _hessian(point)
+        self.doubt = ""
+        if not np.isfinite(matrix).all():  # no second derivative: a look along some axes then
+            self.doubt = ", as far as some axes show: its second derivative is not finite"
+            matrix = np.zeros_like(matrix)
+        matrix = 0.5 * (matrix + matrix.T)
+        diagonal = np.abs(np.diag(matrix))
+        self._scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+        self._scaled = matrix * np.outer(self._scale, self._scale)
+        self._grad = point.grad
+        self._values, self._vectors = np.linalg.eigh(self._scaled)
+        self._threshold = _FLAT * float(np.abs(self._values).max())
+        own = np.linalg.eigvalsh(matrix)
+        self.smallest = float(own[0])
+        positive = self._values[0] > self._threshold
+        self.condition = float(own[-1] / own[0]) if positive and own[0] > 0 else None
+        self.is_indefinite = bool(self._values[0] < -self._threshold)
+        self.is_zero = not matrix.any()
+
+    def flat_directions(self) -> list[np.ndarray]:
+        """Return unit vectors along which the loss has no curvature, five at most."""
+        flat = np.flatnonzero(np.abs(self._values) <= self._threshold)[:5]
+        directions = [self._scale * self._vectors[:, i] for i in flat]
+        return [direction / np.linalg.norm(direction) for direction in directions]
+
+    def newton_step(self) -> np.ndarray | None:
+        """Return -H⁻¹ gradient; None unless H is safely positive definite."""
+        if not self._values[0] > self._threshold:
+            return None
+        coefficients = self._vectors.T @ (self._scale * self._grad) / self._values
+        return -self._scale * (self._vectors @ coefficients)
+
+
+class _Lanczos:
+    """Curvature in the space of a few Hessian-vector products (Golub and Van Loan 2013, 10.1)."""
+
+    doubt = ", as far as Lanczos's method sees"
+
+    def __init__(self, point: _Point) -> None:
+        self._point = point
+        size = point.x.size
+        vector = np.random.default_rng(0).normal(size=size)
+        basis, diagonal, beside = [vector / np.linalg.norm(vector)], [], []
+        for _ in range(min(_LANCZOS, size)):
+            product = self._times(basis[-1])
+            diagonal.append(float(basis[-1] @ product))
+            for _ in range(2):  # orthogonal to all before, twice, against rounding
+                product -= np.stack(basis).T @ (np.stack(basis) @ product)
+            beside.append(float(np.linalg.norm(product)))
+            if beside[-1] <= 1e-12 * max(np.abs(diagonal).max(), 1e-300):
+                break
+            basis.append(product / beside[-1])
+        order = len(diagonal)
+        projected = np.diag(diagonal) + np.diag(beside[: order - 1], 1)
+        projected += np.diag(beside[: order - 1], -1)
+        values, vectors = np.linalg.eigh(projected)
+        self._ritz = np.stack(basis[:order]).T @ vectors
+        self._values = values
+        self._threshold = _FLAT * float(np.abs(values).max())
+        self.smallest = float(values[0])
+        self.is_indefinite = bool(values[0] < -self._threshold)
+        self.is_zero = not np.abs(values).max() > 0
+        positive = values[0] > self._threshold
+        self.condition = float(values[-1] / values[0]) if positive else None
+
+    def _times(self, vector: np.ndarray) -> np.ndarray:
+        point = self._point
+        tree = unravel(mx.array(vector, mx.float64), point.params)
+        return np.array(ravel(point.objective.hvp(point.params, tree), mx.float64))
+
+    def flat_directions(self) -> list[np.ndarray]:
+        """Return unit vectors along which the loss has no curvature, five at most."""
+        flat = np.flatnonzero(np.abs(self._values) <= self._threshold)[:5]
+        return [self._ritz[:, i] for i in flat]
+
+    def newton_step(self) -> np.ndarray | None:
+        """Return about -H⁻¹ gradient, by conjugate gradients; None where H is not positive."""
+        if self.is_indefinite or self.is_zero:
+            return None
+        step = np.zeros_like(self._point.grad)
+        residual = -self._point.grad
+        direction, size = residual, float(residual @ residual)
+        first = size
+        for _ in range(_LANCZOS):
+            if size <= 1e-24 * first:
+                break
+            product = self._times(direction)
+            curvature = float(direction @ product)
+            if curvature <= 0:
+                return None
+            step = step + size / curvature * direction
+            residual = residual - size / curvature * product
+            size, before = float(residual @ residual), size
+            direction = residual + size / before * direction
+        return step
+
+
+def _hessian(point: _Point) -> np.ndarray:
+    """Return the Hessian, shape (p, p)."""
+    try:
+        return np.array(point.objective.hessian(point.params))
+    except (ValueError, RuntimeError):  # a loss that branches on values cannot be batched
+        units = mx.eye(count(point.params), dtype=mx.float64)
+        rows = [point.objective.hvp(point.params, unravel(unit, point.params)) for unit in units]
+        return np.stack([np.array(ravel(row, mx.float64)) for row in rows])

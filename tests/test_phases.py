@@ -1,0 +1,134 @@
+"""Several optimizers in turn, and the finish in float64."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from problems import array64, regression, squared_loss
+
+import mlxopt as mo
+from mlxopt import Status
+
+START = {"w": mx.zeros(5), "b": mx.array(0.0)}
+
+
+def test_the_finish_reaches_float64_on_a_logistic_regression():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(5000, 10))
+    y = (rng.random(5000) < 1 / (1 + np.exp(-X @ rng.normal(size=10)))).astype(float)
+    expected = np.zeros(10)
+    for _ in range(20):
+        p = 1 / (1 + np.exp(-X @ expected))
+        expected += np.linalg.solve((X * (p * (1 - p))[:, None]).T @ X, X.T @ (y - p))
+
+    def loss(w, X, y):
+        return mx.mean(mo.losses.logistic(X @ w, y))
+
+    narrow = mo.minimize(loss, mx.zeros(10), mo.LBFGS(), X, y)
+    finished = mo.minimize(loss, mx.zeros(10), mo.LBFGS(), X, y, finish="float64")
+    assert finished.converged
+    assert finished.params.dtype == mx.float64
+    # The goal is 1e-10; Newton steps end at some roundings.
+    np.testing.assert_allclose(np.array(finished.params), expected, rtol=1e-12)
+    assert np.abs(np.array(narrow.params) / expected - 1).max() > 1e-7
+    assert [(p.optimizer, p.dtype) for p in finished.phases] == [
+        ("LBFGS", "float32"),
+        ("LBFGS", "float64"),
+        ("Newton", "float64"),
+    ]
+    assert sum(p.steps for p in finished.phases) == finished.steps
+    assert sum(p.evaluations for p in finished.phases) == finished.evaluations
+    assert np.all(np.diff(finished.history.step) > 0)
+    assert "LBFGS, float64: CONVERGED" in repr(finished)
+
+
+def test_the_finish_takes_the_data_as_they_were_given():
+    # Rounded to float32 first, the data would have another minimum.
+    X, y, _ = regression(rows=300)
+    design = np.column_stack([X, np.ones(len(X))])
+    expected = np.linalg.lstsq(design, y, rcond=None)[0]
+    for data in ((X, y), (array64(X), array64(y))):
+        result = mo.minimize(squared_loss, START, mo.LBFGS(), *data, finish="float64")
+        np.testing.assert_allclose(np.array(result.params["w"]), expected[:-1], rtol=1e-12)
+
+
+def test_the_finish_of_float64_parameters_is_the_polish():
+    X, y, _ = regression()
+    start = {"w": array64(np.zeros(5)), "b": array64(0.0)}
+    result = mo.minimize(squared_loss, start, mo.LBFGS(), X, y, finish="float64")
+    assert result.phases[-1].optimizer == "Newton"
+    assert result.grad_norm < 1e-14
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-11])
+def test_tol_is_that_of_the_end(tol):
+    X, y, _ = regression()
+    result = mo.minimize(squared_loss, START, mo.LBFGS(), X, y, tol=tol, finish="float64")
+    assert result.converged
+    assert result.grad_norm <= tol
+
+
+def test_a_run_that_failed_is_not_finished():
+    X, y, _ = regression()
+    with pytest.warns(mo.ConvergenceWarning, match="MAX_STEPS"):
+        result = mo.minimize(
+            squared_loss, START, mo.SGD(0.01), X, y, max_steps=10, finish="float64"
+        )
+    assert len(result.phases) == 1
+
+
+def test_optimizers_in_turn_share_one_history():
+    X, y, _ = regression()
+    calls = []
+
+    def loss(params, X, y):
+        calls.append(1)
+        return squared_loss(params, X, y)
+
+    stages = [(mo.SGD(0.1), 20), (mo.Momentum(0.05), 30), mo.Newton()]
+    seen = []
+    result = mo.minimize(loss, START, stages, X, y, callback=lambda info: seen.append(info))
+    assert result.converged
+    assert [p.steps for p in result.phases][:2] == [20, 30]
+    assert [p.status for p in result.phases] == [
+        Status.MAX_STEPS,
+        Status.MAX_STEPS,
+        Status.CONVERGED,
+    ]
+    assert np.all(np.diff(result.history.step) > 0)
+    assert result.history.step[-1] == result.steps
+    assert np.all(np.diff([info.evaluations for info in seen]) >= 0)
+    assert seen[-1].evaluations == result.evaluations
+    # In turn by hand: the same points.
+    first = mo.minimize(squared_loss, START, stages[0][0], X, y, max_steps=20, tol=0)
+    second = mo.minimize(squared_loss, first.params, stages[1][0], X, y, max_steps=30, tol=0)
+    assert result.phases[1].value == pytest.approx(second.value, rel=1e-6)
+
+
+def test_a_stage_that_converges_ends_the_run():
+    X, y, _ = regression()
+    result = mo.minimize(squared_loss, START, [mo.LBFGS(), mo.Newton()], X, y)
+    assert [p.optimizer for p in result.phases] == ["LBFGS"]
+
+
+def test_two_methods_on_one_objective_do_not_mix_up_their_compiled_pieces():
+    X, y, _ = regression()
+    stages = [(mo.LBFGS(), 2), (mo.Newton(), 1), (mo.LBFGS(memory=3), 2), mo.SGD(0.1)]
+    assert mo.minimize(squared_loss, START, stages, X, y).converged
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"optimizer": []}, ValueError, "at least one"),
+        ({"optimizer": [mo.LBFGS]}, TypeError, "the class LBFGS"),
+        ({"optimizer": [(mo.LBFGS(), 0)]}, ValueError, "1 or more"),
+        ({"optimizer": [(mo.LBFGS(), 1.5)]}, TypeError, "whole number"),
+        ({"finish": "float16"}, ValueError, 'None or "float64"'),
+        ({"finish": True}, ValueError, 'None or "float64"'),
+    ],
+)
+def test_misuse_raises_at_the_door(change, error, words):
+    arguments = {"optimizer": mo.LBFGS(), **change}
+    optimizer = arguments.pop("optimizer")
+    with pytest.raises(error, match=words):
+        mo.minimize(lambda w: mx.sum(w * w), mx.ones(2), optimizer, **arguments)
