@@ -126,9 +126,9 @@ def test_the_cubic_minimizer_is_exact_on_cubics():
 def test_the_rounding_of_a_long_sum_does_not_end_a_search():
     # A parabola near its minimum whose value is off by 30 times what the search takes for noise.
     eps = 2.0**-23
-    search = begin(1.0, -1e-4, 1.0, eps)
-    rough = proceed(search, 1.0 + 300 * eps, -0.5e-4)
+    search = ls.begin(1.0, -1e-6, 1.0, eps)
+    rough = ls.proceed(search, 1.0 + 300 * eps, -0.5e-6)
     assert rough.verdict == "accepted"
     # A rise that the slopes do explain is a rise.
-    steep = begin(1.0, -1.0, 1e-4, eps)
-    assert proceed(steep, 1.0 + 300 * eps, 0.5).verdict == ""
+    steep = ls.begin(1.0, -1.0, 1e-4, eps)
+    assert ls.proceed(steep, 1.0 + 300 * eps, 0.5).verdict == ""
