@@ -305,11 +305,12 @@ def _stretches(groups: Iterator[list[Any]]) -> Iterator[Iterator[list[Any]]]:
 
 def _rows(batch: tuple[Any, ...]) -> int:
     """Return how many examples a batch has: the length of its first array's first axis."""
-    for item in leaves(batch):
-        if isinstance(item, mx.array) and item.ndim:
-            return item.shape[0]
-    return 1
+    first = batch[0] if batch else None
+    items = [first] if isinstance(first, mx.array) and first.ndim else leaves(batch)
+    return next((i.shape[0] for i in items if isinstance(i, mx.array) and i.ndim), 1)
 
 
 def _shapes(batch: tuple[Any, ...]) -> list[Any]:
+    if all(isinstance(item, mx.array) for item in batch):  # quicker than by way of a tree
+        return [item.shape for item in batch]
     return [getattr(item, "shape", item) for item in leaves(batch)]
