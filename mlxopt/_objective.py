@@ -19,15 +19,21 @@ from mlxopt._tree import (
     count,
     leaves,
     leaves_with_paths,
-    ravel,
     read,
-    unravel,
     working_dtype,
 )
-from mlxopt.autodiff import checked_loss, kept_random_state, random_seed, tape_guard
-
-# Hessian rows computed at once: each holds as many intermediates as one gradient.
-_HESSIAN_ROWS = 64
+from mlxopt.autodiff import (
+    can_batch,
+    checked_loss,
+    hessian_product,
+    hessian_row,
+    kept_random_state,
+    over_rows,
+    sample_rows,
+    tape_guard,
+    unit_rows,
+    with_fixed_draw,
+)
 
 
 class Objective:
@@ -52,7 +58,7 @@ class Objective:
         fixed_draw: bool = True,
     ) -> None:
         checked = checked_loss(loss)
-        self.loss = _with_fixed_draw(checked) if fixed_draw else checked
+        self.loss = with_fixed_draw(checked) if fixed_draw else checked
         self.data = data
         self.evaluations = 0
         self.steps_per_call = 1  # how many first-order steps one compiled call takes
@@ -105,7 +111,7 @@ class Objective:
 
         Reverse over reverse, which works for every operation that has a gradient.
         """
-        return self.compiled("hvp", lambda: self._hvp)(params, vector, *self.data)
+        return self.compiled("hvp", lambda: hessian_product(self.loss))(params, vector, *self.data)
 
     def hessian(self, params: Tree, structured: Callable[..., mx.array] | None = None) -> mx.array:
         """Return the Hessian, shape (p, p), in `tree_flatten` order.
@@ -118,13 +124,13 @@ class Objective:
         if structured is not None:
             return structured(params, *self.data)
         size, dtype = count(params), working_dtype(params)
-        rows = self.compiled("hessian", lambda: mx.vmap(self._hessian_row, in_axes=(0, None, None)))
-        identity = mx.eye(size, dtype=dtype)
-        blocks = [
-            rows(identity[start : start + _HESSIAN_ROWS], params, self.data)
-            for start in range(0, size, _HESSIAN_ROWS)
-        ]
-        return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks)
+
+        def make() -> Callable[..., mx.array]:
+            row = hessian_row(self.loss)
+            return over_rows(row, can_batch(row, sample_rows(size, dtype), params, self.data))
+
+        rows = self.compiled("hessian", make)
+        return unit_rows(lambda units: rows(units, params, self.data), size, dtype)
 
     def ignored_leaves(self, params: Tree, grad: Tree) -> list[str]:
         """Return the paths of the leaves that the loss does not depend on.
@@ -153,17 +159,6 @@ class Objective:
             except (ValueError, OverflowError):  # a loss that branches on values (int(nan)) noticed
                 return math.nan
 
-    def _hvp(self, params: Tree, vector: Tree, *data: Any) -> Tree:
-        def slope(at: Tree) -> mx.array:
-            gradient = mx.grad(self.loss)(at, *data)
-            pairs = zip(leaves(gradient), leaves(vector), strict=True)
-            return sum((mx.sum(g * v) for g, v in pairs), mx.array(0.0))
-
-        return mx.grad(slope)(params)
-
-    def _hessian_row(self, unit: mx.array, params: Tree, data: tuple[Any, ...]) -> mx.array:
-        return ravel(self._hvp(params, unravel(unit, params), *data), unit.dtype)
-
 
 def _with_nan_leaf(params: Tree, index: int) -> Tree:
     """Return `params` with every entry of its leaf number `index` NaN."""
@@ -175,18 +170,3 @@ def _with_nan_leaf(params: Tree, index: int) -> Tree:
         return mx.full(leaf.shape, float("nan"), dtype=leaf.dtype) if position == index else leaf
 
     return tree_map(spoil, params)
-
-
-def _with_fixed_draw(loss: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Return `loss` drawing the same random numbers in every call, the global state untouched."""
-    seed = random_seed()
-    if seed is None:
-        return loss
-
-    def drawn(*args: Any) -> mx.array:
-        with kept_random_state():
-            mx.random.seed(seed)
-            return loss(*args)
-
-    drawn.__name__ = getattr(loss, "__name__", "loss")
-    return drawn

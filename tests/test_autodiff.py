@@ -55,6 +55,16 @@ def test_argnums_and_aux_are_those_of_mlx():
     assert aux["aux"].tolist() == [1, 2]
 
 
+def test_several_aux_values_come_back_one_by_one():
+    def loss(w):
+        return mx.sum(w**2), w + 1, "two"
+
+    (value, first, second), gradient = mo.value_and_grad(loss, has_aux=True)(mx.array([3.0]))
+    assert (value.item(), first.tolist(), second, gradient.tolist()) == (9, [4], "two", [6])
+    gradient, first, second = mo.grad(loss, has_aux=True)(mx.array([3.0]))
+    assert (gradient.tolist(), first.tolist(), second) == ([6], [4], "two")
+
+
 def test_keyword_arguments_reach_the_loss():
     assert mo.grad(lambda w, *, power: mx.sum(w**power))(mx.array([2.0]), power=2).tolist() == [4]
 
@@ -99,7 +109,9 @@ def test_a_read_back_raises_and_names_file_and_line(loss):
         with pytest.raises(mo.TapeError) as caught:
             call()
         assert where in str(caught.value)
-        assert "compile=False" in str(caught.value)
+        assert "compile=False; minimize, train and value_and_grad all take it" in str(caught.value)
+        # A read of data alone does no harm, and this message is shown for it too.
+        assert "may be silently wrong" in str(caught.value)
 
 
 def test_compile_false_lets_a_loss_branch_on_values():
@@ -118,6 +130,26 @@ def test_reading_data_back_is_no_tape_break_in_value_and_grad():
         return mx.sum(w) * int(n.item())
 
     assert mo.grad(loss)(mx.array([1.0]), mx.array(3)).tolist() == [3]
+
+
+def test_a_number_that_switches_the_loss_is_proven_by_its_type_alone():
+    def loss(w, power):
+        return mx.sum(w**2) if power == 2 else mx.array(w[0].item() ** 3)
+
+    derivative = mo.grad(loss)
+    assert derivative(mx.array([1.0]), 2).tolist() == [2]
+    assert derivative(mx.array([1.0]), 3).tolist() == [0]  # as the documentation says
+    with pytest.raises(mo.TapeError):
+        mo.grad(loss)(mx.array([1.0]), 3)
+
+
+def test_messages_know_a_callable_that_has_no_name():
+    class Mine:
+        def __call__(self, w):
+            return mx.array(w.tolist()[0])
+
+    with pytest.raises(mo.TapeError, match="Mine reads an array back"):
+        mo.grad(Mine())(mx.array([1.0]))
 
 
 def test_a_rebound_global_is_seen():

@@ -1,0 +1,389 @@
+"""argmin: the minimizer of a loss as a function that MLX can differentiate.
+
+Notation: p the parameters, h the rest of the arguments, H the Hessian of the loss in p. At the
+minimizer the gradient g(p, h) is zero and stays zero as h moves, so dp/dh = -H⁻¹ ∂g/∂h (the
+implicit function theorem). A cotangent c of p gives the cotangent -(∂g/∂h)ᵀ H⁻¹ c of h: one linear
+system, however many arguments there are, and none of the steps that led to p.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from mlxopt._backend import device_for
+from mlxopt._checks import check_tol, describe_type
+from mlxopt._minimize import minimize
+from mlxopt._status import Status, warn
+from mlxopt._tree import (
+    FLOATS,
+    Tree,
+    check_params,
+    count,
+    epsilon,
+    largest_entry,
+    leaves,
+    numpy_dtype,
+    ravel,
+    read,
+    to_data,
+    unravel,
+    working_dtype,
+)
+from mlxopt.autodiff import (
+    TapeError,
+    check_is_callable,
+    checked_loss,
+    grad,
+    hessian,
+    hvp,
+    with_fixed_draw,
+)
+from mlxopt.optimizers import Optimizer
+
+# Up to here the Hessian is formed and factored: half a second, and 8 MB in float64.
+_DENSE = 1000
+
+# Far more products than any system takes that conjugate gradients solve in good time.
+_MAX_PRODUCTS = 10_000
+
+_NEEDS_NUMBERS = (
+    "argmin runs a whole minimization and needs numbers for that, but inside mx.compile and "
+    "mx.vmap there are none. Call it outside of them, and pass compile=False to those of mlxopt's "
+    "functions that differentiate or minimize something that calls it: "
+    "mo.value_and_grad(loss, compile=False), mo.minimize(..., compile=False)."
+)
+
+_UNDIFFERENTIABLE = {Status.NONFINITE, Status.DIVERGED, Status.UNBOUNDED}
+
+
+def argmin(
+    loss: Callable[..., mx.array],
+    optimizer: Optimizer[Any],
+    *,
+    tol: float | None = None,
+    max_steps: int = 1000,
+    compile: bool = True,
+) -> Callable[..., Tree]:
+    """Return a function `solve(params, *args)` that gives the minimizer, and has a derivative.
+
+    `solve` minimizes `loss(params, *args)` over `params`, and MLX can differentiate what it returns
+    in every float array among `args`: hyper-parameters, and data too. The derivative is that of the
+    minimizer by the implicit function theorem (Krantz and Parks 2013, "The Implicit Function
+    Theorem", section 3.3), not of the steps that were taken, so its cost and its accuracy do not
+    depend on them: one linear system with the Hessian, which is factored for up to 1,000 parameters
+    and otherwise solved by conjugate gradients (Hestenes and Stiefel 1952). It can be
+    differentiated again.
+
+    Args:
+        loss: a function `loss(params, *args)` that returns a scalar array, twice differentiable.
+            What it captures counts as constant: whatever is to be differentiated must be among
+            `args`. Random operations see one fixed draw.
+        optimizer: which to find the minimum with, such as `mo.LBFGS()` or `mo.Newton()`.
+        tol: when the minimum has been reached: no entry of the gradient is larger. The error of
+            minimizer and derivative is about tol over the smallest curvature. None: as `minimize`.
+        max_steps: steps at most.
+        compile: False evaluates the loss op by op, for a loss that branches on values.
+
+    Returns:
+        `solve(params, *args)`, which returns a tree like `params`. `params` is where to start; the
+        derivative in it is zero. Derivatives are by reverse mode: `mx.grad`, `mx.vjp`,
+        `mo.value_and_grad`, `mo.hvp`, `mo.jacobian`. A minimization needs numbers, so `solve`
+        cannot be called under `mx.compile` or `mx.vmap`: give `compile=False` to those of mlxopt's
+        functions that differentiate or minimize something with `solve` in it.
+
+    Raises:
+        TapeError: `solve` was called where values are unknown; or the loss reads arrays back.
+        ValueError: the minimization diverged, or the loss is not finite or has no minimum; or it
+            ended where the derivative does not exist: the Hessian is not positive definite (a flat
+            valley, a saddle), or the gradient is not zero (at a bound).
+        TypeError, ValueError: an argument is not as `minimize` wants it.
+
+    Warns:
+        ConvergenceWarning: `tol` was not reached, so minimizer and derivative are rough.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> def ridge(w, l2, X, y):
+    ...     return 0.5 * mx.mean((X @ w - y) ** 2) + 0.5 * l2 * mx.sum(w**2)
+    >>> X, y = mx.array([[1.0], [1.0]]), mx.array([2.0, 4.0])
+    >>> solve = mo.argmin(ridge, mo.Newton())
+    >>> solve(mx.zeros(1), mx.array(0.5), X, y)  # 3 / (1 + l2)
+    array([2], dtype=float32)
+    >>> def validation(l2):
+    ...     return mx.sum(solve(mx.zeros(1), l2, X, y))
+    >>> mo.grad(validation, compile=False)(mx.array(0.5))  # -3 / (1 + l2)²
+    array(-1.33333, dtype=float32)
+    """
+    check_is_callable(loss)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer is {describe_type(optimizer)}; expected one of mlxopt's, such as "
+            f"mo.LBFGS(): argmin(loss, optimizer)."
+        )
+    if tol is not None and check_tol(tol) == 0:
+        raise ValueError("tol is 0; expected more: the derivative is that of a minimum reached.")
+    checked = checked_loss(loss)
+
+    @functools.wraps(loss)
+    def solve(params: Tree, *args: Any) -> Tree:
+        check_params(params)
+        args = tuple(to_data(item, working_dtype(params)) for item in args)
+        start, numbers = _detached(params), _detached(args)
+        drawn = with_fixed_draw(checked)
+        result = minimize(
+            drawn, start, optimizer, *numbers, tol=tol, max_steps=max_steps, compile=compile
+        )
+        if result.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        if result.status in _UNDIFFERENTIABLE:
+            raise ValueError(
+                f"argmin found no minimum, {result.status.name}: {result.status.value}"
+            )
+        if not any(_is_float(leaf) for leaf in leaves(args)):
+            return result.params
+        if result.converged:
+            _check_is_stationary(drawn, result.params, numbers, result.grad_norm)
+        with device_for(params, args):
+            return _Minimizer(drawn, result.params, numbers)(args)
+
+    return solve
+
+
+class _Minimizer:
+    """A minimizer that was found, as a function of the other arguments of its loss.
+
+    Args:
+        loss: `loss(params, *args)`, the same draw in every call.
+        params: the minimizer.
+        args: where it was found: values only, out of reach of any transformation.
+    """
+
+    def __init__(self, loss: Callable[..., mx.array], params: Tree, args: tuple[Any, ...]) -> None:
+        self.loss, self.params, self.args = loss, params, args
+        self._root: mx.array | None = None
+
+    def __call__(self, args: tuple[Any, ...]) -> Tree:
+        """Return the minimizer, made differentiable in the float arrays of `args`."""
+        follow = mx.custom_function(lambda params, floats: tree_map(mx.array, params))
+        follow.vjp(self._follow_vjp)
+        follow.jvp(_no_forward_mode)
+        return follow(self.params, [leaf for leaf in leaves(args) if _is_float(leaf)])
+
+    def _follow_vjp(self, primals: Any, cotangent: Tree, minimizer: Tree) -> Any:
+        """Return the cotangents of the start, zero, and of the float arguments."""
+        _, floats = primals
+        with device_for(minimizer, floats):
+            adjoint = self._solve(minimizer, floats, cotangent)
+
+            # By its name in the graph, not as a number: it moves when this is differentiated again.
+            def slope(floats: list[mx.array]) -> mx.array:
+                gradient = mx.grad(self._loss_of_floats)(minimizer, floats)
+                return -_inner(gradient, adjoint)
+
+            return tree_map(mx.zeros_like, minimizer), mx.grad(slope)(floats)
+
+    def _solve(self, params: Tree, floats: list[mx.array], right: Tree) -> Tree:
+        """Return H⁻¹ `right`, with its derivative in all three arguments."""
+
+        def solution(params: Tree, floats: list[mx.array], right: Tree) -> Tree:
+            return self._solve_with_numbers(right)
+
+        def vjp(primals: Any, cotangent: Tree, found: Tree) -> Any:
+            params, floats, _ = primals
+            with device_for(params, floats):
+                adjoint = self._solve(params, floats, cotangent)
+
+                def bend(params: Tree, floats: list[mx.array]) -> mx.array:
+                    def along(at: Tree) -> mx.array:
+                        return _inner(mx.grad(self._loss_of_floats)(at, floats), found)
+
+                    return -_inner(mx.grad(along)(params), adjoint)
+
+                return *mx.grad(bend, argnums=(0, 1))(params, floats), adjoint
+
+        def vmap(inputs: Any, axes: Any) -> tuple[Tree, Tree]:
+            # Without a rule of its own, the derivative of the batched function would be that of the
+            # body, in which the Hessian is a constant.
+            params, floats, right = inputs
+            if any(axis is not None for axis in leaves(axes[:2])):
+                raise TapeError(_NEEDS_NUMBERS)
+            pairs = zip(leaves(right), leaves(axes[2]), strict=True)
+            size = next(leaf.shape[axis] for leaf, axis in pairs if axis is not None)
+
+            def entry(i: int) -> Tree:
+                return tree_map(
+                    lambda leaf, axis: leaf if axis is None else mx.take(leaf, i, axis),
+                    right, axes[2],
+                )  # fmt: skip
+
+            rows = [self._solve(params, floats, entry(i)) for i in range(size)]
+            stacked = tree_map(lambda *entries: mx.stack(list(entries)), *rows)
+            return stacked, tree_map(lambda _: 0, stacked)
+
+        solve = mx.custom_function(solution)
+        solve.vjp(vjp)
+        solve.vmap(vmap)
+        solve.jvp(_no_forward_mode)
+        return solve(params, floats, right)
+
+    def _loss_of_floats(self, params: Tree, floats: list[mx.array]) -> mx.array:
+        given = iter(floats)
+        args = tree_map(lambda leaf: next(given) if _is_float(leaf) else leaf, self.args)
+        return self.loss(params, *args)
+
+    def _solve_with_numbers(self, right: Tree) -> Tree:
+        """Return H⁻¹ `right`, H a constant: it is only ever needed at the minimizer found."""
+        dtype = working_dtype(self.params)
+        if count(self.params) > _DENSE:
+            product = mx.compile(hvp(self.loss, compile=False))
+
+            def times(vector: np.ndarray) -> np.ndarray:
+                tree = unravel(mx.array(vector.astype(numpy_dtype(dtype)), dtype=dtype), right)
+                return _numpy(product(self.params, tree, *self.args), dtype)
+
+            vector = _numpy(_detached(right), dtype)
+            found = conjugate_gradients(times, vector, epsilon(self.params))
+            return unravel(mx.array(found.astype(numpy_dtype(dtype)), dtype=dtype), right)
+        if self._root is None:
+            matrix = hessian(self.loss, flat=True, compile=False)(self.params, *self.args)
+            root = inverse_root(np.array(matrix, dtype=np.float64), epsilon(self.params))
+            self._root = mx.array(root.astype(numpy_dtype(dtype)), dtype=dtype)
+        # Products alone, so that many cotangents can be solved for at once (a Jacobian by vmap).
+        return unravel(self._root @ (self._root.T @ ravel(right, dtype)), self.params)
+
+
+def inverse_root(matrix: np.ndarray, eps: float) -> np.ndarray:
+    """Return R with R Rᵀ = H⁻¹, both (p, p), float64.
+
+    Args:
+        matrix: H, up to rounding symmetric.
+        eps: the relative rounding error of its entries.
+
+    Raises:
+        ValueError: H is not positive definite beyond that rounding.
+    """
+    matrix = 0.5 * (matrix + matrix.T)
+    if not np.isfinite(matrix).all():
+        raise ValueError("the Hessian at the minimizer is not finite, so it has no derivative.")
+    # With a unit diagonal: a parameter's unit should not decide what is singular.
+    diagonal = np.diag(matrix)
+    scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1))
+    try:
+        root = np.linalg.cholesky(matrix * np.outer(scale, scale))
+    except np.linalg.LinAlgError:
+        raise _not_definite() from None
+    if np.min(np.diag(root)) ** 2 <= len(matrix) * eps:
+        raise _not_definite()
+    return scale[:, None] * np.linalg.inv(root).T
+
+
+def conjugate_gradients(
+    times: Callable[[np.ndarray], np.ndarray], right: np.ndarray, eps: float
+) -> np.ndarray:
+    """Return x with H x = `right`, both (p,), float64, by the method of Hestenes and Stiefel.
+
+    Args:
+        times: H times a vector (p,).
+        right: the right-hand side.
+        eps: the relative rounding error of a product; the residual is brought under eps^¾ of
+            `right`.
+
+    Raises:
+        ValueError: H is not positive definite along a direction that was met.
+
+    Warns:
+        ConvergenceWarning: the residual stayed above √eps of `right`.
+    """
+    found, residual = np.zeros_like(right), right
+    direction, size = right, float(right @ right)
+    goal = eps**1.5 * size  # of squares
+    best, least = found, size
+    for _ in range(min(_MAX_PRODUCTS, 10 * len(right))):
+        if size <= goal:
+            break
+        product = times(direction)
+        curvature = float(direction @ product)
+        if not curvature > 0:
+            raise _not_definite()
+        step = size / curvature
+        found, residual = found + step * direction, residual - step * product
+        before, size = size, float(residual @ residual)
+        direction = residual + (size / before) * direction
+        if size < least:
+            best, least = found, size
+    # The recurrence drifts from the residual, which is what counts.
+    rest = right - times(best)
+    relative = float(np.sqrt(rest @ rest) / max(np.sqrt(right @ right), 1e-300))
+    if not relative <= eps**0.5:
+        warn(
+            f"argmin: conjugate gradients left {relative:.1g} of the right-hand side, so the "
+            f"derivative of the minimizer is good to about that. The Hessian is badly conditioned: "
+            f"scale the parameters, add a penalty, or use float64."
+        )
+    return best
+
+
+def _not_definite() -> ValueError:
+    return ValueError(
+        "the Hessian at the minimizer is not positive definite beyond rounding, so the minimizer "
+        "is not a smooth function of the other arguments and has no derivative. Add a penalty if "
+        "the minimum is a valley, use float64 if it is badly conditioned, and check that it is no "
+        "saddle."
+    )
+
+
+def _no_forward_mode(*_: Any) -> Any:
+    raise NotImplementedError(
+        "argmin has derivatives by reverse mode: use mx.grad or mx.vjp in place of mx.jvp."
+    )
+
+
+def _check_is_stationary(
+    loss: Callable[..., mx.array], params: Tree, args: tuple[Any, ...], optimality: float
+) -> None:
+    """Raise ValueError where an optimizer with bounds or the like met one of them."""
+    with device_for(params, args):
+        (largest,) = read(largest_entry(grad(loss, compile=False)(params, *args)))
+    if largest > 10 * optimality + 100 * epsilon(params):
+        raise ValueError(
+            f"the largest entry of the gradient at the minimizer is {largest:.3g}: it lies on a "
+            f"bound or a kink, where argmin knows no derivative. Use an unconstrained parameter, "
+            f"such as the logarithm of one that must be positive."
+        )
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, mx.array) and leaf.dtype in FLOATS
+
+
+def _inner(one: Tree, other: Tree) -> mx.array:
+    """Return the inner product of two trees of one make, in the working dtype."""
+    dtype = working_dtype(one)
+    return mx.inner(ravel(one, dtype), ravel(other, dtype))
+
+
+def _numpy(tree: Tree, dtype: mx.Dtype) -> np.ndarray:
+    return np.array(ravel(tree, dtype), dtype=np.float64)
+
+
+def _detached(tree: Any) -> Any:
+    """Return a tree with its arrays copied, so that no transformation sees them; or raise."""
+
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, mx.array):
+            return leaf
+        # NumPy has no bfloat16; float32 holds all of it.
+        wide = leaf.astype(mx.float32) if leaf.dtype == mx.bfloat16 else leaf
+        return mx.array(np.array(wide), dtype=leaf.dtype)
+
+    try:
+        return tree_map(copy, tree)
+    except (ValueError, RuntimeError) as error:
+        if "during function transformations" not in str(error):
+            raise
+        raise TapeError(_NEEDS_NUMBERS) from error

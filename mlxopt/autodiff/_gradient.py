@@ -1,0 +1,100 @@
+"""value_and_grad and grad: MLX's own, behind the guards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlxopt._tree import check_params
+from mlxopt.autodiff._guards import Proof, check_is_callable, checked_loss
+
+
+def value_and_grad(
+    loss: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    compile: bool = True,
+) -> Callable[..., tuple[Any, Any]]:
+    """Return a function that computes the value of `loss` and its gradient, as MLX's own does.
+
+    Args:
+        loss: a function `loss(*args, **kwargs)` that returns a scalar array of a real
+            floating-point dtype; with `has_aux`, a tuple `(scalar, anything else)`.
+        argnums: which positional argument to differentiate, or which ones.
+        has_aux: whether `loss` returns more than its value.
+        compile: trace the loss once under `mx.compile`, for each new structure, shape and dtype of
+            its arguments, which proves that it stays on the tape. (Of a Python int or float the
+            type counts and not the value: where such an argument switches what the loss does, only
+            the branch that was traced is proven.) The derivative itself is then evaluated op by op,
+            so a loss may refer to arrays that change between calls. Wrap the result in `mx.compile`
+            to fuse it; what the loss captures is then frozen, so pass it as an argument. False
+            skips the proof, for a loss that really has to branch on values.
+
+    Returns:
+        a function of the same arguments as `loss`. It returns `(value, gradient)`, or
+        `((value, aux), gradient)` with `has_aux`. The gradient has the structure, shapes and dtypes
+        of the argument; with several `argnums` it is a tuple of them.
+
+    Raises:
+        TapeError: the loss reads an array that depends on the parameters back to Python; the
+            message names the file and the line.
+        TypeError: a parameter is not a real floating-point array, or the loss returns something
+            that is not one.
+        ValueError: the loss is not a scalar.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> loss = lambda params, x: mx.sum(params["w"] * x) ** 2
+    >>> mo.value_and_grad(loss)({"w": mx.array([1.0, 2.0])}, mx.array([3.0, 1.0]))
+    (array(25, dtype=float32), {'w': array([30, 10], dtype=float32)})
+    """
+    check_is_callable(loss)
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    checked = checked_loss(loss, has_aux=has_aux)
+    derivative = mx.value_and_grad(checked, argnums=argnums)
+
+    @functools.wraps(loss)
+    def value_alone(*args: Any, **kwargs: Any) -> Any:
+        return checked(*args, **kwargs)[0] if has_aux else checked(*args, **kwargs)
+
+    prove = Proof(value_alone, compile)
+
+    @functools.wraps(loss)
+    def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        for position in positions:
+            if not 0 <= position < len(args):
+                raise ValueError(
+                    f"argnums={argnums} but the loss was called with {len(args)} arguments."
+                )
+            check_params(args[position])
+        prove(positions, args, kwargs)
+        return derivative(*args, **kwargs)
+
+    return wrapped
+
+
+def grad(
+    loss: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    compile: bool = True,
+) -> Callable[..., Any]:
+    """Return a function that computes the gradient of `loss` alone; see `value_and_grad`.
+
+    With `has_aux` it returns `(gradient, aux)`, or `(gradient, aux_1, aux_2, ...)` where the loss
+    returns several.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> mo.grad(lambda w: mx.sum(w**3))(mx.array([1.0, 2.0]))
+    array([3, 12], dtype=float32)
+    """
+    both = value_and_grad(loss, argnums=argnums, has_aux=has_aux, compile=compile)
+
+    @functools.wraps(loss)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        value, gradient = both(*args, **kwargs)
+        return (gradient, *value[1:]) if has_aux else gradient
+
+    return wrapped
