@@ -6,18 +6,47 @@ from mlxopt import (
     _backend,  # noqa: F401 - first: it says what to install where MLX lacks a backend
     autodiff,
     data,
+    linalg,
     losses,
     optimizers,
     plots,
+    problems,
+    special,
 )
+from mlxopt._argmin import argmin
 from mlxopt._certificate import certify
+from mlxopt._least_squares import LeastSquaresResult, least_squares
 from mlxopt._minimize import minimize
 from mlxopt._result import Certificate, History, Info, Result, TrainResult
 from mlxopt._status import ConvergenceWarning, Status
 from mlxopt._train import train
-from mlxopt.autodiff import TapeError, grad, value_and_grad
+from mlxopt.autodiff import (
+    GradientCheck,
+    GradientError,
+    TapeError,
+    check_grads,
+    grad,
+    hessian,
+    hvp,
+    jacobian,
+    per_example_grad,
+    value_and_grad,
+)
 from mlxopt.data import batches
-from mlxopt.optimizers import LBFGS, SGD, Momentum, Newton
+from mlxopt.optimizers import (
+    BFGS,
+    LBFGS,
+    LBFGSB,
+    SGD,
+    ConjugateGradient,
+    GaussNewton,
+    GradientDescent,
+    LevenbergMarquardt,
+    Momentum,
+    Newton,
+    NewtonCG,
+    TrustRegion,
+)
 
 if TYPE_CHECKING:
     from mlxopt import models
@@ -25,28 +54,49 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BFGS",
     "LBFGS",
+    "LBFGSB",
     "SGD",
     "Certificate",
+    "ConjugateGradient",
     "ConvergenceWarning",
+    "GaussNewton",
+    "GradientCheck",
+    "GradientDescent",
+    "GradientError",
     "History",
     "Info",
+    "LeastSquaresResult",
+    "LevenbergMarquardt",
     "Momentum",
     "Newton",
+    "NewtonCG",
     "Result",
     "Status",
     "TapeError",
     "TrainResult",
+    "TrustRegion",
+    "argmin",
     "autodiff",
     "batches",
     "certify",
+    "check_grads",
     "data",
     "grad",
+    "hessian",
+    "hvp",
+    "jacobian",
+    "least_squares",
+    "linalg",
     "losses",
     "minimize",
     "models",
     "optimizers",
+    "per_example_grad",
     "plots",
+    "problems",
+    "special",
     "train",
     "value_and_grad",
 ]

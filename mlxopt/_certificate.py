@@ -159,7 +159,7 @@ class _Point:
         text = f"A minimum: the loss rises in every direction{hessian.doubt}."
         if largest > tol:
             text += f" The gradient is at the rounding floor of {self.dtype}."
-        if distance:
+        if distance and distance > 8 * self.epsilon * (1 + np.abs(self.x).max()):
             text += f" The parameters are about {distance:.1g} away from it."
         if self.epsilon > 2.0**-52:
             text += ' finish="float64" gives more digits.'

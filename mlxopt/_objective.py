@@ -65,6 +65,7 @@ class Objective:
         self._fixed_draw = fixed_draw
         self._compiles = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._hessian_rows: Callable[..., mx.array] | None = None
         self._uses_random = False
         self._steps_timed = 0
 
@@ -124,12 +125,13 @@ class Objective:
         if structured is not None:
             return structured(params, *self.data)
         size, dtype = count(params), working_dtype(params)
-
-        def make() -> Callable[..., mx.array]:
+        if self._hessian_rows is None:
+            # Not compiled: that gains nothing here, would take seconds where it was never done
+            # before, and MLX 0.32 cannot compile some batched derivatives.
             row = hessian_row(self.loss)
-            return over_rows(row, can_batch(row, sample_rows(size, dtype), params, self.data))
-
-        rows = self.compiled("hessian", make)
+            batched = can_batch(row, sample_rows(size, dtype), params, self.data)
+            self._hessian_rows = over_rows(row, batched)
+        rows = self._hessian_rows
         return unit_rows(lambda units: rows(units, params, self.data), size, dtype)
 
     def ignored_leaves(self, params: Tree, grad: Tree) -> list[str]:

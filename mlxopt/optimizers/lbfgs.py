@@ -120,7 +120,7 @@ class LBFGS(Optimizer[LBFGSState]):
         state = state._replace(params=trial, value=trial_value, grad=grad, optimality=largest)
         if search.verdict == "unbounded":
             return state._replace(status=Status.UNBOUNDED)
-        eps = float(np.finfo(np.float32).eps)
+        eps = float(np.finfo(numpy_dtype(rows.dtype)).eps)
         columns = np.array(columns, dtype=np.float64)
         products, order = remember(state.products, state.order, slot, columns, eps)
         return self._aim(state._replace(rows=rows, products=products, order=order))

@@ -1,0 +1,344 @@
+"""Least squares: from a residual and a start to parameters with their standard errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import time
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._backend import device_for
+from mlxopt._checks import check_callback, check_count, check_tol, describe_type
+from mlxopt._loop import Callback, Limits, Loop
+from mlxopt._minimize import default_tol
+from mlxopt._progress import ProgressBar
+from mlxopt._residual_objective import ROBUST, SQUARES, Bounds, ResidualObjective, Robust
+from mlxopt._result import Result
+from mlxopt._status import Status, warn
+from mlxopt._tree import (
+    Tree,
+    as_data,
+    check_params,
+    count,
+    epsilon,
+    ravel,
+    working_dtype,
+)
+from mlxopt.autodiff import check_is_callable
+from mlxopt.optimizers import Optimizer
+from mlxopt.optimizers._bounds import bound_vectors, check_bounds, check_inside
+from mlxopt.optimizers._polish import Polish
+from mlxopt.optimizers._residual import Linearization, host, tree_of
+from mlxopt.optimizers.gauss_newton import GaussNewton
+from mlxopt.optimizers.levenberg_marquardt import LevenbergMarquardt
+
+# The polish forms a Hessian at the price of some Jacobians: up to this many entries of one.
+_AFFORDABLE = 10**7
+_POLISH_STEPS = 50
+_DEFAULT = LevenbergMarquardt()
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class LeastSquaresResult(Result):
+    """What `least_squares` returns.
+
+    m is the number of residuals and p that of the parameters, in the order of `tree_flatten`: for a
+    dict of arrays, its arrays in their order, each row by row. `value` is ½ Σ rᵢ², or with a robust
+    loss ½ Σ c² ρ(rᵢ²/c²), and `grad_norm` the largest entry of its gradient in parameters that are
+    not held by a bound.
+    """
+
+    optimality: float
+    """What `tol` is compared with: the largest cosine of the angle between the residual and a
+    column of the Jacobian, rounding allowed for. So is `history.grad_norm`."""
+    residual: np.ndarray
+    """The residual at `params`, shape (m,), float64."""
+    jacobian: np.ndarray
+    """Its derivative there, shape (m, p), float64."""
+    rank: int
+    """How many parameters the data determine; those at a bound are not counted."""
+    residual_sd: float
+    """√(Σ rᵢ² / (m - rank)), NaN without residuals to spare."""
+    covariance: np.ndarray
+    """Of the parameters, shape (p, p): residual_sd² (JᵀJ)⁻¹. NaN in the rows and columns of
+    parameters that the data do not determine, or that a bound holds. With a robust loss the
+    sandwich H⁻¹ (Jᵀ diag(ψ²) J) H⁻¹ · m / (m - rank) of Huber (1967), H = Jᵀ diag(ψ') J."""
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Residuals to spare, m - rank."""
+        return len(self.residual) - self.rank
+
+    @property
+    def standard_errors(self) -> Tree:
+        """The square roots of the covariance's diagonal, a tree like `params`."""
+        return tree_of(np.sqrt(np.diag(self.covariance)), self.params)
+
+    def intervals(self, level: float = 0.95) -> tuple[Tree, Tree]:
+        """Return lower and upper ends of intervals for each parameter, trees like `params`.
+
+        They are params ± t · standard error, t the quantile of Student's distribution with
+        m - rank degrees of freedom: exact for a linear model with normal errors, and otherwise as
+        good as the linear model of the residual is over the interval.
+
+        Args:
+            level: the share of such intervals that hold the true parameter, between 0 and 1.
+        """
+        if not (isinstance(level, Real) and 0 < level < 1):
+            raise ValueError(f"level is {level!r}; expected a number between 0 and 1.")
+        from scipy.special import stdtrit
+
+        reach = float(stdtrit(self.degrees_of_freedom, 0.5 + 0.5 * float(level)))
+        center = host(ravel(self.params, working_dtype(self.params)))
+        width = reach * np.sqrt(np.diag(self.covariance))
+        return tree_of(center - width, self.params), tree_of(center + width, self.params)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = super()._rows()
+        if self.converged:
+            what = "the residual is orthogonal, within tol, to all that the parameters can change."
+            rows[0] = ("status", f"CONVERGED: {what}")
+        place = [name for name, _ in rows].index("grad_norm")
+        rows.insert(place + 1, ("optimality", f"{self.optimality:.3g}"))
+        m, p = self.jacobian.shape
+        fit = f"{self.residual_sd:.6g} on {self.degrees_of_freedom:,} degrees of freedom"
+        short = "" if self.rank == p else f"; only {self.rank} of {p} parameters are determined"
+        rows.append(("residual", f"sd {fit}, {m:,} residuals{short}"))
+        if p <= 12:
+            errors = ", ".join(f"{error:.6g}" for error in np.sqrt(np.diag(self.covariance)))
+            rows.append(("std errors", errors))
+        return rows
+
+
+def least_squares(
+    residual: Callable[..., mx.array],
+    params: Tree,
+    *data: Any,
+    optimizer: LevenbergMarquardt | GaussNewton = _DEFAULT,
+    bounds: tuple[Any, Any] | None = None,
+    robust: str | tuple[str, float] | None = None,
+    polish: bool = True,
+    tol: float | None = None,
+    max_steps: int = 1000,
+    callback: Callback | None = None,
+    progress: bool | None = None,
+    compile: bool = True,
+) -> LeastSquaresResult:
+    """Minimize ½ Σ rᵢ² over `params`, where r = residual(params, *data).
+
+    The residual and its derivatives are computed in MLX, in the dtype of `params`; the linear
+    algebra in NumPy, in float64. float64 parameters keep some ten digits even of ill-conditioned
+    fits, if the residual does: in float64 on the CPU `mx.exp`, `mx.sin`, `mx.cos` and `mx.sigmoid`
+    are good to seven digits; `mlxopt.special` has better ones.
+
+    Args:
+        residual: a function `residual(params, *data)` that returns an array of any shape, such as
+            predictions - y, made of MLX operations.
+        params: where to start: a tree (array, list, tuple, dict, NamedTuple) of float arrays.
+        *data: what the residual takes after its parameters, as in `minimize`.
+        optimizer: `LevenbergMarquardt()`, or `GaussNewton()` for fits close to linear.
+        bounds: (lower, upper), each a number, None or a tree like `params` of numbers and arrays.
+        robust: "huber", "soft_l1", "cauchy" or "arctan" puts c² ρ(rᵢ²/c²) in the place of rᵢ², so
+            that outliers count for less; (name, c) sets the residual c from which they do, 1 by
+            default. ρ(z): z up to 1, then 2√z - 1; 2√(1 + z) - 2; log(1 + z); arctan(z).
+        polish: end with Newton steps on the exact Hessian, which give the parameters their last
+            digits, and step off saddles; where m · p is at most ten million.
+        tol: stop when no column of the Jacobian (of a parameter that is free to move) makes an
+            angle with the residual whose cosine is larger; None: 1e-8 for float64, 1e-5 for
+            float32. The units of parameters and residuals do not matter, nor does a residual that
+            is zero but for rounding. 0 takes every step.
+        max_steps: evaluations of the residual at most, the polish included.
+        callback: called with an `Info` after each step; returning True stops. Its grad_norm is the
+            cosine.
+        progress: show a progress bar; None shows one if the run lasts over a second.
+        compile: False evaluates op by op, for a residual that branches on values.
+
+    Returns:
+        a `LeastSquaresResult`: the parameters, their standard errors and intervals.
+
+    Raises:
+        TapeError: the residual reads arrays back to Python.
+        TypeError, ValueError: an argument or what the residual returns is not as described, there
+            are fewer residuals than parameters, the start is out of bounds or not finite there.
+
+    Warns:
+        ConvergenceWarning: the run ended without converging and was not asked to; the data do not
+            determine all parameters; or the residual ignores a leaf of `params`.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> def residual(params, x, y):
+    ...     return params["rate"] * x + params["offset"] - y
+    >>> start = {"rate": mx.array(0.0), "offset": mx.array(0.0)}
+    >>> fit = mo.least_squares(residual, start, [0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 5.5, 6.5])
+    >>> fit.params
+    {'rate': array(1.9, dtype=float32), 'offset': array(1.15, dtype=float32)}
+    >>> fit.standard_errors
+    {'rate': array(0.212132, dtype=float32), 'offset': array(0.396863, dtype=float32)}
+    """
+    check_is_callable(residual)
+    check_params(params)
+    _check_optimizer(optimizer, data)
+    tol = default_tol(params) if tol is None else check_tol(tol)
+    check_callback(callback)
+    check_count(max_steps, "max_steps")
+    data = as_data(data, params)
+    chosen = _robust_loss(robust)
+
+    with device_for(params, data), ProgressBar("least_squares", max_steps, progress) as bar:
+        params, box = _box(params, bounds)
+        objective = ResidualObjective(residual, data, robust=chosen, bounds=box, compile=compile)
+        objective.trace(params)
+        _check_rows(objective, params)
+        loop = Loop(callback, bar)
+        state, status = _run(loop, objective, optimizer, params, tol, max_steps, bool(polish))
+    result = _described(loop, state, status, chosen)
+    if result.status.is_failure:
+        warn(f"{result.status.name}: {result.status.value}")
+    return result
+
+
+def _run(
+    loop: Loop, objective: ResidualObjective, optimizer: Optimizer[Any], params: Tree, tol: float,
+    max_steps: int, polish: bool,
+) -> tuple[Any, Status]:  # fmt: skip
+    """Run the optimizer and the polish, and both again for as long as the end was a saddle."""
+    polish = polish and tol > 0 and count(params) * objective.rows(params) <= _AFFORDABLE
+    while True:
+        limits = Limits(tol, max(1, max_steps - loop.steps), 1)
+        state: Any
+        state, status = loop(objective, optimizer, params, limits)
+        settled = status in (Status.CONVERGED, Status.NO_PROGRESS)
+        if not (polish and settled and loop.steps < max_steps):
+            return state, status
+        polished: Any
+        polished, ended = loop(objective, Polish(), state.params, Limits(0.0, _POLISH_STEPS, 1))
+        if ended in (Status.STOPPED, Status.INTERRUPTED):
+            return polished, ended
+        if polished.escaped and loop.steps < max_steps:
+            params = polished.params
+            continue
+        if polished.optimality <= max(tol, state.optimality):
+            state = polished
+        return state, Status.CONVERGED if state.optimality <= tol else Status.NO_PROGRESS
+
+
+def _check_optimizer(optimizer: Any, data: tuple[Any, ...]) -> None:
+    if any(isinstance(item, Optimizer) for item in data):
+        raise TypeError(
+            "an optimizer came among the data; write least_squares(residual, params, *data, "
+            "optimizer=...)."
+        )
+    if not isinstance(optimizer, (LevenbergMarquardt, GaussNewton)):
+        raise TypeError(
+            f"optimizer is {describe_type(optimizer)}; expected LevenbergMarquardt() or "
+            f"GaussNewton(), which use the terms of the sum. For another, minimize "
+            f"0.5 * mx.sum(mx.square(residual))."
+        )
+
+
+def _check_rows(objective: ResidualObjective, params: Tree) -> None:
+    rows, size = objective.rows(params), count(params)
+    if rows < size:
+        raise ValueError(
+            f"the residual has {rows} entries and params {size}; expected at least as many "
+            f"residuals as parameters, or no fit is the only one. Use more data or fewer "
+            f"parameters, or append a penalty to the residual: weight * (params - guess)."
+        )
+
+
+def _robust_loss(robust: Any) -> Robust:
+    """Return the robust loss that the user named."""
+    if robust is None:
+        return SQUARES
+    name, scale = (robust, 1.0) if isinstance(robust, str) else (None, None)
+    if isinstance(robust, tuple) and len(robust) == 2:
+        name, scale = robust
+    names = ", ".join(repr(known) for known in ROBUST)
+    if not isinstance(name, str) or isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"robust is {robust!r}; expected one of {names}, or (name, scale), or None")
+    if name not in ROBUST:
+        close = difflib.get_close_matches(name, ROBUST, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"robust is {name!r}; expected one of {names}.{hint}")
+    if not 0 < float(scale) < np.inf:
+        raise ValueError(f"robust's scale is {scale}; expected more than zero, and finite.")
+    return Robust(ROBUST[name], float(scale))
+
+
+def _box(params: Tree, bounds: Any) -> tuple[Tree, Bounds | None]:
+    """Return the start, and the bounds as vectors of the host."""
+    if bounds is None:
+        return params, None
+    if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        raise TypeError(f"bounds is {bounds!r}; expected (lower, upper), either of them None.")
+    lower, upper = bounds
+    check_bounds("least_squares", lower, upper)
+    lower, upper = bound_vectors("least_squares", lower, upper, params)
+    check_inside("least_squares", params, lower, upper)
+    box = Bounds(host(lower), host(upper))
+    x = host(ravel(params, working_dtype(params)))
+    return tree_of(np.clip(x, box.lower, box.upper), params), box
+
+
+def _described(loop: Loop, state: Any, status: Status, robust: Robust) -> LeastSquaresResult:
+    """Return the result, with all that follows from the residual and its Jacobian."""
+    model: Linearization = state.model
+    jacobian = model.jacobian / model.weights[:, None]
+    rank, residual_sd, covariance = _covariance(model, jacobian, robust, epsilon(state.params))
+    return LeastSquaresResult(
+        params=state.params,
+        value=state.value,
+        grad_norm=float(np.max(np.where(model.fixed, 0.0, np.abs(model.gradient)))),
+        status=status,
+        steps=loop.steps,
+        evaluations=loop.evaluations,
+        seconds=time.perf_counter() - loop.began,
+        history=loop.recorder.history(),
+        phases=tuple(loop.phases),
+        optimality=state.optimality,
+        residual=model.plain,
+        jacobian=jacobian,
+        rank=rank,
+        residual_sd=residual_sd,
+        covariance=covariance,
+    )
+
+
+def _covariance(
+    model: Linearization, jacobian: np.ndarray, robust: Robust, eps: float
+) -> tuple[int, float, np.ndarray]:
+    """Return the rank, the residual standard deviation and the covariance (p, p)."""
+    m, p = jacobian.shape
+    covariance = np.full((p, p), np.nan)
+    free = np.flatnonzero(~model.fixed)
+    columns = jacobian[:, free]
+    lengths = np.linalg.norm(columns, axis=0)
+    scale = np.where(lengths > 0, lengths, 1.0)
+    if not len(free) or not np.isfinite(jacobian).all():
+        return 0, float("nan"), covariance
+    # Columns of length one: the units of the parameters should not decide what is rank.
+    _, singular, vt = np.linalg.svd(columns / scale, full_matrices=False)
+    kept = singular > max(m, p) * eps * singular[0]
+    rank = int(kept.sum())
+    spare = m - rank
+    residual_sd = float(np.sqrt(np.sum(np.square(model.plain)) / spare)) if spare else float("nan")
+    root = vt[kept].T / singular[kept]  # (J/scale)⁺ = root · Uᵀ
+    if robust is SQUARES:
+        inner = residual_sd**2 * root @ root.T
+    else:
+        pull, curvature = robust.slopes(model.plain)
+        basis = columns / scale @ root  # U
+        bread = root @ np.linalg.pinv(basis.T * curvature @ basis)
+        pulls = basis * (pull * model.plain)[:, None]
+        inner = bread @ (pulls.T @ pulls) @ bread.T * (m / spare if spare else float("nan"))
+    inner = inner / np.outer(scale, scale)
+    # A parameter with a share in a direction that changes no residual could be anything.
+    unknown = np.linalg.norm(vt[~kept], axis=0) > np.sqrt(eps) if rank < len(free) else []
+    inner[unknown, :] = inner[:, unknown] = np.nan
+    covariance[np.ix_(free, free)] = inner
+    return rank, residual_sd, covariance

@@ -1,0 +1,77 @@
+"""QR and LU's work done by Cholesky factors, where `mx.vmap` may come: MLX cannot vmap QR and LU.
+
+Within a trace nobody can tell whether `mx.compile` or `mx.vmap` asked for it, and MLX refuses to
+vmap its QR and LU even where a `custom_function` has a rule of its own. So where values are unknown
+the same factors are computed from the Gram matrix, in operations that MLX can vmap.
+
+A Gram matrix squares the condition number, which alone would lose half of the digits. Repeated
+twice the loss is made good (CholeskyQR2), and two passes with a shift before these (Fukaya, Kannan,
+Nakatsukasa, Yamamoto and Yanagisawa 2020, "Shifted Cholesky QR for computing the QR factorization
+of ill-conditioned matrices") extend that to all matrices whose columns, scaled to one size, are
+independent to working precision.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt.linalg._rules import both, constant, identity, select, transpose
+
+
+def gram_qr(a: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Return Q, R with a positive diagonal, and for which matrices of the stack it worked.
+
+    Args:
+        a: shape (..., m, n), m ≥ n, its values unknown.
+    """
+    sizes = mx.max(mx.abs(a), axis=-2, keepdims=True)
+    sizes = mx.where(sizes > 0, sizes, mx.array(1, dtype=a.dtype))
+    q, r = a / sizes, None
+    ok = mx.ones(a.shape[:-2], dtype=mx.bool_)
+    rounding = 10 * a.shape[-1] * mx.finfo(a.dtype).eps
+    for shift in (rounding, rounding, 0, 0):
+        gram = transpose(q) @ q
+        unit = identity(gram)
+        # The shift keeps what rounding makes of a tiny eigenvalue from being negative. Each shifted
+        # pass divides the condition number by up to 1 / sqrt(shift).
+        if shift:
+            top = mx.max(mx.abs(gram), axis=(-2, -1), keepdims=True)
+            gram = gram + top * constant(shift * np.eye(gram.shape[-1]), gram)
+        lower = mx.linalg.cholesky(gram)
+        ok = both(ok, mx.min(mx.diagonal(lower, axis1=-2, axis2=-1), axis=-1) > 0)
+        lower = select(ok, lower, unit)
+        upper, w = transpose(lower), transpose(mx.linalg.tri_inv(lower))
+        first = q @ w
+        q = first + (q - first @ upper) @ w
+        r = upper if r is None else upper @ r
+    assert r is not None
+    return q, r * sizes, ok
+
+
+def gram_inverse(a: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Return a⁻¹, the sign and the logarithm of the size of det a, and where that worked.
+
+    Args:
+        a: shape (..., n, n), its values unknown.
+    """
+    sizes = mx.max(mx.abs(a), axis=-1, keepdims=True)
+    sizes = mx.where(sizes > 0, sizes, mx.array(1, dtype=a.dtype))
+    q, r, ok = gram_qr(a / sizes)
+    pivots = mx.diagonal(r, axis1=-2, axis2=-1)
+    w = mx.linalg.tri_inv(select(ok, r, identity(r)), upper=True)
+    w = w @ transpose(q) / transpose(sizes)
+    value = mx.sum(mx.log(pivots), axis=-1) + mx.sum(mx.log(sizes), axis=(-2, -1))
+    return w, _orthogonal_sign(select(ok, q, identity(q))), value, ok
+
+
+def _orthogonal_sign(q: mx.array) -> mx.array:
+    """Return the determinant, 1 or -1, of each orthogonal matrix of a stack, shape (...)."""
+    # It is -1 to the number of eigenvalues -1. The eigenvalues of ½(q + qᵀ) are those and the ones
+    # at 1, and cosines of angles, each twice. The widest gap in [-1, 1] separates no such pair, so
+    # the number of eigenvalues below it is odd just where that of the -1's is.
+    cosines = mx.linalg.eigvalsh(0.5 * (q + transpose(q)))
+    end = mx.ones_like(cosines[..., :1])
+    ends = mx.concatenate([-end, cosines, end], axis=-1)
+    below = mx.argmax(ends[..., 1:] - ends[..., :-1], axis=-1)
+    return (1 - 2 * (below % 2).astype(mx.int32)).astype(q.dtype)

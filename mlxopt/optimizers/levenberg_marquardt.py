@@ -1,0 +1,289 @@
+"""Levenberg–Marquardt: Gauss–Newton in a region where the linear model is trusted.
+
+Notation, as in Moré (1978), "The Levenberg-Marquardt algorithm: implementation and theory":
+    r, J = the residual and its Jacobian         D = diagonal scaling, Dⱼ = largest ‖Jⱼ‖ seen
+    Δ = the radius of the region ‖D p‖ ≤ Δ       λ = its multiplier
+    p = the step, the minimizer of ½ ‖J p + r‖² + ½ λ ‖D p‖²
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from mlxopt._objective import Objective
+from mlxopt._residual_objective import Bounds, ResidualObjective
+from mlxopt._status import Status
+from mlxopt._tree import Tree, epsilon
+from mlxopt.optimizers._base import Optimizer
+from mlxopt.optimizers._residual import (
+    Linearization,
+    evaluate,
+    linearize,
+    needs_residual,
+    tree_of,
+    trial_at,
+)
+
+_ENOUGH = 1e-4  # the share of the predicted decrease that a step must achieve
+_FLOOR = 1e-3  # the share of the loss's rounding below which a decrease is given up
+_ACCELERATION = 0.75  # the longest correction, relative to the step (Transtrum and Sethna's α)
+_PROBE = 0.1  # the share of the step over which its second derivative is measured
+
+
+class Factored(NamedTuple):
+    """J as Q R, and R D⁻¹ as U diag(s) Vᵀ, of the free parameters."""
+
+    free: np.ndarray  # (q,): which parameters, indices
+    r: np.ndarray  # (q, q): R
+    qtr: np.ndarray  # (q,): Qᵀ r
+    s: np.ndarray  # (q,): singular values
+    vt: np.ndarray  # (q, q): Vᵀ
+    c: np.ndarray  # (q,): -Uᵀ Qᵀ r
+    scale: np.ndarray  # (q,): their D
+
+
+class LevenbergMarquardtState(NamedTuple):
+    """The state of Levenberg–Marquardt; p is the number of parameters."""
+
+    params: Tree  # the parameters
+    value: float  # the loss there
+    grad: Tree  # its gradient there, like params
+    optimality: float  # the largest cosine between the residual and a free column of the Jacobian
+    status: Status | None  # why no further step can be taken
+    model: Linearization  # the residual and its Jacobian there, on the host
+    scale: np.ndarray  # (p,): D
+    radius: float  # Δ; infinite before the first step
+    factored: Factored | None  # of the Jacobian; None until it is needed
+
+
+@dataclasses.dataclass(frozen=True)
+class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
+    """Levenberg–Marquardt with Moré's scaling: the method for sums of squares, `least_squares`.
+
+    It follows the linear model of the residual within a region around the parameters that grows
+    while the model predicts well and shrinks where it does not (Moré 1978; the subproblem is solved
+    by a singular value decomposition of the triangular factor of J, so singular Jacobians do no
+    harm). The region is an ellipsoid whose axes follow the Jacobian, so that the units of the
+    parameters do not matter. One step is one evaluation of the residual; an accepted one also
+    computes its Jacobian.
+
+    Bounds are kept by projection: parameters at a bound that the loss pushes against are held, a
+    step of the others that would leave the box is cut off at its face and the rest solved again
+    (after Kanzow, Yamashita and Fukushima 2004, "Levenberg-Marquardt methods with strong local
+    convergence properties for solving nonlinear equations with convex constraints").
+
+    Args:
+        geodesic: correct each step by the curvature of the residual along it (Transtrum and Sethna
+            2012, "Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares
+            minimization", equation 5), at one more evaluation a step: fewer steps in narrow, curved
+            valleys.
+        radius: the first region reaches this many times the (scaled) size of the start; 0.1 to 100,
+            smaller where the first step overshoots.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> residual = lambda x: mx.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])  # Rosenbrock
+    >>> fit = mo.least_squares(residual, mx.array([-1.2, 1.0]), optimizer=mo.LevenbergMarquardt())
+    >>> fit.converged, fit.params
+    (True, array([1, 1], dtype=float32))
+    """
+
+    geodesic: bool = False
+    radius: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.geodesic, bool):
+            raise TypeError(f"LevenbergMarquardt(geodesic={self.geodesic!r}): expected a bool.")
+        if isinstance(self.radius, bool) or not isinstance(self.radius, (int, float)):
+            raise TypeError(f"LevenbergMarquardt(radius={self.radius!r}): expected a number.")
+        if not 0 < self.radius < np.inf:
+            raise ValueError(f"LevenbergMarquardt(radius={self.radius}): expected more than zero.")
+
+    def init(self, objective: Objective, params: Tree) -> LevenbergMarquardtState:
+        """Return the state at `params`; one evaluation."""
+        objective = needs_residual(objective, "LevenbergMarquardt")
+        residual, value = evaluate(objective, params)
+        model = linearize(objective, params, residual, value)
+        return self._arrive(params, model, np.zeros(len(model.x)), np.inf)
+
+    @np.errstate(over="ignore", invalid="ignore")  # a far trial may overflow, and is then refused
+    def step(self, objective: Objective, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
+        """Evaluate one trial within the region; keep it if it does what the model predicted."""
+        objective = needs_residual(objective, "LevenbergMarquardt")
+        model, eps = state.model, epsilon(state.params)
+        if state.factored is None:
+            state = self._factor(state)
+        factored, radius = state.factored, state.radius
+        assert factored is not None
+        if not len(factored.free) or model.negligible:
+            return state._replace(status=Status.NO_PROGRESS)
+        if np.isinf(radius):
+            radius = self.radius * (float(np.linalg.norm(state.scale * model.x)) or 1.0)
+
+        scaled, multiplier = region_step(factored, radius)
+        step = np.zeros_like(model.x)
+        step[factored.free] = scaled / factored.scale
+        if objective.bounds is not None:
+            step = _within(objective.bounds, model.x, factored, step, multiplier)
+        trial, x = trial_at(objective, state.params, model.x + step)
+        step = x - model.x  # as rounded and bounded, not as intended
+        length = float(np.linalg.norm(state.scale * step))
+        change = model.jacobian @ step
+        predicted = -float(model.gradient @ step + 0.5 * change @ change)
+        if not step.any() or not predicted > 0:
+            if not step.any() or (multiplier > 0 and length < eps * radius):
+                return state._replace(status=Status.NO_PROGRESS)
+            return state._replace(radius=0.25 * min(radius, length))
+
+        if self.geodesic:
+            bent = model.x + self._accelerate(objective, state, step, multiplier)
+            trial, _ = trial_at(objective, state.params, bent)
+        residual, value = evaluate(objective, trial)
+        actual = state.value - value
+        ratio = actual / predicted if np.isfinite(value) else -np.inf
+        if predicted <= model.noise and abs(actual) <= model.noise:
+            return self._settle(objective, state, trial, residual, value, predicted, length)
+        if np.isinf(state.radius):
+            radius = min(radius, length)  # the first step knows how far it went, not how far it may
+        slope = float(model.gradient @ step)
+        radius = _new_radius(radius, length, multiplier, ratio, slope, actual)
+        if ratio < _ENOUGH:
+            return state._replace(radius=radius)
+        arrived = linearize(objective, trial, residual, value)
+        if not np.isfinite(arrived.jacobian).all():
+            return state._replace(radius=0.1 * min(radius, length))
+        return self._arrive(trial, arrived, state.scale, radius)
+
+    def _settle(
+        self, objective: ResidualObjective, state: LevenbergMarquardtState, trial: Tree,
+        residual: np.ndarray, value: float, predicted: float, length: float,
+    ) -> LevenbergMarquardtState:  # fmt: skip
+        """Judge a trial by its gradient, where the rounding of the loss hides its decrease."""
+        arrived = linearize(objective, trial, residual, value)
+        if arrived.cosine < 0.99 * state.model.cosine:
+            return self._arrive(trial, arrived, state.scale, state.radius)
+        if predicted <= _FLOOR * state.model.noise:
+            return state._replace(status=Status.NO_PROGRESS)
+        return state._replace(radius=0.25 * min(state.radius, length))
+
+    def _arrive(
+        self, params: Tree, model: Linearization, scale: np.ndarray, radius: float
+    ) -> LevenbergMarquardtState:
+        """Return the state at `params`."""
+        scale = np.maximum(scale, np.linalg.norm(model.jacobian, axis=0))
+        grad = tree_of(model.gradient, params)
+        return LevenbergMarquardtState(
+            params, model.value, grad, model.optimality, None, model, scale, radius, None
+        )
+
+    def _factor(self, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
+        """Factor the Jacobian's columns that are free to move."""
+        free = np.flatnonzero(~state.model.fixed)
+        scale = np.where(state.scale > 0, state.scale, 1.0)
+        q, r = np.linalg.qr(state.model.jacobian[:, free])
+        u, s, vt = np.linalg.svd(r / scale[free])
+        qtr = q.T @ state.model.residual
+        factored = Factored(free, r, qtr, s, vt, -(u.T @ qtr), scale[free])
+        return state._replace(factored=factored)
+
+    def _accelerate(
+        self, objective: ResidualObjective, state: LevenbergMarquardtState, step: np.ndarray,
+        multiplier: float,
+    ) -> np.ndarray:  # fmt: skip
+        """Return the step bent along the residual's second derivative in its direction."""
+        model, factored = state.model, state.factored
+        assert factored is not None
+        probe, x = trial_at(objective, state.params, model.x + _PROBE * step)
+        moved, _ = evaluate(objective, probe)
+        if not np.isfinite(moved).all():
+            return step
+        # Transtrum and Sethna, equation 22: from two values and the slope along the step.
+        along = model.jacobian @ (x - model.x) / _PROBE
+        second = 2 / _PROBE * (model.weights * (moved - model.plain) / _PROBE - along)
+        slope = (model.jacobian.T @ second)[factored.free] / factored.scale
+        s = factored.s
+        inverse = _inverse(s * s + multiplier, s.max() ** 2)
+        bend = -(factored.vt.T @ (inverse * (factored.vt @ slope))) / factored.scale
+        bent = step.copy()
+        bent[factored.free] += 0.5 * bend
+        short = np.linalg.norm(factored.scale * bend) <= _ACCELERATION * np.linalg.norm(
+            factored.scale * step[factored.free]
+        )
+        return bent if short else step
+
+
+def region_step(factored: Factored, radius: float) -> tuple[np.ndarray, float]:
+    """Return D p of the free parameters, shape (q,), within the region, and λ.
+
+    Moré (1978), section 4 and algorithm 5.5: λ is zero or such that ‖D p‖ is within a tenth of Δ.
+    """
+    s, c = factored.s, factored.c
+
+    def at(multiplier: float) -> np.ndarray:
+        return c * s * _inverse(s * s + multiplier, s.max() ** 2)
+
+    z, multiplier = at(0.0), 0.0
+    if np.linalg.norm(z) <= 1.1 * radius:
+        return factored.vt.T @ z, 0.0
+    low, high = 0.0, float(np.linalg.norm(s * c)) / radius
+    multiplier = 1e-3 * high
+    for _ in range(50):
+        z = at(multiplier)
+        length = float(np.linalg.norm(z))
+        if abs(length - radius) <= 0.1 * radius:
+            break
+        low, high = (multiplier, high) if length > radius else (low, multiplier)
+        # Newton's method on 1/‖z‖, which is nearly linear in λ (Hebden 1973).
+        slope = -float(np.sum(z * z / (s * s + multiplier))) / length
+        multiplier -= (length / radius) * (length - radius) / slope
+        if not low < multiplier < high:
+            multiplier = float(np.sqrt(low * high)) if low > 0 else 1e-3 * high
+    return factored.vt.T @ z, multiplier
+
+
+def _inverse(curvature: np.ndarray, largest: float) -> np.ndarray:
+    """Return 1 / curvature, and zero where that is rounding: the step of least length."""
+    floor = (len(curvature) * np.finfo(float).eps) ** 2 * largest
+    return np.where(curvature > floor, 1 / np.where(curvature > floor, curvature, 1.0), 0.0)
+
+
+def _within(
+    bounds: Bounds, x: np.ndarray, factored: Factored, step: np.ndarray, multiplier: float
+) -> np.ndarray:
+    """Return the step cut off at the faces of the box, the other parameters solved for again."""
+    lower, upper = bounds.lower - x, bounds.upper - x
+    free, r, scale = factored.free, factored.r, factored.scale
+    step = step.copy()
+    held = np.zeros(len(free), dtype=bool)
+    for _ in range(len(free)):
+        part = step[free]
+        out = ~held & ((part < lower[free]) | (part > upper[free]))
+        if not out.any():
+            break
+        held |= out
+        step[free] = part = np.clip(part, lower[free], upper[free])
+        if held.all():
+            break
+        rest = ~held
+        matrix = np.vstack([r[:, rest], np.sqrt(multiplier) * np.diag(scale[rest])])
+        target = np.concatenate([-factored.qtr - r[:, held] @ part[held], np.zeros(rest.sum())])
+        step[free[rest]] = np.linalg.lstsq(matrix, target, rcond=None)[0]
+    return np.clip(step, lower, upper)
+
+
+def _new_radius(
+    radius: float, length: float, multiplier: float, ratio: float, slope: float, actual: float
+) -> float:
+    """Return Δ after a trial (Moré 1978, algorithm 7.1, steps d and e)."""
+    if ratio <= 0.25:
+        shrink = 0.5
+        if not np.isfinite(actual):
+            shrink = 0.1
+        elif actual < 0:  # to the minimum of the parabola through both values and the slope
+            shrink = min(0.5, max(0.1, 0.5 * slope / (slope + actual)))
+        return shrink * min(radius, 10 * length)
+    if ratio >= 0.75 or multiplier == 0:
+        return 2 * length
+    return radius

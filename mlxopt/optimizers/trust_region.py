@@ -1,0 +1,224 @@
+"""A trust-region Newton method, exact for few parameters, by conjugate gradients for many.
+
+Notation, as in Nocedal and Wright (2006), chapter 4: Δ = radius, ρ = the decrease of the loss over
+the one that the quadratic model promised; λ₁ ≤ λ₂ ≤ ... = the Hessian's eigenvalues.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._objective import Objective
+from mlxopt._status import Status
+from mlxopt._tree import (
+    Tree,
+    count,
+    epsilon,
+    is_finite,
+    largest_entry,
+    move,
+    numpy_dtype,
+    ravel,
+    read,
+    working_dtype,
+)
+from mlxopt.optimizers._base import Optimizer, check_number
+from mlxopt.optimizers.newton_cg import truncated_cg
+
+_EXACT_UP_TO = 200  # parameters: an eigendecomposition of this size takes some 10 ms
+_KEEP = 1e-4  # the least ρ of a step that is kept (η of algorithm 4.1)
+_NOISE = 10.0  # a sum over examples loses some digits more than one operation does
+_FAR = 2.0**60  # times the first radius: no minimum lies there
+
+
+class TrustRegionState(NamedTuple):
+    """The state of the trust-region method; p is the number of parameters."""
+
+    params: Tree  # the parameters
+    value: float  # the loss there
+    grad: Tree  # its gradient there, like params
+    optimality: float  # the gradient's largest absolute entry; or -λ₁, if the exact method sees
+    # negative curvature beyond rounding and that is larger: a saddle is not a minimum
+    status: Status | None  # why no further step can be taken
+    squared: float  # gᵀg
+    radius: float  # Δ
+    eigenvalues: np.ndarray  # (p,) float64, ascending; (0,) for the method by conjugate gradients
+    eigenvectors: np.ndarray  # (p, p) float64, in columns; (0, 0) likewise
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustRegion(Optimizer[TrustRegionState]):
+    """A trust-region Newton method: the minimum of the local quadratic within a trusted radius.
+
+    The radius halves or doubles as the quadratic proves wrong or right (Nocedal and Wright 2006,
+    algorithm 4.1). Up to 200 parameters the step is the exact minimum, from an eigendecomposition
+    of the Hessian (Moré and Sorensen 1983, "Computing a trust region step"): it then uses negative
+    curvature in full, leaves saddles even if started on one, and counts a point as a minimum only
+    if its Hessian has no negative eigenvalue beyond rounding. With more parameters it is Steihaug's
+    truncated conjugate gradients, from Hessian-vector products. One step of `minimize` is one
+    evaluation of the loss and its gradient; Hessians and products are not counted.
+
+    Args:
+        radius: how far the first step may go, in the Euclidean norm.
+        exact: True or False chooses the kind of step; None does by the number of parameters.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> loss = lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2
+    >>> result = mo.minimize(loss, mx.zeros(2), mo.TrustRegion())  # from the saddle
+    >>> result.converged, round(abs(result.params[0].item()), 4), round(result.value, 4)
+    (True, 1.0, -0.25)
+    """
+
+    radius: float = 0.5
+    exact: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_number(self, "radius", least=0)
+        if self.radius == 0:
+            raise ValueError("TrustRegion(radius=0): expected more than 0.")
+        if self.exact not in (None, True, False):
+            raise TypeError(f"TrustRegion(exact={self.exact!r}): expected True, False or None.")
+
+    def init(self, objective: Objective, params: Tree) -> TrustRegionState:
+        """Return the state at `params`; one evaluation."""
+        value, grad = objective.value_and_grad(params)
+        g = ravel(grad, working_dtype(params))
+        number, largest, squared = read(value, largest_entry(grad), mx.inner(g, g))
+        exact = count(params) <= _EXACT_UP_TO if self.exact is None else self.exact
+        size = count(params) if exact else 0
+        state = TrustRegionState(
+            params, number, grad, largest, None, squared, float(self.radius), np.zeros(size),
+            np.zeros((size, size)),
+        )  # fmt: skip
+        return _with_curvature(objective, state) if is_finite(number, largest) else state
+
+    def step(self, objective: Objective, state: TrustRegionState) -> TrustRegionState:
+        """Evaluate the minimizer of the quadratic; keep it if the loss falls as promised."""
+        if state.status is not None:
+            return state
+        direction, promised, length = _minimizer(objective, state)
+        if not (promised > 0 and is_finite(promised, length)):
+            return state._replace(status=Status.NO_PROGRESS)
+        shift = objective.compiled(move, lambda: move)
+        trial = shift(state.params, direction, mx.array(1.0, dtype=direction.dtype))
+        value, grad = objective.value_and_grad(trial)
+        numbers = objective.compiled(_look, lambda: _look)(value, grad, direction)
+        trial_value, largest, squared = np.array(numbers).tolist()
+        if trial_value == -math.inf:
+            return state._replace(status=Status.UNBOUNDED)
+
+        decrease = state.value - trial_value
+        noise = _NOISE * epsilon(state.params) * abs(state.value)
+        finite = is_finite(trial_value, largest)
+        if finite and max(promised, abs(decrease)) <= noise:
+            # Too close to call by value: go on unless the gradient's norm more than doubled.
+            ratio = 1.0 if squared <= 4 * state.squared else 0.0
+        else:
+            ratio = decrease / promised if finite else -math.inf  # equation 4.4
+        radius = state.radius
+        if ratio < 0.25:
+            radius = 0.25 * length
+        elif ratio > 0.75 and length >= 0.99 * radius:
+            radius = 2 * radius
+        if not ratio > _KEEP:
+            still = radius <= epsilon(state.params) * _size(state.params)
+            return state._replace(radius=radius, status=Status.NO_PROGRESS if still else None)
+        state = state._replace(
+            params=trial, value=trial_value, grad=grad, optimality=largest, squared=squared,
+            radius=radius, status=Status.UNBOUNDED if radius > _FAR * self.radius else None,
+        )  # fmt: skip
+        return _with_curvature(objective, state)
+
+
+def _with_curvature(objective: Objective, state: TrustRegionState) -> TrustRegionState:
+    """Return the state with the eigendecomposition of the Hessian at its params, if it is exact."""
+    if not len(state.eigenvalues):
+        return state
+    matrix = np.array(objective.hessian(state.params), dtype=np.float64)
+    if not np.isfinite(matrix).all():
+        return state._replace(status=Status.NONFINITE)
+    eigenvalues, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+    state = state._replace(eigenvalues=eigenvalues, eigenvectors=vectors)
+    if eigenvalues[0] < -math.sqrt(epsilon(state.params)) * np.abs(eigenvalues).max():
+        return state._replace(optimality=max(state.optimality, -float(eigenvalues[0])))
+    return state
+
+
+def _minimizer(objective: Objective, state: TrustRegionState) -> tuple[mx.array, float, float]:
+    """Return the step, the decrease that the quadratic promises for it, and its length."""
+    dtype = working_dtype(state.params)
+    g = ravel(state.grad, dtype)
+    if not len(state.eigenvalues):
+        norm = math.sqrt(state.squared)
+        enough = min(0.5, math.sqrt(norm)) * norm  # as in algorithm 7.1
+        found = truncated_cg(objective, state.params, g, state.squared, enough, state.radius)
+        return found.step, found.decrease, found.length
+    components = state.eigenvectors.T @ np.array(g, dtype=np.float64)
+    step = exact_step(state.eigenvalues, components, state.radius)
+    promised = -float(components @ step + 0.5 * step @ (state.eigenvalues * step))
+    direction = (state.eigenvectors @ step).astype(numpy_dtype(dtype))
+    return mx.array(direction, dtype=dtype), promised, float(np.linalg.norm(step))
+
+
+def exact_step(eigenvalues: np.ndarray, components: np.ndarray, radius: float) -> np.ndarray:
+    """Return the minimizer of aᵀs + ½ Σ λᵢ sᵢ² over ‖s‖ ≤ radius, in the Hessian's eigenbasis.
+
+    It is s(λ) = -aᵢ / (λᵢ + λ) with λ ≥ 0, λ ≥ -λ₁ and λ (radius - ‖s‖) = 0 (Nocedal and Wright
+    2006, theorem 4.1). Newton's method finds the root of 1/‖s(λ)‖ - 1/radius, which is nearly
+    linear in λ (Moré and Sorensen 1983; algorithm 4.3), kept inside a bracket.
+
+    Args:
+        eigenvalues: λ, ascending, shape (p,).
+        components: a, the gradient in the eigenbasis, shape (p,).
+        radius: above 0.
+    """
+    # All in μ = λ + λ₁ ≥ 0, the distance to the pole: no digits are lost beside it.
+    gaps = eigenvalues - eigenvalues[0]
+    # What is left of a component that should vanish is not worth a search for its pole.
+    noise = np.finfo(np.float64).eps * float(np.linalg.norm(components))
+    components = np.where(np.abs(components) <= noise, 0.0, components)
+
+    def at(mu: float) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return np.where(components == 0, 0.0, -components / (gaps + mu))
+
+    least = max(0.0, float(eigenvalues[0]))  # λ = 0, or the pole
+    step = at(least)
+    length = float(np.linalg.norm(step))
+    if length <= radius:
+        if eigenvalues[0] < 0:
+            # The hard case: a has no part along the lowest eigenvector; fill up with that one.
+            step[0] += math.sqrt(radius**2 - length**2)  # equation 4.45
+        return step
+    low, high = least, float(np.linalg.norm(components)) / radius  # ‖s(high)‖ ≤ radius
+    high = max(high, low * (1 + 1e-15))
+    mu = high
+    for _ in range(100):
+        step = at(mu)
+        length = float(np.linalg.norm(step))
+        if abs(length - radius) <= 1e-10 * radius:
+            break
+        low, high = (mu, high) if length > radius else (low, mu)
+        if high - low <= 1e-15 * high:
+            break
+        # ‖s‖' = -Σ sᵢ² / (λᵢ + λ) / ‖s‖: equations 4.43 and 4.44.
+        mu += (length - radius) / radius * length**2 / float(np.sum(step**2 / (gaps + mu)))
+        if not low < mu < high:
+            mu = 0.5 * (low + high) if low > 0 else max(1e-3 * high, 1e-300)
+    return step * (radius / length)
+
+
+def _size(params: Tree) -> float:
+    """Return the largest absolute parameter, at least the smallest normal number."""
+    return max(*read(largest_entry(params)), float(np.finfo(np.float32).tiny))
+
+
+def _look(value: mx.array, grad: Tree, direction: mx.array) -> mx.array:
+    """Return the trial's value, largest gradient entry and gᵀg as one array to read."""
+    g = ravel(grad, direction.dtype)
+    return mx.stack([value.astype(g.dtype), largest_entry(grad), mx.inner(g, g)])

@@ -1,0 +1,236 @@
+"""sigmoid, softplus and the log-sum-exp family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlxopt.special._elementwise import elementwise, in_working_precision, waist
+from mlxopt.special._exp import exp_values
+
+Axis = int | Sequence[int] | None
+
+
+@elementwise(lambda x, y: y * sigmoid(-x))
+def sigmoid(x: mx.array) -> mx.array:
+    """Return 1 / (1 + exp(-x)), to all its digits in both tails.
+
+    Its derivative is sigmoid(x) · sigmoid(-x), which keeps them too; y (1 - y) is 0 from x = 17 on
+    in float32.
+
+    >>> import mlx.core as mx
+    >>> sigmoid(mx.array([-100.0, 0.0, 2.0]))
+    array([3.78351e-44, 0.5, 0.880797], dtype=float32)
+    """
+    decay = exp_values(-mx.abs(x))
+    return mx.where(x < 0, decay, mx.ones_like(x)) / (1 + decay)
+
+
+@elementwise(lambda x, y: sigmoid(x))
+def softplus(x: mx.array) -> mx.array:
+    """Return log(1 + exp(x)) without overflow; the derivative is sigmoid(x), ½ at 0.
+
+    >>> import mlx.core as mx
+    >>> softplus(mx.array([-20.0, 0.0, 100.0]))
+    array([2.06115e-09, 0.693147, 100], dtype=float32)
+    >>> mx.grad(softplus)(mx.array(0.0))
+    array(0.5, dtype=float32)
+    """
+    return mx.maximum(x, 0) + mx.log1p(exp_values(-mx.abs(x)))
+
+
+@elementwise(lambda x, y: sigmoid(-x))
+def log_sigmoid(x: mx.array) -> mx.array:
+    """Return log(1 / (1 + exp(-x))) = -softplus(-x), to all its digits in both tails.
+
+    >>> import mlx.core as mx
+    >>> log_sigmoid(mx.array([-100.0, 0.0, 20.0]))
+    array([-100, -0.693147, -2.06115e-09], dtype=float32)
+    """
+    return mx.minimum(x, 0) - mx.log1p(exp_values(-mx.abs(x)))
+
+
+def logsumexp(x: mx.array, axis: Axis = None, keepdims: bool = False) -> mx.array:
+    """Return log Σ exp(x) over `axis` (None: over all), max x + log1p(Σ of the others).
+
+    The largest entry stays out of the sum, so that what the others add to it is not rounded away;
+    the derivative is softmax(x). Accurate to a few units in the last place of
+    max(|result|, |max x|): where the two terms cancel, the digits of x itself are missing.
+
+    Raises:
+        ValueError: there is nothing to sum: the axis has length 0.
+
+    >>> import mlx.core as mx
+    >>> logsumexp(mx.array([[0.0, -20.0], [1000.0, 1000.0]]), axis=1)
+    array([2.06115e-09, 1000.69], dtype=float32)
+    """
+    return _along(_logsumexp, x, axis, keepdims, reduces=True)
+
+
+def softmax(x: mx.array, axis: Axis = None) -> mx.array:
+    """Return exp(x) / Σ exp(x) over `axis` (None: over all): the small entries to all digits too.
+
+    The rounding of x - max x, which moves a small entry by up to 64 units in the last place in
+    float32, is recovered (Knuth's two-sum) and multiplied back in.
+
+    Raises:
+        ValueError: there is nothing to sum: the axis has length 0.
+
+    >>> import mlx.core as mx
+    >>> softmax(mx.array([0.0, 1.0, -90.0]))
+    array([0.268941, 0.731059, 2.20409e-40], dtype=float32)
+    """
+    return _along(_softmax, x, axis)
+
+
+def log_softmax(x: mx.array, axis: Axis = None) -> mx.array:
+    """Return x - logsumexp(x) over `axis` (None: over all), also where that is nearly 0.
+
+    Raises:
+        ValueError: there is nothing to sum: the axis has length 0.
+
+    >>> import mlx.core as mx
+    >>> log_softmax(mx.array([20.0, 0.0]))
+    array([-2.06115e-09, -20], dtype=float32)
+    """
+    return _along(_log_softmax, x, axis)
+
+
+def _along(
+    function: Callable[[mx.array], mx.array],
+    x: mx.array,
+    axis: Axis,
+    keepdims: bool = False,
+    reduces: bool = False,
+) -> mx.array:
+    """Return `function`, which works along the last axis and keeps it, along `axis` of x."""
+    if not isinstance(x, mx.array):
+        raise TypeError(f"expected an mx.array; got {type(x).__qualname__}.")
+    chosen = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
+    if any(not -x.ndim <= i < x.ndim for i in chosen):
+        raise ValueError(f"axis={axis}, but the array has shape {x.shape}.")
+    axes = sorted({i % x.ndim for i in chosen})
+    others = [i for i in range(x.ndim) if i not in axes]
+    order = others + axes
+    outer = [x.shape[i] for i in others]
+    inner = [x.shape[i] for i in axes]
+    if 0 in inner:
+        raise ValueError(f"nothing to sum: the array has shape {x.shape} and axis={axis}.")
+    length = 1
+    for size in inner:
+        length *= size
+    rows = mx.transpose(x, order).reshape(*outer, length)
+    y = in_working_precision(function, rows)
+    if reduces:
+        y = y.reshape([1 if i in axes else x.shape[i] for i in range(x.ndim)])
+        return y if keepdims else mx.squeeze(y, axis=axes) if axes else y
+    back = [order.index(i) for i in range(x.ndim)]
+    return mx.transpose(y.reshape(*outer, *inner), back)
+
+
+def _rowwise(
+    values: Callable[[mx.array], mx.array],
+    pullback: Callable[[mx.array, mx.array, mx.array], mx.array],
+    pushforward: Callable[[mx.array, mx.array, mx.array], mx.array],
+) -> Callable[[mx.array], mx.array]:
+    """Return a function along the last axis with its derivatives, as `elementwise` does.
+
+    `pullback(x, y, cotangent)` and `pushforward(x, y, tangent)` are the rules of the two modes.
+    """
+
+    @mx.custom_function
+    def rule(x: mx.array) -> mx.array:
+        return values(x)
+
+    @rule.vjp
+    def _(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:
+        return pullback(x, y, cotangent)
+
+    @rule.jvp
+    def _(x: mx.array, tangent: mx.array) -> mx.array:
+        return pushforward(x, apply(x), tangent)
+
+    @rule.vmap
+    def _(x: mx.array, axis: int) -> tuple[mx.array, int]:
+        return apply(mx.moveaxis(x, axis, 0)), 0
+
+    def apply(x: mx.array) -> mx.array:
+        return rule(x)  # pyright: ignore[reportReturnType] - typed as the tree it could be
+
+    return apply
+
+
+@mx.compile
+def _shifted(x: mx.array, largest: mx.array) -> list[mx.array]:
+    """Return t and d with t + d = x - largest to twice the digits, exp(t + d), and what of it the
+    sum over the others takes: 0 where x is the largest.
+
+    `largest` is finite, and no less than each finite x.
+    """
+    x, largest = waist(x), waist(largest)
+    t = waist(x - largest)
+    back = t - x  # Knuth (1969), 4.2.2, theorem B: the sum's rounding error, exactly
+    d = (x - (t - back)) - (largest + back)
+    d = mx.where(mx.abs(t) < mx.inf, d, mx.zeros_like(t))
+    e = exp_values(t)
+    e = e + mx.where(e > 0, e * d, mx.zeros_like(e))
+    return [t, d, e, mx.where(t == 0, mx.zeros_like(e), e)]
+
+
+def _parts(x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
+    """Return (max x, t, d, exp(t + d), the sum of exp(t + d) over all but one largest entry)."""
+    top = mx.max(x, axis=-1, keepdims=True)
+    t, d, e, small = _shifted(x, mx.where(mx.abs(top) < mx.inf, top, mx.zeros_like(top)))
+    ties = mx.sum(t == 0, axis=-1, keepdims=True).astype(x.dtype)
+    return top, t, d, e, (ties - 1) + _sum(small)
+
+
+def _sum(x: mx.array) -> mx.array:
+    """Return the sum along the last axis, kept, in pairs: one after another, as MLX adds them on
+    the CPU, a million float32 terms lose two digits.
+    """
+    while x.shape[-1] > 8:
+        half = x.shape[-1] // 2
+        last = x[..., 2 * half :]
+        x = x[..., :half] + x[..., half : 2 * half]
+        x = mx.concatenate([x, last], axis=-1) if last.shape[-1] else x
+    return mx.sum(x, axis=-1, keepdims=True)
+
+
+def _logsumexp_values(x: mx.array) -> mx.array:
+    top, _, _, _, others = _parts(x)
+    return mx.where(mx.abs(top) < mx.inf, top + mx.log1p(others), top)
+
+
+def _softmax_values(x: mx.array) -> mx.array:
+    _, _, _, e, others = _parts(x)
+    return e / (1 + others)
+
+
+def _log_softmax_values(x: mx.array) -> mx.array:
+    _, t, d, _, others = _parts(x)
+    return t + (d - mx.log1p(others))
+
+
+def _total(x: mx.array) -> mx.array:
+    return mx.sum(x, axis=-1, keepdims=True)
+
+
+def _through_softmax(x: Any, y: mx.array, change: mx.array) -> mx.array:
+    """The Jacobian diag(y) - y yᵀ of softmax is symmetric, so it serves both modes."""
+    return y * (change - _total(y * change))
+
+
+_softmax = _rowwise(_softmax_values, _through_softmax, _through_softmax)
+_logsumexp = _rowwise(
+    _logsumexp_values,
+    lambda x, y, cotangent: cotangent * _softmax(x),
+    lambda x, y, tangent: _total(_softmax(x) * tangent),
+)
+_log_softmax = _rowwise(
+    _log_softmax_values,
+    lambda x, y, cotangent: cotangent - _softmax(x) * _total(cotangent),
+    lambda x, y, tangent: tangent - _total(_softmax(x) * tangent),
+)

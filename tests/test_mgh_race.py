@@ -1,0 +1,113 @@
+"""The optimizers on the Moré-Garbow-Hillstrom problems, beside SciPy's with the same gradients."""
+
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from scipy.optimize import minimize as scipy_minimize
+
+import mlxopt as mo
+from mlxopt._objective import Objective
+from mlxopt.optimizers.bfgs import BFGS
+from mlxopt.optimizers.trust_region import TrustRegion
+from mlxopt.problems import MGH
+from mlxopt.problems._record import Problem
+
+TOL = 1e-8
+MOST = 5000
+OURS = {
+    "TrustRegion": TrustRegion(),
+    "BFGS": BFGS(),
+    "LBFGS": mo.LBFGS(),
+}
+# What SciPy calls its own, and how it is told to go on until the gradient is small.
+THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "TrustRegion": ("trust-exact", {"gtol": TOL}),
+    "BFGS": ("BFGS", {"gtol": TOL}),
+    "LBFGS": ("L-BFGS-B", {"gtol": TOL, "ftol": 0, "maxfun": MOST}),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::mlxopt.ConvergenceWarning")
+
+
+@cache
+def ours(name: str, problem: Problem) -> mo.Result:
+    return mo.minimize(problem.loss, problem.params(), OURS[name], tol=TOL, max_steps=MOST)
+
+
+@cache
+def theirs(name: str, problem: Problem) -> Any:
+    objective = Objective(problem.loss)
+
+    def both(x):
+        with mx.stream(mx.cpu):
+            value, gradient = objective.value_and_grad(mx.array(x, dtype=mx.float64))
+            return value.item(), np.array(gradient)
+
+    def hessian(x):
+        with mx.stream(mx.cpu):
+            return np.array(objective.hessian(mx.array(x, dtype=mx.float64)))
+
+    method, options = THEIRS[name]
+    second = {"hess": hessian} if method == "trust-exact" else {}
+    with np.errstate(all="ignore"):
+        return scipy_minimize(
+            both, np.array(problem.start), jac=True, method=method,
+            options={"maxiter": MOST, **options}, **second,
+        )  # fmt: skip
+
+
+def solved(runs, value) -> set[str]:
+    return {p.name for p in MGH if p.solved_by(float(value(runs(p))))}
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::scipy.optimize.OptimizeWarning")
+def test_it_solves_at_least_as_many_as_scipys(name):
+    mine = solved(lambda p: ours(name, p), lambda result: result.value)
+    other = solved(lambda p: theirs(name, p), lambda result: result.fun)
+    assert len(mine) >= len(other), f"only SciPy solves {sorted(other - mine)}"
+    assert len(mine) >= len(MGH) - 3, f"unsolved: {sorted({p.name for p in MGH} - mine)}"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_convergence_is_never_claimed_falsely(name):
+    for problem in MGH:
+        result = ours(name, problem)
+        with mx.stream(mx.cpu):
+            gradient = np.array(mx.grad(problem.loss)(result.params))
+        # Two ways to the same float64 number may round differently.
+        rounding = 1e-12 * (1 + abs(result.value))
+        if result.converged:
+            assert np.abs(gradient).max() <= TOL + rounding, problem.name
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::scipy.optimize.OptimizeWarning")
+def test_lbfgs_needs_no_more_evaluations_than_scipys():
+    both = [
+        p
+        for p in MGH
+        if p.solved_by(ours("LBFGS", p).value) and p.solved_by(float(theirs("LBFGS", p).fun))
+    ]
+    assert len(both) >= len(MGH) - 5
+    mine = sum(ours("LBFGS", p).evaluations for p in both)
+    other = sum(theirs("LBFGS", p).nfev for p in both)
+    assert mine <= 1.1 * other, (mine, other)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_float32_ends_at_the_rounding_floor_and_says_so(name):
+    for problem in MGH:
+        start = problem.params(mx.float32)
+        if not np.isfinite(mx.grad(problem.loss)(start)).all():
+            continue
+        result = mo.minimize(problem.loss, start, OURS[name], tol=1e-6, max_steps=500)
+        gradient = np.array(mx.grad(problem.loss)(result.params))
+        if result.converged:
+            # Its own compiled gradient was within tol; another order of sums rounds differently.
+            assert np.abs(gradient).max() <= 1e-6 + 1e-4 * (1 + abs(result.value)), problem.name
+        else:
+            assert result.status is not mo.Status.COMPLETED
+            assert result.grad_norm > 1e-6
