@@ -6,12 +6,9 @@ from mlxopt import (
     _backend,  # noqa: F401 - first: it says what to install where MLX lacks a backend
     autodiff,
     data,
-    linalg,
     losses,
     optimizers,
     plots,
-    problems,
-    special,
 )
 from mlxopt._argmin import argmin
 from mlxopt._certificate import certify
@@ -49,7 +46,7 @@ from mlxopt.optimizers import (
 )
 
 if TYPE_CHECKING:
-    from mlxopt import models
+    from mlxopt import linalg, models, problems, special
 
 __version__ = "0.1.0"
 
@@ -102,10 +99,17 @@ __all__ = [
 ]
 
 
+# Imported when first used: the models bring SciPy, which takes longer to import than all the rest.
+_LATER = {"linalg", "models", "problems", "special"}
+
+
 def __getattr__(name: str) -> Any:
-    # The models bring SciPy, which takes longer to import than all the rest.
-    if name == "models":
+    if name in _LATER:
         import importlib
 
-        return importlib.import_module("mlxopt.models")
+        return importlib.import_module(f"mlxopt.{name}")
     raise AttributeError(f"module 'mlxopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -36,6 +34,9 @@ def precompiled_header() -> Path:
 @functools.cache  # one attempt a process
 def precompile_header() -> None:
     """Make the precompiled header if this machine can use one and has none; never raise."""
+    import shutil  # these take 5 ms to import, and this runs once
+    import subprocess
+
     if sys.platform != "linux" or mx.default_device() != mx.cpu:
         return
     compiler = shutil.which("g++")

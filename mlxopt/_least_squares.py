@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import time
 from collections.abc import Callable
 from numbers import Real
@@ -262,6 +261,8 @@ def _robust_loss(robust: Any) -> Robust:
     if not isinstance(name, str) or isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"robust is {robust!r}; expected one of {names}, or (name, scale), or None")
     if name not in ROBUST:
+        import difflib
+
         close = difflib.get_close_matches(name, ROBUST, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"robust is {name!r}; expected one of {names}.{hint}")

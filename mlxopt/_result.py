@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import html
 import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -144,6 +143,8 @@ class Result:
         return "\n".join([type(self).__name__, *rows])
 
     def _repr_html_(self) -> str:
+        import html
+
         rows = "".join(
             f"<tr><th style='text-align:left'>{name}</th>"
             f"<td style='text-align:left'>{html.escape(text)}</td></tr>"

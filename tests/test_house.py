@@ -34,7 +34,8 @@ ROOMS = [
     ["_elf"],
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
-LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt", "importlib"}
+LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}
+LAZY |= {"importlib", "subprocess", "shutil", "html", "difflib"}  # a millisecond or more each
 
 
 def room_of(path: Path) -> str:
