@@ -3,6 +3,8 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 from problems import array64, regression, squared_loss
 
 import mlxopt as mo
@@ -132,3 +134,36 @@ def test_misuse_raises_at_the_door(change, error, words):
     optimizer = arguments.pop("optimizer")
     with pytest.raises(error, match=words):
         mo.minimize(lambda w: mx.sum(w * w), mx.ones(2), optimizer, **arguments)
+
+
+def test_the_finish_of_a_negative_binomial_regression_written_by_hand():
+    rng = np.random.default_rng(3)
+    X = np.column_stack([np.ones(800), rng.normal(size=(800, 2))])
+    mean = np.exp(X @ [1.0, 0.5, -0.3])
+    y = rng.poisson(mean * rng.gamma(2.0, 0.5, size=800)).astype(float)
+
+    def loss(params, X, y):
+        size = mo.special.exp(params["log_size"])
+        eta = X @ params["coef"]
+        total = mo.special.softplus(eta - params["log_size"]) + params["log_size"]  # log(size + μ)
+        likelihood = mo.special.lgamma(y + size) - mo.special.lgamma(size)
+        return mx.mean((y + size) * total - size * params["log_size"] - y * eta - likelihood)
+
+    start = {"coef": mx.zeros(3), "log_size": mx.array(0.0)}
+    result = mo.minimize(loss, start, mo.LBFGS(), X, y, finish="float64")
+    assert result.converged
+    assert result.certificate.is_minimum
+
+    def slope(theta):  # of the same likelihood, by hand, in SciPy's functions
+        size, mu = np.exp(theta[3]), np.exp(X @ theta[:3])
+        by_eta = (y + size) * mu / (size + mu) - y
+        by_size = (
+            np.log((size + mu) / size) + (y + size) / (size + mu) - 1
+            - scipy.special.digamma(y + size) + scipy.special.digamma(size)
+        )  # fmt: skip
+        return np.append(X.T @ by_eta, size * by_size.sum()) / len(y)
+
+    found = np.append(np.array(result.params["coef"]), result.params["log_size"].item())
+    expected = scipy.optimize.root(slope, found, tol=1e-14).x
+    assert np.abs(slope(expected)).max() < 1e-14
+    np.testing.assert_allclose(found, expected, rtol=1e-9)  # the goal
