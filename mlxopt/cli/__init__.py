@@ -1,4 +1,4 @@
-"""The command line: `mlxopt demo`, `mlxopt fit` and `mlxopt doctor`, one file each."""
+"""The command line: `mlxopt demo`, `fit`, `doctor` and `bench`, one file each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlxopt.cli import demo, doctor, fit
+from mlxopt.cli import bench, demo, doctor, fit
 
 # The mark \b keeps the lines of a paragraph as they are.
 _DEMO = """\b
@@ -22,6 +22,12 @@ Examples:
   mlxopt fit houses.csv --target price --features area,rooms --plot fit.png
   mlxopt fit trial.csv --target died --model logistic --out model.npz
 """
+_BENCH = """\b
+Examples:
+  mlxopt bench --quick
+  mlxopt bench sgd logistic
+  mlxopt bench --json figures.json --plot figures.png
+"""
 
 app = typer.Typer(
     add_completion=False,
@@ -33,6 +39,7 @@ app = typer.Typer(
 app.command(epilog=_DEMO)(demo.demo)
 app.command(epilog=_FIT)(fit.fit)
 app.command()(doctor.doctor)
+app.command(epilog=_BENCH)(bench.bench)
 
 
 def _version(asked: bool) -> None:

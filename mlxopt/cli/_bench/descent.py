@@ -1,0 +1,282 @@
+"""Gradient descent: on all the data, on mini-batches, and with the accuracy checked every step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt import _blas, data, losses
+from mlxopt._minimize import minimize
+from mlxopt._train import train
+from mlxopt.cli._bench.contest import NO_GOALS, Contestant, Goals, Task
+from mlxopt.cli._bench.peers import has, load
+from mlxopt.cli.demo import Problem, linear_problem, logistic_problem, numpy_descent
+from mlxopt.optimizers import SGD
+
+_STOCK_SHARE = 0.1  # of the steps that the slow BLAS takes
+
+
+def large(quick: bool) -> Iterator[Task]:
+    """Yield full-batch gradient descent where the products cost most."""
+    rows, columns, steps = (2_000, 50, 200) if quick else (10_000, 100, 1_200)
+    goals = {
+        "stock": Goals(times_faster=30), "numpy": Goals(time=0.8), "optax": Goals(time=0.5),
+        "torch": Goals(time=0.4),
+    }  # fmt: skip
+    yield _full_batch(rows, columns, steps, goals)
+
+
+def small(quick: bool) -> Iterator[Task]:
+    """Yield full-batch gradient descent where the overhead of a step costs most."""
+    rows, columns, steps = (500, 20, 1_000) if quick else (1_000, 100, 10_000)
+    goals = {
+        "stock": Goals(times_faster=20), "optax": Goals(time=1.0), "torch": Goals(time=0.25),
+    }  # fmt: skip
+    yield _full_batch(rows, columns, steps, goals)
+
+
+def _full_batch(rows: int, columns: int, steps: int, goals: dict[str, Goals]) -> Task:
+    problem = linear_problem(rows, columns, seed=0)
+    few = max(1, int(steps * _STOCK_SHARE))
+    X, y, start = mx.array(problem.X), mx.array(problem.y), mx.zeros(columns)
+    mx.eval(X, y, start)
+
+    def ours() -> Any:
+        return minimize(
+            problem.loss, start, SGD(problem.learning_rate), X, y,
+            tol=0, max_steps=steps, progress=False,
+        )  # fmt: skip
+
+    def goal(name: str) -> Goals:
+        return goals.get(name, NO_GOALS)
+
+    contestants = [
+        Contestant("mlxopt minimize", ours, "mlxopt", lambda result: result.params),
+        *_plain(
+            lambda count: _plain_descent(problem, X, y, count), steps, few, goal("stock"),
+            truth=_exact_descent(problem, few),
+        ),
+        Contestant(
+            "NumPy loop", lambda: numpy_descent(problem, steps), "numpy", np.asarray,
+            goals=goal("numpy"),
+        ),
+    ]  # fmt: skip
+    if has("optax"):
+        run = _optax_descent(problem, steps)
+        contestants.append(
+            Contestant("optax, jitted loop", run, "optax", np.asarray, goals=goal("optax"))
+        )
+    if has("torch"):
+        run = _torch_descent(problem, steps)
+        contestants.append(Contestant("torch loop", run, "torch", np.asarray, goals=goal("torch")))
+    title = f"SGD on all of {rows:,} × {columns}, {steps:,} steps"
+    return Task(title, contestants, _exact_descent(problem, steps))
+
+
+def _plain(
+    run: Callable[[int], Any], steps: int, few: int, goals: Goals, truth: np.ndarray | None = None
+) -> list[Contestant]:
+    """Return MLX's plain loop on the wheel's own BLAS, for a few steps, and on the one lent."""
+    lent = Contestant("plain MLX loop, same BLAS", lambda: run(steps), params=np.asarray)
+    if _blas.binding().library is None:
+        return [dataclasses.replace(lent, name="plain MLX loop")]
+    stock = Contestant(
+        "plain MLX loop, stock wheel", lambda: run(few), params=np.asarray, truth=truth,
+        share=few / steps, stock=True, goals=goals,
+        remark=f"{few:,} steps, scaled to {steps:,}" if few < steps else "",
+    )  # fmt: skip
+    return [stock, lent]
+
+
+def _plain_descent(problem: Problem, X: mx.array, y: mx.array, steps: int) -> mx.array:
+    """Take the steps as MLX's documentation writes the loop."""
+    w = mx.zeros(X.shape[1])
+    gradient = mx.grad(problem.loss)
+    for _ in range(steps):
+        w = w - problem.learning_rate * gradient(w, X, y)
+        mx.eval(w)
+    return w
+
+
+def _exact_descent(problem: Problem, steps: int) -> np.ndarray:
+    """Return where the same steps lead in float64."""
+    wide = dataclasses.replace(problem, X=problem.X.astype(float), y=problem.y.astype(float))
+    return numpy_descent(wide, steps)
+
+
+def _optax_descent(problem: Problem, steps: int) -> Callable[[], Any]:
+    jax, jnp, optax = load("jax"), load("jax.numpy"), load("optax")
+    X, y, start = jnp.asarray(problem.X), jnp.asarray(problem.y), jnp.zeros(len(problem.X[0]), "f4")
+    optimizer = optax.sgd(problem.learning_rate)
+
+    def loss(w: Any, X: Any, y: Any) -> Any:
+        return 0.5 * jnp.mean(jnp.square(X @ w - y))
+
+    @jax.jit
+    def descend(w: Any, X: Any, y: Any) -> Any:
+        def step(_: int, carry: Any) -> Any:
+            w, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(w, X, y), state)
+            return optax.apply_updates(w, updates), state
+
+        return jax.lax.fori_loop(0, steps, step, (w, optimizer.init(w)))[0]
+
+    return lambda: jax.block_until_ready(descend(start, X, y))
+
+
+def _torch_descent(problem: Problem, steps: int) -> Callable[[], Any]:
+    torch = load("torch")
+    X, y = torch.from_numpy(problem.X), torch.from_numpy(problem.y)
+
+    def descend() -> Any:
+        w = torch.zeros(X.shape[1], requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr=problem.learning_rate)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = 0.5 * torch.mean((X @ w - y) ** 2)
+            loss.backward()
+            optimizer.step()
+        return w.detach()
+
+    return descend
+
+
+def accuracy(quick: bool) -> Iterator[Task]:
+    """Yield gradient descent on a logistic regression whose accuracy is looked at every step."""
+    rows, columns, steps = (500, 20, 300) if quick else (1_000, 100, 2_000)
+    problem = logistic_problem(rows, columns, seed=0)
+    few = max(1, int(steps * _STOCK_SHARE))
+    X, y, start = mx.array(problem.X), mx.array(problem.y), mx.zeros(columns)
+    positive, is_second = y > 0.5, problem.y > 0.5
+    mx.eval(X, y, start, positive)
+
+    def share_right(w: mx.array) -> float:
+        return cast(float, mx.mean((X @ w > 0) == positive).item())
+
+    def ours() -> Any:
+        seen: list[float] = []
+        result = minimize(
+            problem.loss, start, SGD(problem.learning_rate), X, y, tol=0, max_steps=steps,
+            record_every=1, callback=lambda info: seen.append(share_right(info.params)),
+            progress=False,
+        )  # fmt: skip
+        assert len(seen) > steps
+        return result
+
+    def plain(count: int) -> mx.array:
+        seen: list[float] = []
+        w, gradient = start, mx.grad(problem.loss)
+        for _ in range(count):
+            w = w - problem.learning_rate * gradient(w, X, y)
+            seen.append(share_right(w))
+        return w
+
+    def numpy_loop() -> np.ndarray:
+        seen: list[float] = []
+        w = np.zeros(columns, dtype=np.float32)
+        for _ in range(steps):
+            residual = problem.mean(problem.X @ w) - problem.y
+            w -= problem.learning_rate * (problem.X.T @ residual / rows)
+            seen.append(float(np.mean((problem.X @ w > 0) == is_second)))
+        return w
+
+    yield Task(
+        f"logistic SGD on all of {rows:,} × {columns}, {steps:,} steps, accuracy looked at in each",
+        [
+            Contestant("mlxopt minimize, callback", ours, "mlxopt", lambda result: result.params),
+            *_plain(plain, steps, few, Goals(times_faster=10), _exact_descent(problem, few)),
+            Contestant("NumPy loop", numpy_loop, "numpy", np.asarray, goals=Goals(time=2.5)),
+        ],
+        _exact_descent(problem, steps),
+    )
+
+
+def minibatch(quick: bool) -> Iterator[Task]:
+    """Yield stochastic gradient descent on batches so small that only overhead counts."""
+    rows, size, epochs, rate = 1_000, 32, 3 if quick else 50, 0.03
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 2)).astype(np.float32)
+    truth = np.array([2.0, -3.4])
+    y = (X @ truth + 0.01 * rng.normal(size=rows)).astype(np.float32)
+    on_mlx = mx.array(X), mx.array(y)
+    mx.eval(on_mlx)
+
+    def loss(w: mx.array, X: mx.array, y: mx.array) -> mx.array:
+        return mx.mean(losses.squared_error(X @ w, y))
+
+    def ours() -> Any:
+        batches = data.batches(*on_mlx, batch_size=size)
+        return train(loss, mx.zeros(2), SGD(rate), batches, epochs=epochs, progress=False)
+
+    def plain() -> mx.array:
+        w, gradient = mx.zeros(2), mx.grad(loss)
+        for epoch in range(epochs):
+            order = mx.array(np.random.default_rng(epoch).permutation(rows))
+            for start in range(0, rows, size):
+                batch = order[start : start + size]
+                w = w - rate * gradient(w, on_mlx[0][batch], on_mlx[1][batch])
+                mx.eval(w)
+        return w
+
+    def numpy_loop() -> np.ndarray:
+        w = np.zeros(2, dtype=np.float32)
+        for epoch in range(epochs):
+            order = np.random.default_rng(epoch).permutation(rows)
+            for start in range(0, rows, size):
+                Xb, yb = X[order[start : start + size]], y[order[start : start + size]]
+                w -= rate * (Xb.T @ (Xb @ w - yb) / len(yb))
+        return w
+
+    contestants = [
+        Contestant("mlxopt train", ours, "mlxopt", lambda result: result.params),
+        Contestant(
+            "plain MLX loop, same BLAS", plain, params=np.asarray, goals=Goals(times_faster=2.5)
+        ),
+        Contestant("NumPy loop", numpy_loop, "numpy", np.asarray),
+    ]
+    if has("torch"):
+        with_loader, with_slices = _torch_minibatch(X, y, size, epochs, rate)
+        contestants += [
+            Contestant(
+                "torch loop, DataLoader", with_loader, "torch", np.asarray, goals=Goals(time=0.3)
+            ),
+            Contestant("torch loop, indices", with_slices, "torch", np.asarray),
+        ]
+    yield Task(
+        f"SGD on batches of {size} × 2 from {rows:,} rows, {epochs} epochs",
+        contestants,
+        np.linalg.lstsq(X.astype(float), y.astype(float))[0],
+        note="The error is the distance from the minimum, about which SGD wanders.",
+    )
+
+
+def _torch_minibatch(
+    X: np.ndarray, y: np.ndarray, size: int, epochs: int, rate: float
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return torch's loop over a DataLoader, and over indices drawn by hand."""
+    torch, utils = load("torch"), load("torch.utils.data")
+    features, target = torch.from_numpy(X), torch.from_numpy(y)
+
+    def epoch_by_hand() -> Iterator[Any]:
+        for batch in torch.randperm(len(features)).split(size):
+            yield features[batch], target[batch]
+
+    def descend(epoch: Callable[[], Any]) -> Any:
+        torch.manual_seed(0)
+        w = torch.zeros(2, requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr=rate)
+        for _ in range(epochs):
+            for Xb, yb in epoch():
+                optimizer.zero_grad()
+                loss = 0.5 * torch.mean((Xb @ w - yb) ** 2)
+                loss.backward()
+                optimizer.step()
+        return w.detach()
+
+    dataset = utils.TensorDataset(features, target)
+    loader = utils.DataLoader(dataset, batch_size=size, shuffle=True)
+    return lambda: descend(lambda: loader), lambda: descend(epoch_by_hand)
