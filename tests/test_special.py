@@ -1,11 +1,14 @@
 """Accuracy of mlxopt.special in units in the last place, point by point against mpmath."""
 
+import importlib
 import math
 
+import fit_special
 import mlx.core as mx
 import mpmath
 import numpy as np
 import pytest
+import scipy.special
 from mpmath import mp, mpf
 
 from mlxopt import special
@@ -43,7 +46,7 @@ def line(low=1e-9, high=1e3, special_points=(), signs=(1, -1), spread=(), each=1
         rng = np.random.default_rng(20)
         x = binades(rng, low, high, each)
         x = np.concatenate([sign * x for sign in signs])
-        x = np.concatenate([x, *(rng.uniform(*interval, 600) for interval in spread)])
+        x = np.concatenate([x, *(rng.uniform(low, high, 600) for low, high in spread)])
         return np.unique(np.concatenate([x.astype(dtype), around(dtype, special_points, 6)]))
 
     return points
@@ -53,7 +56,9 @@ def trigonometric(dtype):
     """Return points up to 1e5, half of them next to a multiple of π/2."""
     rng = np.random.default_rng(21)
     multiples = rng.integers(1, 63662, 300) * (np.pi / 2)
-    return np.concatenate([line(1e-9, 1e5, spread=[(-1e5, 1e5)])(dtype), around(dtype, multiples, 1)])
+    return np.concatenate(
+        [line(1e-9, 1e5, spread=[(-1e5, 1e5)])(dtype), around(dtype, multiples, 1)]
+    )
 
 
 def log_cdf(x):
@@ -96,7 +101,7 @@ def truths(function, points):
         return [mpmath.re(function(mpf(float(x)))) for x in points]
 
 
-def units(dtype, got, expected, floor=0.0):
+def units(dtype, got, expected, floor: float | mpf = 0.0):
     """Return the error of each value in units in the last place of max(|expected|, floor)."""
     with mp.workdps(DIGITS):
         with np.errstate(over="ignore"):
@@ -163,6 +168,215 @@ def worst(name, kind, mode, table):
 def test_accuracy(name, mode, kind, table):
     error, x, got = worst(name, kind, mode, table)
     assert error <= CASES[name][2], f"{error:.2f} units at {x!r}, where it gave {got!r}"
+
+
+def test_a_wrong_digit_is_seen(table):
+    _, expected = table("exp", np.float64)
+    got = np.array([float(t) for t in expected])
+    assert units(np.float64, got, expected).max() <= 1
+    got[7] *= 1 + 2e-15
+    assert units(np.float64, got, expected).max() > 4
+
+
+def sum_of_exponentials(row):
+    """Return (max, Σ exp(x - max)) in full digits."""
+    exact = [mpf(float(v)) for v in row]
+    top = max(exact)
+    return exact, top, mpmath.fsum(mpmath.exp(v - top) for v in exact)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "spread"), [(60, 7, 3), (20, 100, 30), (1, 5001, 1)])
+def test_accuracy_of_the_log_sum_exp_family(rows, columns, spread, kind):
+    dtype, mlx_dtype = DTYPES[kind]
+    rng = np.random.default_rng(22)
+    x = (rng.normal(size=(rows, columns)) * spread).astype(dtype)
+    x[0, :2] = x[0].max()  # a tie
+    x[-1, -1] = x.max() + 40  # far above the others
+    with mx.stream(mx.cpu):
+        logits = mx.array(x, dtype=mlx_dtype)
+        total = np.array(special.logsumexp(logits, axis=1))
+        shares = np.array(special.softmax(logits, axis=1))
+        logs = np.array(special.log_softmax(logits, axis=-1))
+    some = rng.integers(0, columns, 12)
+    with mp.workdps(DIGITS):
+        for i, row in enumerate(x):
+            exact, top, sum_ = sum_of_exponentials(row)
+            value = top + mpmath.log(sum_)
+            # log Σ exp(x) loses what max x + log(...) cancels: see its docstring.
+            assert units(dtype, [total[i]], [value], abs(top)).max() <= 2
+            share = [mpmath.exp(exact[j] - top) / sum_ for j in some]
+            assert units(dtype, shares[i, some], share).max() <= 4
+            log_share = [exact[j] - value for j in some]
+            assert units(dtype, logs[i, some], log_share).max() <= 4
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_accuracy_of_betaln(kind):
+    dtype, mlx_dtype = DTYPES[kind]
+    rng = np.random.default_rng(23)
+    a, b = np.exp(rng.uniform(-14, 14, (2, 700)))
+    near = rng.uniform(0, 9, (2, 500))
+    a, b = np.concatenate([a, near[0]]).astype(dtype), np.concatenate([b, near[1]]).astype(dtype)
+    with mx.stream(mx.cpu):
+        got = np.array(special.betaln(mx.array(a, dtype=mlx_dtype), mx.array(b, dtype=mlx_dtype)))
+    with mp.workdps(DIGITS):
+        for value, x, y in zip(got, a, b, strict=True):
+            x, y = mpf(float(x)), mpf(float(y))
+            parts = mpmath.loggamma(min(x, y)), mpmath.loggamma(max(x, y))
+            expected = parts[0] + parts[1] - mpmath.loggamma(x + y)
+            floor = 0.1 if kind == "float32" else max(abs(parts[0]), mpf(0.1))
+            limit = 1 if kind == "float32" else 20  # see its docstring
+            assert units(dtype, [value], [expected], floor)[0] <= limit, (x, y)
+
+
+# The C library's functions, or SciPy's on top of it.
+ORACLES = {
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sigmoid": scipy.special.expit,
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "log_sigmoid": scipy.special.log_expit,
+    "erf": scipy.special.erf,
+    "erfc": scipy.special.erfc,
+    "normal_cdf": scipy.special.ndtr,
+    "normal_log_cdf": scipy.special.log_ndtr,
+    "sin": np.sin,
+    "cos": np.cos,
+    "lgamma": scipy.special.gammaln,
+    "digamma": scipy.special.digamma,
+    "trigamma": lambda x: scipy.special.polygamma(1, x),
+}
+GAMMA = {"lgamma", "digamma", "trigamma"}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("name", ORACLES)
+def test_overflow_underflow_zeros_infinities_and_nan_as_in_c(name, kind):
+    dtype, mlx_dtype = DTYPES[kind]
+    limits = np.finfo(dtype)
+    positive = [0.0, limits.tiny, 1000.0, limits.max, np.inf]
+    x = np.array([np.nan, *positive, *([] if name in GAMMA else [-v for v in positive])], dtype)
+    expected = ORACLES[name](x).astype(dtype)
+    with mx.stream(mx.cpu):
+        got = np.array(getattr(special, name)(mx.array(x, dtype=mlx_dtype)))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    known = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(got[known]), np.signbit(expected[known]))
+    np.testing.assert_allclose(got, expected, rtol=4 * limits.eps, atol=0)
+
+
+def test_the_largest_argument_that_does_not_overflow_and_the_smallest_that_does():
+    for dtype, mlx_dtype in DTYPES.values():
+        edge = dtype(np.log(np.finfo(dtype).max))
+        x = np.array([np.nextafter(edge, dtype(0)), np.nextafter(edge, dtype(np.inf))])
+        with mx.stream(mx.cpu):
+            got = np.array(special.exp(mx.array(x, dtype=mlx_dtype)))
+        assert list(np.isfinite(got)) == [True, False]
+
+
+def test_gamma_functions_at_zero_and_below():
+    x = mx.array([0.0, -0.0, -0.5, -3.0])
+    assert special.lgamma(x[:2]).tolist() == [math.inf] * 2
+    assert special.digamma(x[:2]).tolist() == [-math.inf] * 2
+    assert special.trigamma(x[:2]).tolist() == [math.inf] * 2
+    for name in GAMMA:
+        assert all(math.isnan(v) for v in getattr(special, name)(x).tolist()[2:])
+    assert str(special.lgamma(mx.array([1.0, 2.0])).tolist()) == "[0.0, 0.0]"
+
+
+def test_log_sum_exp_of_infinities():
+    x = [[-np.inf, -np.inf], [np.inf, 1.0], [-np.inf, 2.0], [np.nan, 1.0]]
+    logits = mx.array(x)
+    np.testing.assert_array_equal(special.logsumexp(logits, axis=1), [-np.inf, np.inf, 2, np.nan])
+    np.testing.assert_array_equal(special.softmax(logits, axis=1)[2], [0, 1])
+    np.testing.assert_array_equal(special.log_softmax(logits, axis=1)[2], [-np.inf, 0])
+    assert np.isnan(np.array(special.softmax(logits, axis=1)[:2])).any(axis=1).all()
+
+
+def test_axes_are_those_of_mlx():
+    x = mx.random.normal((2, 3, 4), key=mx.random.key(3))
+    for axis in (None, 0, -1, (0, 2), [1, -1]):
+        for keepdims in (False, True):
+            got = special.logsumexp(x, axis=axis, keepdims=keepdims)
+            expected = mx.logsumexp(x, axis=axis, keepdims=keepdims)
+            assert got.shape == expected.shape
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
+        np.testing.assert_allclose(special.softmax(x, axis), mx.softmax(x, axis), rtol=1e-5)
+        np.testing.assert_allclose(
+            special.log_softmax(x, axis), mx.log(mx.softmax(x, axis)), rtol=1e-5
+        )
+    assert special.logsumexp(mx.array(2.0)).item() == 2
+    with pytest.raises(ValueError, match=r"nothing to sum: the array has shape \(3, 0\)"):
+        special.softmax(mx.zeros((3, 0)), axis=1)
+    with pytest.raises(ValueError, match="axis=2, but the array has shape"):
+        special.softmax(mx.zeros((3, 2)), axis=2)
+
+
+@pytest.mark.parametrize("name", [*ORACLES, "logsumexp", "softmax", "log_softmax"])
+def test_half_precision_is_computed_in_float32_and_rounded_once(name):
+    function = getattr(special, name)
+    x = mx.array([0.3, 1.7, 2.9])
+    for dtype in (mx.float16, mx.bfloat16):
+        half = x.astype(dtype)
+        got = function(half)
+        assert got.dtype == dtype
+        assert mx.array_equal(got, function(half.astype(mx.float32)).astype(dtype))
+        assert mx.grad(lambda x: function(x).sum())(half).dtype == dtype
+
+
+def test_other_dtypes():
+    assert special.exp(mx.array([0, 1])).dtype == mx.float32
+    assert special.exp(1).item() == pytest.approx(math.e, rel=1e-7)
+    assert special.exp(np.float32(1)).dtype == mx.float32  # pyright: ignore[reportArgumentType]
+    with mx.stream(mx.cpu):
+        a = mx.array([2.0], dtype=mx.float64)
+        assert special.betaln(a, 0.1).dtype == mx.float64
+        expected = scipy.special.betaln(2.0, 0.1)
+        assert special.betaln(a, 0.1).item() == pytest.approx(expected, rel=1e-14)
+        assert special.betaln(0.1, a).item() == pytest.approx(expected, rel=1e-14)
+    assert special.betaln(mx.array([2.0]).astype(mx.bfloat16), 0.1).dtype == mx.bfloat16
+    with pytest.raises(TypeError, match=r"an mx\.array of real numbers, or a number; got mlx"):
+        special.exp(mx.array([1j]))
+    with pytest.raises(TypeError, match="got ndarray"):
+        special.exp(np.ones(3))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="got list"):
+        special.logsumexp([1.0, 2.0])  # pyright: ignore[reportArgumentType]
+
+
+def test_empty_and_strided_arrays():
+    assert special.lgamma(mx.zeros((0, 3))).shape == (0, 3)
+    x = mx.arange(24.0).reshape(4, 6) / 7 + 0.1
+    for name in ORACLES:
+        function = getattr(special, name)
+        strided = function(x.T[1::2])
+        assert mx.array_equal(strided, function(mx.contiguous(x.T[1::2]))), name
+
+
+def test_long_arrays_are_computed_in_blocks_with_the_same_result():
+    x = mx.random.normal((3, 200_001), key=mx.random.key(6))
+    for function in (special.exp, special.erf):
+        rows = mx.concatenate([function(row) for row in x]).reshape(x.shape)
+        assert mx.array_equal(function(x), rows)
+        assert mx.array_equal(mx.compile(function)(x), rows)
+        assert mx.array_equal(function(x.T), rows.T)
+
+
+def test_tables_are_what_the_fit_gives():
+    homes = {"EXP": "_exp", "ERF": "_erf", "TAIL": "_erf"}
+    for name, kinds in fit_special.tables().items():
+        module = importlib.import_module(f"mlxopt.special.{homes.get(name, '_gamma')}")
+        for kind, (above, below, error) in kinds.items():
+            found = getattr(module, name)
+            found = found if name == "EXP" else found[DTYPES[kind.removeprefix("mx.")][1]]
+            expected = fit_special.rounded(above, kind), fit_special.rounded(below, kind)
+            assert found == (expected if len(below) > 1 else expected[0])
+            # A and B are a small part of log Γ and ψ.
+            slack = 500 if name.startswith("STIRLING") else 1
+            assert error < slack * (2e-8 if kind == fit_special.SINGLE else 1e-17)
 
 
 if __name__ == "__main__":  # the table of figures: python tests/test_special.py

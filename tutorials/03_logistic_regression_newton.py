@@ -195,11 +195,11 @@ plt.show()
 
 # %%
 def gradient_by_hand(w, X, y):
-    return X.T @ (mo.losses.sigmoid(X @ w) - y) / len(y)
+    return X.T @ (mo.special.sigmoid(X @ w) - y) / len(y)
 
 
 def hessian_by_hand(w, X, y):
-    p = mo.losses.sigmoid(X @ w)
+    p = mo.special.sigmoid(X @ w)
     return (X.T * (p * (1 - p))) @ X / len(y)
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Real
 from typing import Any, TypeAlias
 
 import mlx.core as mx
 
 Number: TypeAlias = mx.array | float
 Values: TypeAlias = Callable[[mx.array], mx.array]
+Slope: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 
-_HALVES = (mx.float16, mx.bfloat16)
+_BLOCK = 2**18  # elements
+_op_by_op: ContextVar[bool] = ContextVar("_op_by_op", default=False)
 
 
 def elementwise(
-    slope: Callable[[mx.array, mx.array], mx.array], poles: bool = False
+    slope: Slope, poles: bool = False
 ) -> Callable[[Values], Callable[[Number], mx.array]]:
     """Return a decorator that gives a function of one array its derivative, in every mode.
 
@@ -25,27 +30,29 @@ def elementwise(
     Args:
         slope: `slope(x, y)`, the derivative at x where the value is y, of the shape of x; built
             from functions that have derivatives themselves, so that every order exists.
-        poles: whether the slope can be infinite or NaN. Then a zero cotangent or tangent gives
-            zero in place of 0 · ∞ = NaN, so `mx.where(x > 0, log(x), 0)` has a gradient at 0.
+        poles: whether the slope is infinite or NaN where the value is. Then a zero cotangent or
+            tangent gives zero there in place of 0 · ∞ = NaN, so that
+            `mx.where(x > 0, log(x), 0)` has derivatives at 0.
 
     MLX asks a custom function for a rule in each mode, and without one it differentiates the
     operations inside: through a shift the derivative would be zero without a word.
     """
 
     def decorate(values: Values) -> Callable[[Number], mx.array]:
-        compiled = mx.compile(values)
+        kernels = fused(values)
 
         @mx.custom_function
         def rule(x: mx.array) -> mx.array:
-            return compiled(x)
+            return _in_blocks(kernels, mx.stop_gradient(x))  # jvp would go through the inside too
 
         @rule.vjp
         def _(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:
-            return _product(cotangent, slope(x, y), poles)
+            return _product(cotangent, x, y, slope, poles)
 
         @rule.jvp
         def _(x: mx.array, tangent: mx.array) -> mx.array:
-            return _product(tangent, slope(x, apply(x)), poles)
+            with forward_mode():
+                return _product(tangent, x, apply(x), slope, poles)
 
         @rule.vmap
         def _(x: mx.array, axis: int) -> tuple[mx.array, int]:
@@ -61,6 +68,89 @@ def elementwise(
         return function
 
     return decorate
+
+
+def pairwise(
+    slopes: Callable[[mx.array, mx.array], tuple[mx.array, mx.array]],
+) -> Callable[[Callable[[mx.array, mx.array], mx.array]], Callable[[Number, Number], mx.array]]:
+    """Return a decorator like `elementwise` for a function of two arrays, which broadcast.
+
+    Args:
+        slopes: `slopes(a, b)`, the derivatives in a and in b, of one shape with both.
+    """
+
+    def decorate(
+        values: Callable[[mx.array, mx.array], mx.array],
+    ) -> Callable[[Number, Number], mx.array]:
+        kernels = fused(values)
+
+        @mx.custom_function
+        def rule(a: mx.array, b: mx.array) -> mx.array:
+            return kernels(mx.stop_gradient(a), mx.stop_gradient(b))
+
+        @rule.vjp
+        def _(pair: tuple[mx.array, mx.array], cotangent: mx.array, y: mx.array):
+            in_a, in_b = slopes(*pair)
+            return cotangent * in_a, cotangent * in_b
+
+        @rule.jvp
+        def _(pair: tuple[mx.array, mx.array], tangents: tuple[mx.array, mx.array]) -> mx.array:
+            with forward_mode():
+                in_a, in_b = slopes(*pair)
+                return tangents[0] * in_a + tangents[1] * in_b
+
+        @rule.vmap
+        def _(pair: tuple[mx.array, mx.array], axes: tuple[int | None, int | None]):
+            rows = [
+                x if axis is None else mx.moveaxis(x, axis, 0)
+                for x, axis in zip(pair, axes, strict=True)
+            ]
+            return apply(*rows), 0
+
+        def apply(a: mx.array, b: mx.array) -> mx.array:
+            a, b = mx.broadcast_arrays(a, b)
+            return rule(a, b)  # pyright: ignore[reportReturnType] - typed as the tree it could be
+
+        @functools.wraps(values)
+        def function(a: Number, b: Number) -> mx.array:
+            return in_working_precision(apply, a, b)
+
+        return function
+
+    return decorate
+
+
+def fused(values: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `values` compiled, but op by op inside `forward_mode`."""
+    compiled = mx.compile(values)
+
+    @functools.wraps(values)
+    def function(*args: mx.array) -> Any:
+        return values(*args) if _op_by_op.get() else compiled(*args)
+
+    return function
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Compile nothing inside: MLX hands a jvp rule arrays that it does not mark as traced, so under
+    `mx.vmap` a compiled function would fuse them, and a fused kernel cannot be mapped.
+    """
+    token = _op_by_op.set(True)
+    try:
+        yield
+    finally:
+        _op_by_op.reset(token)
+
+
+def _in_blocks(kernels: Callable[..., Any], x: mx.array) -> mx.array:
+    """Return `kernels(x)`, on the CPU a block at a time: what passes from kernel to kernel then
+    stays in the cache, which at 10⁷ elements saves a quarter to a half of the time.
+    """
+    if x.size < 2 * _BLOCK or on_gpu():
+        return kernels(x)
+    blocks = mx.split(x.reshape(-1), list(range(_BLOCK, x.size, _BLOCK)))
+    return mx.concatenate([kernels(block) for block in blocks]).reshape(x.shape)
 
 
 def in_working_precision(function: Callable[..., mx.array], *args: Number) -> mx.array:
@@ -83,7 +173,9 @@ def in_working_precision(function: Callable[..., mx.array], *args: Number) -> mx
     if not mx.issubdtype(dtype, mx.floating):
         dtype = mx.float32
     working = mx.float64 if dtype == mx.float64 else mx.float32
-    arrays = [x.astype(working) if isinstance(x, mx.array) else mx.array(x, working) for x in args]
+    arrays = [
+        x.astype(working) if isinstance(x, mx.array) else mx.array(float(x), working) for x in args
+    ]
     return function(*arrays).astype(dtype)
 
 
@@ -91,21 +183,22 @@ def _kind(x: Any) -> Any:
     """Return what `x` is, or None for what the functions here do not take."""
     if isinstance(x, mx.array):
         return None if x.dtype == mx.complex64 else mx.array
-    return float if isinstance(x, (int, float)) else None
+    return float if isinstance(x, Real) else None
 
 
 def _promoted(a: mx.Dtype, b: mx.Dtype) -> mx.Dtype:
     return mx.result_type(mx.zeros((), a), mx.zeros((), b))
 
 
-def _product(cotangent: mx.array, slope: mx.array, poles: bool) -> mx.array:
-    return cotangent * (_tamed(cotangent, slope) if poles else slope)
-
-
-def _tamed(cotangent: mx.array, slope: mx.array) -> mx.array:
-    """Return the slope, or zero where it is not finite and multiplies a zero."""
-    harmless = mx.logical_or(cotangent != 0, mx.abs(slope) < mx.inf)
-    return mx.where(harmless, slope, mx.zeros_like(slope))
+def _product(change: mx.array, x: mx.array, y: mx.array, slope: Slope, poles: bool) -> mx.array:
+    """Return change · slope(x, y); with `poles`, zero where change is 0 and y is not finite."""
+    if not poles:
+        return change * slope(x, y)
+    fine = mx.logical_or(change != 0, mx.abs(y) < mx.inf)
+    # The slope is taken elsewhere there, so that its own derivatives have no 0 · ∞ either.
+    one = mx.ones_like(x)
+    product = change * slope(mx.where(fine, x, one), mx.where(fine, y, one))
+    return mx.where(fine, product, mx.zeros_like(product))
 
 
 def on_gpu() -> bool:

@@ -7,13 +7,23 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxopt.special._elementwise import elementwise, in_working_precision, waist
+from mlxopt.special._elementwise import (
+    elementwise,
+    forward_mode,
+    fused,
+    in_working_precision,
+    waist,
+)
 from mlxopt.special._exp import exp_values
 
 Axis = int | Sequence[int] | None
 
 
-@elementwise(lambda x, y: y * sigmoid(-x))
+def _sigmoid_slope(x: mx.array, y: mx.array) -> mx.array:
+    return y * sigmoid(-x)
+
+
+@elementwise(_sigmoid_slope)
 def sigmoid(x: mx.array) -> mx.array:
     """Return 1 / (1 + exp(-x)), to all its digits in both tails.
 
@@ -49,7 +59,7 @@ def log_sigmoid(x: mx.array) -> mx.array:
     >>> log_sigmoid(mx.array([-100.0, 0.0, 20.0]))
     array([-100, -0.693147, -2.06115e-09], dtype=float32)
     """
-    return mx.minimum(x, 0) - mx.log1p(exp_values(-mx.abs(x)))
+    return -(mx.maximum(-x, 0) + mx.log1p(exp_values(-mx.abs(x))))
 
 
 def logsumexp(x: mx.array, axis: Axis = None, keepdims: bool = False) -> mx.array:
@@ -80,7 +90,7 @@ def softmax(x: mx.array, axis: Axis = None) -> mx.array:
 
     >>> import mlx.core as mx
     >>> softmax(mx.array([0.0, 1.0, -90.0]))
-    array([0.268941, 0.731059, 2.20409e-40], dtype=float32)
+    array([0.268941, 0.731059, 2.20371e-40], dtype=float32)
     """
     return _along(_softmax, x, axis)
 
@@ -142,7 +152,7 @@ def _rowwise(
 
     @mx.custom_function
     def rule(x: mx.array) -> mx.array:
-        return values(x)
+        return values(mx.stop_gradient(x))  # jvp would go through the inside as well
 
     @rule.vjp
     def _(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:
@@ -150,7 +160,8 @@ def _rowwise(
 
     @rule.jvp
     def _(x: mx.array, tangent: mx.array) -> mx.array:
-        return pushforward(x, apply(x), tangent)
+        with forward_mode():
+            return pushforward(x, apply(x), tangent)
 
     @rule.vmap
     def _(x: mx.array, axis: int) -> tuple[mx.array, int]:
@@ -162,7 +173,7 @@ def _rowwise(
     return apply
 
 
-@mx.compile
+@fused
 def _shifted(x: mx.array, largest: mx.array) -> list[mx.array]:
     """Return t and d with t + d = x - largest to twice the digits, exp(t + d), and what of it the
     sum over the others takes: 0 where x is the largest.
