@@ -9,6 +9,7 @@ from mlxopt import (
     losses,
     optimizers,
     plots,
+    schedules,
 )
 from mlxopt._argmin import argmin
 from mlxopt._certificate import certify
@@ -35,18 +36,27 @@ from mlxopt.optimizers import (
     LBFGS,
     LBFGSB,
     SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Clipped,
     ConjugateGradient,
     GaussNewton,
     GradientDescent,
+    Grouped,
     LevenbergMarquardt,
+    Lion,
     Momentum,
     Newton,
     NewtonCG,
+    Prodigy,
+    RMSProp,
     TrustRegion,
 )
 
 if TYPE_CHECKING:
     from mlxopt import linalg, models, problems, special
+    from mlxopt._functional import functional
 
 __version__ = "0.1.0"
 
@@ -55,20 +65,28 @@ __all__ = [
     "LBFGS",
     "LBFGSB",
     "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
     "Certificate",
+    "Clipped",
     "ConjugateGradient",
     "ConvergenceWarning",
     "GaussNewton",
     "GradientCheck",
     "GradientDescent",
     "GradientError",
+    "Grouped",
     "History",
     "Info",
     "LeastSquaresResult",
     "LevenbergMarquardt",
+    "Lion",
     "Momentum",
     "Newton",
     "NewtonCG",
+    "Prodigy",
+    "RMSProp",
     "Result",
     "Status",
     "TapeError",
@@ -80,6 +98,7 @@ __all__ = [
     "certify",
     "check_grads",
     "data",
+    "functional",
     "grad",
     "hessian",
     "hvp",
@@ -93,21 +112,24 @@ __all__ = [
     "per_example_grad",
     "plots",
     "problems",
+    "schedules",
     "special",
     "train",
     "value_and_grad",
 ]
 
 
-# Imported when first used: the models bring SciPy, which takes longer to import than all the rest.
+# Imported when first used: SciPy and mlx.nn take longer to import than all the rest.
 _LATER = {"linalg", "models", "problems", "special"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        import importlib
+    import importlib
 
+    if name in _LATER:
         return importlib.import_module(f"mlxopt.{name}")
+    if name == "functional":
+        return importlib.import_module("mlxopt._functional").functional
     raise AttributeError(f"module 'mlxopt' has no attribute {name!r}")
 
 

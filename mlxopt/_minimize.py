@@ -19,6 +19,7 @@ from mlxopt._status import Status, warn
 from mlxopt._tree import Tree, as_data, check_params, count, default_tol, widened
 from mlxopt.autodiff import check_is_callable
 from mlxopt.optimizers import Newton, Optimizer, State
+from mlxopt.optimizers._mlx import as_rule
 
 # After these ends of a stage the next one goes on from there; after these of all, `finish` does.
 _GOES_ON = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
@@ -145,6 +146,7 @@ def _stages(optimizer: Any, max_steps: int) -> list[tuple[Optimizer[Any], int]]:
     stages = []
     for item in listed:
         one, steps = item if isinstance(item, tuple) and len(item) == 2 else (item, max_steps)
+        one = as_rule(one)
         if not isinstance(one, Optimizer):
             raise TypeError(
                 f"optimizer is {describe_type(one)}; expected one of mlxopt's, such as mo.LBFGS(), "
@@ -162,13 +164,13 @@ def _run(
     tol: float, stride: int | None,
 ) -> tuple[State, Status]:  # fmt: skip
     """Run each stage from where the last one ended."""
-    for optimizer, steps in stages:
+    for number, (optimizer, steps) in enumerate(stages, start=1):
         limits = Limits(tol, steps, stride or optimizer.stride)
         state, status = loop(objective, optimizer, params, limits)
+        if number == len(stages) or status not in _GOES_ON:
+            return state, status
         params = state.params
-        if status not in _GOES_ON:
-            break
-    return state, status  # pyright: ignore[reportPossiblyUnbound] - there is a stage
+    raise AssertionError("there is a stage")
 
 
 def _polish(loop: Loop, objective: Objective, state: State, tol: float) -> tuple[State, Status]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
@@ -29,6 +29,10 @@ from mlxopt._tree import (
 from mlxopt.autodiff import check_is_callable
 from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder
+from mlxopt.optimizers._mlx import as_rule
+
+if TYPE_CHECKING:
+    from mlx.optimizers import Optimizer as MLXOptimizer
 
 _STRIDE = 50  # batches between two reads
 _PATIENCE = 1.0  # seconds after which to read before that
@@ -37,7 +41,7 @@ _PATIENCE = 1.0  # seconds after which to read before that
 def train(
     loss: Callable[..., mx.array],
     params: Tree,
-    optimizer: FirstOrder,
+    optimizer: FirstOrder | MLXOptimizer,
     batches: Iterable[Any],
     epochs: int = 1,
     callback: Callback | None = None,
@@ -50,8 +54,9 @@ def train(
         loss: a function `loss(params, *batch)` that returns a scalar array, made of MLX operations.
             Random operations in it (dropout) draw fresh numbers in each step.
         params: where to start: a tree of float arrays.
-        optimizer: a first-order rule, such as `SGD` or `Momentum`. Its learning rate may be a
-            function of the step, counted from 0 over all epochs.
+        optimizer: a first-order rule, such as `SGD` or `Adam`. Its learning rate may be a function
+            of the step, counted from 0 over all epochs. Any of `mlx.optimizers` will do as it is:
+            the run begins from the state that it holds and leaves it alone.
         batches: `mo.batches(...)`, or anything that can be iterated once for each epoch and gives a
             tuple (or a single array) for each batch.
         epochs: how often to go through `batches`.
@@ -85,7 +90,8 @@ def train(
     (Status.COMPLETED, 4.2)
     """
     check_is_callable(loss)
-    if not isinstance(optimizer, FirstOrder):
+    rule = as_rule(optimizer)
+    if not isinstance(rule, FirstOrder):
         raise TypeError(
             f"optimizer is {describe_type(optimizer)}; train takes first-order rules, such as "
             f"mo.SGD(0.01). Methods that compare losses (LBFGS, Newton) need all the data at once: "
@@ -107,7 +113,7 @@ def train(
     total = len(batches) * epochs if isinstance(batches, Sized) else None
 
     with ProgressBar("train", total, progress) as bar:
-        run = _Run(loss, optimizer, params, batches, epochs, callback, bar, compile)
+        run = _Run(loss, rule, params, batches, epochs, callback, bar, compile)
         result = run()
     if result.status.is_failure:
         warn(f"{result.status.name}: {result.status.value}")
@@ -130,6 +136,7 @@ class _Run:
         self.point = _Point(params, buffers, math.nan, math.nan, 0)
         self.best = self.point  # the one with the lowest value
         self.start_value = math.nan
+        self.losses: tuple[float, ...] = ()  # the mean of each epoch so far
         self.recorder = Recorder()
         self.began = time.perf_counter()
 
@@ -173,7 +180,8 @@ class _Run:
                 with device_for(params, group[0]):
                     if math.isnan(self.start_value):
                         self._start(group[0])
-                    rates = self.optimizer.rates(steps, len(group), working_dtype(params))
+                    dtype = working_dtype(params)
+                    rates = self.optimizer.rates(steps, len(group), dtype, self.losses)
                     key = (id(self.optimizer), len(group))
                     call = self.objective.compiled(key, self._steps)
                     params, buffers, each, grad_norm = call(params, buffers, rates, group)
@@ -201,6 +209,7 @@ class _Run:
                 f"batches gave nothing in epoch {epoch + 1} of {self.epochs}. It must start anew "
                 f"whenever it is iterated, and hold at least one batch."
             )
+        self.losses = (*self.losses, self.point.value)
         return None
 
     def _has_grown(self, value: float) -> bool:
@@ -253,7 +262,7 @@ class _Run:
                 value, grad = derivative(params, *batch)
                 params, buffers = self.optimizer.update(grad, buffers, params, rate)
                 values.append(value)
-            return params, buffers, values, largest_entry(grad)
+            return params, buffers, values, self.optimizer.optimality(grad)
 
         return steps
 

@@ -27,7 +27,7 @@ ROOMS = [
     ["autodiff"],
     ["problems"],
     ["_result"],
-    ["losses", "data", "plots", "_progress"],
+    ["losses", "data", "plots", "schedules", "_functional", "_progress"],
     ["special", "linalg"],
     ["_backend", "_checks"],
     ["_tree", "_status", "_blas", "_compiler"],

@@ -17,6 +17,14 @@ OPTIMIZERS = {
     "SGD": mo.SGD(0.05),
     "Momentum": mo.Momentum(0.02),
     "Nesterov": mo.Momentum(0.02, nesterov=True),
+    "Adam": mo.Adam(0.1),
+    "AdamW": mo.AdamW(0.1, weight_decay=0.0),  # decay would move the minimum
+    "RMSProp": mo.RMSProp(mo.schedules.exponential(0.1, 0.998)),
+    "Adagrad": mo.Adagrad(0.5),
+    "Lion": mo.Lion(mo.schedules.exponential(0.05, 0.997)),
+    "Prodigy": mo.Prodigy(mo.schedules.exponential(1.0, 0.9995)),
+    "Clipped": mo.Clipped(mo.Adam(0.1), norm=100.0),
+    "Grouped": mo.Grouped(mo.Adam(0.1), {"params*": mo.Momentum(0.02)}),
     "Newton": mo.Newton(),
     "LBFGS": mo.LBFGS(),
     "LBFGS(1)": mo.LBFGS(memory=1),
@@ -41,6 +49,9 @@ DENSE_HESSIAN = {"Newton", "TrustRegion"}  # which is not compiled
 
 # What a fixed step size cannot do, each with its reason.
 EXCEPTIONS = {
+    ("Grouped", "rosenbrock"): "this is Momentum",
+    ("RMSProp", "rosenbrock"): "its steps shrink before it has gone along the valley",
+    ("Adagrad", "rosenbrock"): "the same: gradient 5e-8 after 20,000 steps",
     ("SGD", "rosenbrock"): "needs a step below 2/1002, and then some 10,000 steps",
     ("Momentum", "rosenbrock"): "the same",
     ("Nesterov", "rosenbrock"): "the same",

@@ -22,10 +22,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, dtype_name, is_finite, largest_entry, read, working_dtype
+from mlxopt._tree import HALF, Tree, dtype_name, is_finite, largest_entry, read, working_dtype
 
 
 class State(Protocol):
@@ -93,9 +94,15 @@ class FirstOrderState(NamedTuple):
     status: Status | None  # NONFINITE when the next step leads to NaN or infinity
     step: int  # steps taken so far; the schedule's argument
     buffers: Tree  # what the rule remembers, a tree of arrays (empty for SGD)
+    losses: tuple[float, ...] = ()  # read so far, kept for a schedule that asks for them
 
 
-LearningRate = float | Callable[[int], float | mx.array]
+LearningRate = float | Callable[..., float | mx.array]
+"""A number, or a function of the step, an int counted from 0.
+
+One whose attribute `reads_losses` is true is called with the step and the losses read so far, a
+tuple: those that `minimize` read every `record_every` steps, the mean of each epoch in `train`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,15 +139,26 @@ class FirstOrder(Optimizer[FirstOrderState]):
                 dtype, or it would promote float16 and bfloat16 leaves.
         """
 
-    def rates(self, step: int, count: int, dtype: mx.Dtype) -> list[mx.array]:
+    def optimality(self, grad: Tree) -> mx.array:
+        """Return what the loop compares with `tol`, a scalar array."""
+        return largest_entry(grad)
+
+    def reads_losses(self) -> bool:
+        """Whether the learning rate depends on the losses read so far."""
+        return getattr(self.learning_rate, "reads_losses", False) is True
+
+    def rates(
+        self, step: int, count: int, dtype: mx.Dtype, losses: tuple[float, ...] = ()
+    ) -> list[Any]:
         """Return the learning rates of `count` steps from `step` on, as scalar arrays."""
         if not callable(self.learning_rate):
             return [mx.array(float(self.learning_rate), dtype=dtype)] * count
-        return [mx.array(self._scheduled(step + i), dtype=dtype) for i in range(count)]
+        return [mx.array(self._scheduled(step + i, losses), dtype=dtype) for i in range(count)]
 
-    def _scheduled(self, step: int) -> float:
+    def _scheduled(self, step: int, losses: tuple[float, ...]) -> float:
         assert callable(self.learning_rate)
-        rate: Any = self.learning_rate(step)
+        read_so_far = (losses,) if self.reads_losses() else ()
+        rate: Any = self.learning_rate(step, *read_so_far)
         if isinstance(rate, (mx.array, np.ndarray)) and rate.size == 1:
             rate = float(np.asarray(rate).item())
         _check_rate(rate, f"learning_rate({step})")
@@ -171,9 +189,11 @@ class FirstOrder(Optimizer[FirstOrderState]):
 
     def init(self, objective: Objective, params: Tree) -> FirstOrderState:
         """Return the state at `params`; one evaluation."""
+        buffers = self.begin(params)
         value, grad = objective.value_and_grad(params)
-        number, largest = read(value, largest_entry(grad))
-        return FirstOrderState(params, number, grad, largest, None, 0, self.begin(params))
+        number, largest = read(value, self.optimality(grad))
+        losses = (number,) if self.reads_losses() else ()
+        return FirstOrderState(params, number, grad, largest, None, 0, buffers, losses)
 
     def step(self, objective: Objective, state: FirstOrderState) -> FirstOrderState:
         """Return the state after one update and one evaluation."""
@@ -195,7 +215,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
         while step < end:
             size = objective.steps_per_call if end - step >= objective.steps_per_call else 1
             call = objective.compiled((id(self), size), lambda: self._steps(objective))
-            rates = self.rates(step, size, dtype)
+            rates = self.rates(step, size, dtype, state.losses)
             params, buffers, value, grad, optimality = call(
                 params, grad, buffers, rates, *objective.data
             )
@@ -207,11 +227,16 @@ class FirstOrder(Optimizer[FirstOrderState]):
         numbers = read(value, optimality)
         if is_finite(*numbers):
             objective.time_steps(count, time.perf_counter() - began)
-            return FirstOrderState(params, numbers[0], grad, numbers[1], None, step, buffers), count
+            losses = (*state.losses, numbers[0]) if self.reads_losses() else ()
+            state = FirstOrderState(
+                params, numbers[0], grad, numbers[1], None, step, buffers, losses
+            )
+            return state, count
         if count == 1:
             return state._replace(status=Status.NONFINITE), 0
+        losses = state.losses  # those known when the steps were first taken
         for taken in range(count):
-            state, _ = self.advance(objective, state, 1)
+            state, _ = self.advance(objective, state._replace(losses=losses), 1)
             if state.status is not None:
                 return state, taken
         return state, count
@@ -228,9 +253,39 @@ class FirstOrder(Optimizer[FirstOrderState]):
                 params, buffers = self.update(grad, buffers, params, rate)
                 # The value is computed only where somebody reads it: at the end.
                 value, grad = derivative(params, *data)
-            return params, buffers, value, grad, largest_entry(grad)
+            return params, buffers, value, grad, self.optimality(grad)
 
         return steps
+
+
+def wide(tree: Tree) -> Tree:
+    """Return a tree with its 16-bit leaves in float32, in which sums over many steps are kept."""
+    return tree_map(lambda x: x.astype(mx.float32) if x.dtype in HALF else x, tree)
+
+
+def zeros(params: Tree) -> Tree:
+    """Return zeros like `wide(params)`."""
+    return tree_map(mx.zeros_like, wide(params))
+
+
+def descend(
+    params: Tree, direction: Tree, learning_rate: mx.array, weight_decay: float = 0.0
+) -> Tree:
+    """Return params - learning_rate · (direction + weight_decay · params), dtypes kept.
+
+    Args:
+        params: the parameters.
+        direction: a tree like them, in whose dtypes the step is computed.
+        learning_rate: a scalar array.
+        weight_decay: decoupled from the gradient, as in AdamW.
+    """
+
+    def move(p: mx.array, d: mx.array) -> mx.array:
+        if weight_decay:
+            d = d + weight_decay * p.astype(d.dtype)
+        return (p - learning_rate.astype(d.dtype) * d).astype(p.dtype)
+
+    return tree_map(move, params, direction)
 
 
 def _make(tree: Tree) -> Any:

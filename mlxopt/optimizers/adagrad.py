@@ -1,0 +1,54 @@
+"""Adagrad: gradient descent scaled by the sum of all squared gradients so far."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlxopt._tree import Tree
+from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, descend, wide, zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class Adagrad(FirstOrder):
+    """Gradient descent with each entry divided by the root of its summed squared gradients.
+
+        v      ← v + gradient²
+        params ← params - learning_rate · gradient / (√v + epsilon)
+
+    The steps shrink by themselves, and entries that seldom have a gradient keep long ones: made for
+    sparse features. The first step moves each entry by `learning_rate`. Duchi, Hazan and Singer
+    (2011), "Adaptive subgradient methods for online learning and stochastic optimization", the
+    diagonal version of figure 1.
+
+    Args:
+        learning_rate: a number, or a function of the step (an int, counted from 0).
+        epsilon: keeps entries that never had a gradient where they are.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> mo.minimize(loss, mx.zeros(2), mo.Adagrad(2.0)).params
+    array([3, 3], dtype=float32)
+    """
+
+    learning_rate: LearningRate = 0.01
+    epsilon: float = 1e-10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "epsilon", least=0)
+
+    def start(self, params: Tree) -> Tree:
+        """Return sums of zero, a tree like `params`."""
+        return zeros(params)
+
+    def update(
+        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
+    ) -> tuple[Tree, Tree]:
+        """Return the parameters and the sums after one step."""
+        grad = wide(grad)
+        total = tree_map(lambda v, g: v + mx.square(g), buffers, grad)
+        direction = tree_map(lambda g, v: g / (mx.sqrt(v) + self.epsilon), grad, total)
+        return descend(params, direction, learning_rate), total

@@ -1,0 +1,63 @@
+"""Lion: steps of one length, in the direction of the momentum's signs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlxopt._tree import Tree
+from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, descend, wide, zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(FirstOrder):
+    """Evolved sign momentum: every entry moves by exactly the learning rate, up or down.
+
+        direction ← sign(beta1 · m + (1 - beta1) · gradient)
+        params    ← params - learning_rate · (direction + weight_decay · params)
+        m         ← beta2 · m + (1 - beta2) · gradient
+
+    It remembers one number an entry where Adam remembers two. Its steps are longer than Adam's at
+    the same learning rate: take one 3 to 10 times smaller, and let it fall, since nothing else
+    shortens them. Chen et al. (2023), "Symbolic discovery of optimization algorithms", program 1.
+
+    Args:
+        learning_rate: a number, or a function of the step (an int, counted from 0).
+        beta1: how much the momentum counts beside the gradient, from 0 to below 1.
+        beta2: how much of the momentum is kept, likewise.
+        weight_decay: what share of itself an entry loses in a step of learning rate 1.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> mo.minimize(loss, mx.zeros(2), mo.Lion(0.25), tol=0, max_steps=12).params
+    array([3, 3], dtype=float32)
+    """
+
+    learning_rate: LearningRate = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "beta1", least=0, below=1)
+        check_number(self, "beta2", least=0, below=1)
+        check_number(self, "weight_decay", least=0)
+
+    def start(self, params: Tree) -> Tree:
+        """Return a momentum of zero, a tree like `params`."""
+        return zeros(params)
+
+    def update(
+        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
+    ) -> tuple[Tree, Tree]:
+        """Return the parameters and the momentum after one step."""
+        grad = wide(grad)
+
+        def mixed(beta: float) -> Tree:
+            return tree_map(lambda m, g: beta * m + (1 - beta) * g, buffers, grad)
+
+        direction = tree_map(mx.sign, mixed(self.beta1))
+        return descend(params, direction, learning_rate, self.weight_decay), mixed(self.beta2)

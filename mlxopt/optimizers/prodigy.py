@@ -1,0 +1,114 @@
+"""Prodigy: Adam that finds its own learning rate.
+
+Notation, as in Mishchenko and Defazio (2024): x₀ = the start; d = the estimate of the distance from
+there to a minimum; γ = learning_rate; m, v = running means of d · gradient and of its square; r, s
+= weighted sums of ⟨gradient, x₀ - x⟩ and of gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlxopt._tree import Tree, leaves, working_dtype
+from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, wide, zeros
+
+
+class ProdigyBuffers(NamedTuple):
+    """What Prodigy remembers; float32 where the parameters have 16 bits."""
+
+    m: Tree  # the running mean of d · gradient, like params
+    v: Tree  # that of its square, like params
+    s: Tree  # the weighted sum of gradients, like params
+    r: mx.array  # the weighted sum of ⟨gradient, x₀ - x⟩, shape ()
+    d: mx.array  # the estimate of the distance, shape ()
+    start: Tree  # x₀
+    moved: Tree  # x - x₀, added up by itself: the first steps are lost in the rounding of x
+
+
+@dataclasses.dataclass(frozen=True)
+class Prodigy(FirstOrder):
+    """Adam with a learning rate that follows from how far the gradients say the minimum is.
+
+        m ← beta1 · m + (1 - beta1) · d · gradient
+        v ← beta2 · v + (1 - beta2) · d² · gradient²
+        r ← √beta2 · r + (1 - √beta2) · γ d² ⟨gradient, x₀ - x⟩
+        s ← √beta2 · s + (1 - √beta2) · γ d² gradient
+        x ← x - γ d · m / (√v + d · epsilon)
+        d ← max(d, r / ‖s‖₁)
+
+    where γ is `learning_rate`: leave it at 1, or let a schedule bring it down from 1 towards the
+    end. The estimate d never falls. The first tens of steps hardly move: d begins tiny and grows
+    by a factor a step. It is one number for all parameters. Mishchenko and Defazio (2024),
+    "Prodigy: an expeditiously adaptive parameter-free learner", algorithm 4.
+
+    Args:
+        learning_rate: a factor on the estimate: a number, or a function of the step.
+        beta1: how much of the mean is kept, from 0 to below 1.
+        beta2: how much of the mean square is kept, above 0 and below 1.
+        epsilon: keeps entries whose gradient vanishes where they are.
+        distance: the first estimate of d: too small costs a few steps, too large is not mended.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 300.0) ** 2)
+    >>> rule = mo.Prodigy(mo.schedules.cosine(1.0, steps=1000))
+    >>> result = mo.minimize(loss, mx.zeros(2), rule, tol=0)
+    >>> [round(w, 2) for w in result.params.tolist()]
+    [300.0, 300.0]
+    """
+
+    learning_rate: LearningRate = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    distance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "beta1", least=0, below=1)
+        check_number(self, "beta2", least=0, below=1)
+        check_number(self, "epsilon", least=0)
+        check_number(self, "distance", least=0)
+        if self.distance == 0:
+            raise ValueError("Prodigy(distance=0): expected more than 0; it grows by factors.")
+
+    def start(self, params: Tree) -> ProdigyBuffers:
+        """Return sums of zero, and the first estimate of the distance."""
+        dtype = working_dtype(params)
+        m, v, s, moved = (zeros(params) for _ in range(4))
+        r, d = mx.zeros((), dtype=dtype), mx.array(self.distance, dtype=dtype)
+        return ProdigyBuffers(m, v, s, r, d, params, moved)
+
+    def update(
+        self, grad: Tree, buffers: ProdigyBuffers, params: Tree, learning_rate: mx.array
+    ) -> tuple[Tree, ProdigyBuffers]:
+        """Return the parameters and the buffers after one step."""
+        m, v, s, r, d, start, moved = buffers
+        grad = wide(grad)
+        beta3 = math.sqrt(self.beta2)
+        weight = (1 - beta3) * learning_rate * mx.square(d)
+
+        def mixed(beta: float, old: Tree, new: Tree) -> Tree:
+            return tree_map(lambda o, n: (beta * o + (1 - beta) * n).astype(o.dtype), old, new)
+
+        scaled = tree_map(lambda g: d * g, grad)
+        m = mixed(self.beta1, m, scaled)
+        v = mixed(self.beta2, v, tree_map(mx.square, scaled))
+        inner = sum(leaves(tree_map(lambda g, w: -mx.sum(g * w).astype(d.dtype), grad, moved)))
+        r = beta3 * r + weight * inner
+        s = tree_map(lambda o, g: (beta3 * o + weight * g).astype(o.dtype), s, grad)
+        moved = tree_map(
+            lambda w, m, v: (
+                w - learning_rate * d * m / (mx.sqrt(v) + d * self.epsilon)
+            ).astype(w.dtype),
+            moved, m, v,
+        )  # fmt: skip
+        length = sum(leaves(tree_map(lambda o: mx.sum(mx.abs(o)).astype(d.dtype), s)))
+        # Without any gradient so far both are 0, and nothing is known of the distance.
+        d = mx.maximum(d, mx.where(length > 0, r / length, d))
+        x = tree_map(lambda p, w: (p + w).astype(p.dtype), start, moved)
+        return x, ProdigyBuffers(m, v, s, r, d, start, moved)

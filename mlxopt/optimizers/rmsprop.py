@@ -1,0 +1,58 @@
+"""RMSProp: gradient descent scaled by a running mean of squared gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlxopt._tree import Tree
+from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, descend, wide, zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class RMSProp(FirstOrder):
+    """Gradient descent with each entry divided by the root of its mean squared gradient.
+
+        v      ← decay · v + (1 - decay) · gradient²
+        params ← params - learning_rate · gradient / (√v + epsilon)
+
+    v starts from 0, so the first steps are up to 1 / √(1 - decay) times as long as later ones.
+    Tieleman and Hinton (2012), "Neural networks for machine learning", lecture 6.5.
+
+    Args:
+        learning_rate: a number, or a function of the step (an int, counted from 0).
+        decay: how much of the mean square is kept, from 0 to below 1.
+        epsilon: keeps entries whose gradient vanishes where they are.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> rate = mo.schedules.exponential(0.1, factor=0.99)
+    >>> mo.minimize(loss, mx.zeros(2), mo.RMSProp(rate), tol=1e-3).params
+    array([3, 3], dtype=float32)
+    """
+
+    learning_rate: LearningRate = 0.01
+    decay: float = 0.99
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "decay", least=0, below=1)
+        check_number(self, "epsilon", least=0)
+
+    def start(self, params: Tree) -> Tree:
+        """Return mean squares of zero, a tree like `params`."""
+        return zeros(params)
+
+    def update(
+        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
+    ) -> tuple[Tree, Tree]:
+        """Return the parameters and the mean squares after one step."""
+        grad = wide(grad)
+        square = tree_map(
+            lambda v, g: self.decay * v + (1 - self.decay) * mx.square(g), buffers, grad
+        )
+        direction = tree_map(lambda g, v: g / (mx.sqrt(v) + self.epsilon), grad, square)
+        return descend(params, direction, learning_rate), square

@@ -1,0 +1,259 @@
+"""Learning rates that change along a run: frozen dataclasses, called with the step.
+
+Any function of the step (an int, counted from 0 over the whole run) may be a learning rate; these
+are the usual ones. They are values: they can be compared, printed, and used in many runs.
+
+>>> import mlxopt as mo
+>>> rate = mo.schedules.warmup(mo.schedules.cosine(0.1, steps=1000), steps=100)
+>>> [round(rate(step), 4) for step in (0, 50, 100, 600, 1100)]
+[0.001, 0.0505, 0.1, 0.05, 0.0]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, ClassVar
+
+from mlxopt._checks import check_count
+
+
+@dataclasses.dataclass(frozen=True)
+class constant:
+    """The same learning rate in every step.
+
+    >>> import mlxopt as mo
+    >>> mo.schedules.constant(0.1)(1000)
+    0.1
+    """
+
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        _check(self, learning_rate=math.inf)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate."""
+        return float(self.learning_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class step:
+    """A learning rate that drops at regular intervals: learning_rate · factor^⌊step / every⌋.
+
+    >>> import mlxopt as mo
+    >>> rate = mo.schedules.step(1.0, every=100, factor=0.5)
+    >>> rate(99), rate(100), rate(200)
+    (1.0, 0.5, 0.25)
+    """
+
+    learning_rate: float
+    every: int
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self, learning_rate=math.inf, factor=1.0)
+        check_count(self.every, "every")
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return self.learning_rate * self.factor ** (step // self.every)
+
+
+@dataclasses.dataclass(frozen=True)
+class exponential:
+    """A learning rate that falls by the same factor in every step: learning_rate · factor^step.
+
+    To fall by `factor` over n steps, write `factor ** (1 / n)`.
+
+    >>> import mlxopt as mo
+    >>> rate = mo.schedules.exponential(1.0, factor=0.5)
+    >>> rate(0), rate(3)
+    (1.0, 0.125)
+    """
+
+    learning_rate: float
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check(self, learning_rate=math.inf, factor=1.0)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return self.learning_rate * self.factor**step
+
+
+@dataclasses.dataclass(frozen=True)
+class cosine:
+    """A learning rate that falls along half a cosine from `learning_rate` to `end`.
+
+    It reaches `end` at step number `steps` and stays there. Loshchilov and Hutter (2017), "SGDR:
+    stochastic gradient descent with warm restarts", equation 5, without the restarts.
+
+    >>> import mlxopt as mo
+    >>> rate = mo.schedules.cosine(1.0, steps=100, end=0.1)
+    >>> [round(rate(step), 3) for step in (0, 25, 50, 100, 200)]
+    [1.0, 0.868, 0.55, 0.1, 0.1]
+    """
+
+    learning_rate: float
+    steps: int
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, learning_rate=math.inf, end=math.inf)
+        check_count(self.steps, "steps")
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return _half_cosine(self.learning_rate, self.end, step / self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class warmup:
+    """A learning rate that rises in a straight line for `steps` steps, then follows another.
+
+    The rise begins at 1 / (steps + 1) of where `then` begins: no step is wasted on a rate of zero.
+
+    Args:
+        then: a number, or a schedule, whose step 0 is the step number `steps` of this one.
+        steps: how many steps the rise takes.
+
+    >>> import mlxopt as mo
+    >>> rate = mo.schedules.warmup(1.0, steps=4)
+    >>> [round(rate(step), 3) for step in range(6)]
+    [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    """
+
+    then: float | Callable[[int], Any]
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.then):
+            _check(self, then=math.inf)
+        if getattr(self.then, "reads_losses", False) is True:
+            raise TypeError(
+                f"warmup(then={self.then!r}): expected a number or a function of the step alone; "
+                f"this one reads losses as well."
+            )
+        check_count(self.steps, "steps")
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        rate = self.then(max(step - self.steps, 0)) if callable(self.then) else self.then
+        return float(rate) * min((step + 1) / (self.steps + 1), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class one_cycle:
+    """A learning rate that rises to `learning_rate` and falls far below where it began.
+
+    Two halves of a cosine: up from learning_rate / `first` over a share `rise` of the steps, then
+    down to learning_rate / (`first` · `last`) at step number steps - 1, where it stays. Smith and
+    Topin (2019), "Super-convergence: very fast training of neural networks using large learning
+    rates", with the shape and the defaults that torch gave it.
+
+    Args:
+        learning_rate: the highest one.
+        steps: how many steps the cycle takes.
+        rise: the share of the steps that go up, between 0 and 1.
+        first: the highest learning rate over the first one.
+        last: the first learning rate over the last one.
+
+    >>> import mlxopt as mo
+    >>> rate = mo.schedules.one_cycle(1.0, steps=101, rise=0.5)
+    >>> [round(rate(step), 6) for step in (0, 49, 50, 100, 200)]
+    [0.04, 0.999758, 0.999758, 4e-06, 4e-06]
+    """
+
+    learning_rate: float
+    steps: int
+    rise: float = 0.3
+    first: float = 25.0
+    last: float = 1e4
+
+    def __post_init__(self) -> None:
+        _check(self, learning_rate=math.inf, rise=1.0, first=math.inf, last=math.inf)
+        check_count(self.steps, "steps")
+        for name in ("first", "last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"one_cycle({name}={getattr(self, name)}): expected 1 or more.")
+        if not 1 < self.rise * self.steps < self.steps:
+            raise ValueError(
+                f"one_cycle(steps={self.steps}, rise={self.rise}): the rise takes rise · steps = "
+                f"{self.rise * self.steps:g} steps; expected more than 1, and fewer than all."
+            )
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        top, begin = self.learning_rate, self.learning_rate / self.first
+        peak, final = self.rise * self.steps - 1, self.steps - 1
+        if step <= peak:
+            return _half_cosine(begin, top, step / peak)
+        return _half_cosine(top, begin / self.last, (step - peak) / (final - peak))
+
+
+@dataclasses.dataclass(frozen=True)
+class reduce_on_plateau:
+    """A learning rate that drops whenever the loss has stopped falling.
+
+    It is a function of the losses read so far, which the loops hand to it: in `train` the mean loss
+    of each epoch (on the way, so noise is averaged out), in `minimize` the loss at the start and
+    every `record_every` steps. Nothing is remembered between calls, so a run can be repeated.
+
+    Args:
+        learning_rate: the first one.
+        factor: what it is multiplied by at a plateau.
+        patience: how many losses in a row may be no lower than the lowest before them by
+            `threshold`; with the next such one the rate drops.
+        threshold: by what share of the lowest loss a loss must be lower to count as lower.
+        least: the rate never falls below this.
+
+    >>> import mlxopt as mo
+    >>> rate = mo.schedules.reduce_on_plateau(0.1, factor=0.5, patience=1)
+    >>> rate(0, (3.0, 2.0, 2.0)), rate(0, (3.0, 2.0, 2.0, 2.0))
+    (0.1, 0.05)
+    """
+
+    reads_losses: ClassVar[bool] = True
+
+    learning_rate: float
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, learning_rate=math.inf, factor=1.0, threshold=1.0, least=math.inf)
+        check_count(self.patience, "patience")
+
+    def __call__(self, step: int, losses: tuple[float, ...]) -> float:
+        """Return the learning rate after the losses, oldest first; the step does not matter."""
+        rate, lowest, waited = float(self.learning_rate), math.inf, 0
+        for value in losses:
+            if lowest == math.inf or value < lowest - self.threshold * abs(lowest):
+                lowest, waited = value, 0
+                continue
+            waited += 1
+            if waited > self.patience:
+                rate, waited = max(rate * self.factor, min(rate, self.least)), 0
+        return rate
+
+
+def _half_cosine(begin: float, end: float, share: float) -> float:
+    """Return the height of half a cosine from `begin` at share 0 to `end` from share 1 on."""
+    return end + 0.5 * (begin - end) * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def _check(schedule: Any, **highest: float) -> None:
+    """Raise unless each of these fields is a finite number from 0 to its highest value."""
+    for name, most in highest.items():
+        value: Any = getattr(schedule, name)
+        label = f"{type(schedule).__name__}({name}={value!r})"
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}.")
+        if not (math.isfinite(value) and 0 <= float(value) <= most):
+            limits = "zero or more" if most == math.inf else f"from 0 to {most:g}"
+            raise ValueError(f"{label}: expected a finite number, {limits}.")
