@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map
 
 from mlxopt._compiler import precompile_header
@@ -102,10 +103,20 @@ class Objective:
             self.steps_per_call = 10
 
     def value_and_grad(self, params: Tree) -> tuple[mx.array, Tree]:
-        """Return the loss, shape (), and its gradient, a tree like `params`; one evaluation."""
+        """Return the loss, shape (), and its gradient, a tree like `params`; one evaluation.
+
+        Where a factorization in the loss fails, away from the start, they are NaN, from which a
+        line search backs away.
+        """
         self.evaluations += 1
         function = self.compiled("value_and_grad", lambda: mx.value_and_grad(self.loss))
-        return function(params, *self.data)
+        try:
+            return function(params, *self.data)
+        except np.linalg.LinAlgError:
+            if self.evaluations == 1:
+                raise
+            nan = mx.array(math.nan, dtype=working_dtype(params))
+            return nan, tree_map(lambda leaf: mx.full(leaf.shape, math.nan, leaf.dtype), params)
 
     def hvp(self, params: Tree, vector: Tree) -> Tree:
         """Return the Hessian at `params` times `vector`, both trees like `params`.

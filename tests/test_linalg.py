@@ -5,7 +5,6 @@ Richardson extrapolation at a step of 1e-3: an error of about 1e-12 from truncat
 rounding, times the derivatives' own size, hence 1e-9 below.
 """
 
-
 import mlx.core as mx
 import numpy as np
 import pytest

@@ -426,3 +426,19 @@ def test_the_probe_for_ignored_leaves_keeps_the_draw_and_bears_an_error():
 
     start = {"a": mx.array(1.0), "b": mx.array(0.0)}
     assert mo.minimize(loss, start, mo.LBFGS(), compile=False).converged
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_line_search_backs_away_from_a_factorization_that_fails(compile):
+    target = array64([[2.0, 0.3], [0.3, 1.0]])
+
+    def loss(x):  # -log det X + tr(X / target), whose minimum is at X = target
+        X = mx.stack([mx.stack([x[0], x[1]]), mx.stack([x[1], x[2]])])
+        return mx.sum(X * mo.linalg.inv(target)) - mo.linalg.logdet(X)
+
+    start = array64([0.05, 0.0, 0.05])
+    result = mo.minimize(loss, start, mo.GradientDescent(), compile=compile)
+    assert result.converged
+    np.testing.assert_allclose(np.array(result.params), [2.0, 0.3, 1.0], rtol=1e-7)
+    with pytest.raises((mo.linalg.LinAlgError, ValueError)):
+        mo.minimize(loss, -start, mo.LBFGS(), compile=compile)

@@ -31,31 +31,35 @@ from mlxopt.linalg._triangular import inverse, solution
 
 
 def _body(a: mx.array) -> tuple[tuple[mx.array, ...], mx.array]:
-    """Return (W, sign of the determinant, log of its size), and whether W exists."""
-    w, sign, value, ok = _by_lu(a) if known(a) else gram_inverse(a)
+    """Return (left, right, sign, value), and whether a⁻¹ = left · right exists.
+
+    Sign and value are those of the determinant and the logarithm of its size.
+    """
+    left, right, sign, value, ok = _by_lu(a) if known(a) else gram_inverse(a)
+    w = left @ right
     # Row j of W times column j of a is 1. The sum of the sizes of its terms tells how much of that
     # is cancellation, whatever the scale of rows and columns (Bauer 1966, Skeel 1979).
     terms = mx.sum(mx.abs(w * transpose(a)), axis=-1)
     clear = mx.max(terms, axis=-1) < 0.1 / mx.finfo(a.dtype).eps
-    return (w, sign, value), both(ok, clear, is_finite(a))
+    return (left, right, sign, value), both(ok, clear, is_finite(a))
 
 
 def _by_lu(a: mx.array) -> tuple[mx.array, ...]:
-    """Return W, the sign of the determinant, the log of its size, and whether no pivot is zero."""
+    """Return a⁻¹ as U⁻¹ · L⁻¹P, sign and value, and whether no pivot is zero."""
     if a.shape[-1] == 1:  # where mx.linalg.lu of MLX 0.32 writes past the end of its memory
         rows, lower, upper = mx.zeros(a.shape[:-1], dtype=mx.uint32), mx.ones_like(a), a
     else:
         rows, lower, upper = mx.linalg.lu(a)  # lower[rows] @ upper is a
     pivots = mx.diagonal(upper, axis1=-2, axis2=-1)
     ok = mx.min(mx.abs(pivots), axis=-1) > 0
-    upper_inverse = mx.linalg.tri_inv(select(ok, upper, identity(a)), upper=True)
-    w = upper_inverse @ mx.linalg.tri_inv(lower)
-    w = mx.take_along_axis(w, mx.broadcast_to(rows[..., None, :], w.shape), axis=-1)
+    left = mx.linalg.tri_inv(select(ok, upper, identity(a)), upper=True)
+    columns = mx.broadcast_to(rows[..., None, :], lower.shape)
+    right = mx.take_along_axis(mx.linalg.tri_inv(lower), columns, axis=-1)
     # Each pair of rows out of order is one exchange.
     crossed = (rows[..., None, :] > rows[..., :, None]).astype(mx.int32)
     swaps = mx.sum(triangle(crossed, strict=True), axis=(-2, -1))
     sign = (1 - 2 * (swaps % 2)).astype(a.dtype) * mx.prod(mx.sign(pivots), axis=-1)
-    return w, sign, mx.sum(mx.log(mx.abs(pivots)), axis=-1), ok
+    return left, right, sign, mx.sum(mx.log(mx.abs(pivots)), axis=-1), ok
 
 
 def _explain(a: np.ndarray, *_: np.ndarray) -> str:
@@ -67,9 +71,9 @@ def _explain(a: np.ndarray, *_: np.ndarray) -> str:
     )
 
 
-def _invert(a: mx.array) -> tuple[mx.array, mx.array]:
-    (w, _, _), ok = _body(a)
-    return w, ok
+def _invert(a: mx.array) -> tuple[tuple[mx.array, ...], mx.array]:
+    factors, ok = _body(a)
+    return factors[:2], ok
 
 
 _factorize_for_solve = factorization("solve", _invert, _explain)
@@ -78,8 +82,8 @@ _factorize_for_inv = factorization("inv", _invert, _explain)
 
 def _determine(a: mx.array) -> tuple[tuple[mx.array, ...], mx.array]:
     # A singular matrix has a determinant, 0, but no inverse: NaN, which its derivative then is.
-    (w, sign, value), ok = _body(a)
-    return (select(ok, w, float("nan")), sign, value), is_finite(a)
+    (left, right, sign, value), ok = _body(a)
+    return (select(ok, left @ right, float("nan")), sign, value), is_finite(a)
 
 
 _factorize_for_slogdet = factorization("slogdet", _determine, _explain)
@@ -121,7 +125,7 @@ def solve(a: mx.array, b: mx.array) -> mx.array:
     array([1, 2], dtype=float32)
     """
     a, b, is_vector = align("solve", check_matrix("solve", a, square=True), b)
-    x = solution(a, _factorize_for_solve(a), b)
+    x = solution(a, b, *_factorize_for_solve(a))
     return x[..., 0] if is_vector else x
 
 
@@ -148,7 +152,8 @@ def inv(a: mx.array) -> mx.array:
            [-0.125, 0.25]], dtype=float32)
     """
     a = check_matrix("inv", a, square=True)
-    return inverse(a, _factorize_for_inv(a))
+    left, right = _factorize_for_inv(a)
+    return inverse(a, left @ right)
 
 
 @on_cpu

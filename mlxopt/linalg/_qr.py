@@ -157,8 +157,8 @@ def lstsq(a: mx.array, b: mx.array) -> mx.array:
     if is_wide:  # aᵀ = Q R, so a = Rᵀ Qᵀ
         tall = transpose(a)
         q, r = _factors(tall, *_factorize_for_wide(tall))
-        x = q @ solution(transpose(r), transpose(_invert_for_wide(r)), b)
+        x = q @ solution(transpose(r), b, transpose(_invert_for_wide(r)))
     else:
         q, r = _factors(a, *_factorize_for_lstsq(a))
-        x = solution(r, _invert_for_lstsq(r), transpose(q) @ b)
+        x = solution(r, transpose(q) @ b, _invert_for_lstsq(r))
     return x[..., 0] if is_vector else x

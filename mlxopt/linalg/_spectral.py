@@ -4,12 +4,12 @@ Notation: a = V diag(w) Vᵀ with VᵀV = I, w ascending; a = U diag(s) Vᵀ, s 
 letter is a cotangent; F[i, j] = 1 / (w[j] - w[i]), or 1 / (s[j]² - s[i]²), and F[i, i] = 0.
 
 Values and vectors have separate derivatives. That of a value exists wherever values are what is
-asked for, repeated ones too. That of a vector does not exist where its value is repeated, since any
-rotation among the vectors of that value would do as well: there F is infinite, and the answer is an
-error, or NaN, never the zero that some libraries put. "Repeated" is closer than rounding can tell,
-n · epsilon · the largest value. A vector that the loss does not use (its cotangent is zero) may
-belong to a repeated value. Second derivatives of values go through the vectors' first, and there a
-zero cotangent may also stand for a stationary point, so any repetition counts.
+asked for, repeated ones too. That of the vectors does not exist where values are repeated, since
+any rotation among the vectors of one value would do as well: there F is infinite, and the answer is
+an error, or NaN, never the zero that suggests itself. Zero would be right for a loss that does not
+use these vectors; but such a loss looks, from here, like V diag(w) Vᵀ where w is 0, which needs
+more. Second derivatives of values go through the first ones of vectors. "Repeated" is closer than
+rounding can tell: n · epsilon · the largest value.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mlxopt.linalg._gram import gram_qr
 from mlxopt.linalg._rules import (
     both,
     check_matrix,
+    constant,
     explain_not_finite,
     explain_not_symmetric,
     factorization,
@@ -54,54 +55,37 @@ def _rounding(values: mx.array) -> mx.array:
     return values.shape[-1] * mx.finfo(values.dtype).eps * mx.max(mx.abs(values), axis=-1)
 
 
-def _inverse_gaps(values: mx.array, fill: mx.array, squares: bool = False) -> mx.array:
-    """Return F, shape (..., n, n), with `fill` for repeated pairs."""
+def _inverse_gaps(name: str, values: mx.array, squares: bool = False) -> mx.array:
+    """Return F, shape (..., n, n), NaN for repeated pairs; LinAlgError where values are known."""
+    repeated = _repeated(values)
+    ok = ~mx.any(repeated, axis=(-2, -1))
+    if known(ok):
+        refuse(f"the derivative of {name}", ok, _explain_repeated, (values, repeated))
     left, right = values[..., :, None], values[..., None, :]
     gap = (right - left) * (right + left) if squares else right - left
     unit = mx.array(np.eye(values.shape[-1], dtype=bool))
-    fill = mx.where(unit, mx.array(0, dtype=values.dtype), fill)
-    return _inverse(gap, mx.logical_or(_repeated(values), unit), fill)
+    f = _inverse(gap, mx.logical_or(repeated, unit))
+    return mx.where(unit, constant(np.zeros(unit.shape), values), f)
 
 
-def _inverse(x: mx.array, leave: mx.array, fill: mx.array) -> mx.array:
-    """Return 1 / x, and `fill`, with no derivative, where `leave`."""
-    # Put in before dividing too: the derivative of what a where leaves out would be 0 · infinity.
-    return mx.where(leave, fill, 1 / mx.where(leave, mx.array(1, dtype=x.dtype), x))
+def _inverse(x: mx.array, is_zero: mx.array) -> mx.array:
+    """Return 1 / x, and NaN where `is_zero`."""
+    # Before dividing too: the derivative of what a where leaves out would be 0 · infinity.
+    return mx.where(is_zero, _nan(x), 1 / mx.where(is_zero, mx.array(1, dtype=x.dtype), x))
 
 
-def _fill(name: str, values: mx.array, used: mx.array | None) -> mx.array:
-    """Return what takes the place of F for repeated pairs: 0, or NaN where a derivative needs it.
-
-    Args:
-        name: the derivative to name in a LinAlgError, raised for NaN where values are known.
-        values: shape (..., n).
-        used: shape (..., n), which vectors the loss uses. None: any may be.
-    """
-    refused = _repeated(values)
-    if used is not None:
-        refused = both(refused, mx.logical_or(used[..., None, :], used[..., :, None]))
-    ok = ~mx.any(refused, axis=(-2, -1))
-    if known(ok):
-        refuse(name, ok, _explain_repeated, (values, refused))
-    return _nan_where(refused, values)
+def _nan(like: mx.array) -> mx.array:
+    return mx.array(float("nan"), dtype=like.dtype)
 
 
-def _nan_where(refused: mx.array, like: mx.array) -> mx.array:
-    return mx.where(refused, *(mx.array(x, dtype=like.dtype) for x in (float("nan"), 0)))
-
-
-def _explain_repeated(values: np.ndarray, refused: np.ndarray) -> str:
-    i, j = np.argwhere(refused)[0]
+def _explain_repeated(values: np.ndarray, repeated: np.ndarray) -> str:
+    i, j = np.argwhere(repeated)[0]
     return (
-        f"has values {i} and {j} equal to rounding, {values[i]:.6g}, so their vectors, and this "
-        f"derivative with them, are not defined. First derivatives of functions of the values "
-        f"alone are; for second ones use logdet, inv or solve where they say the same."
+        f"has values {i} and {j} equal to rounding, {values[i]:.6g}: their vectors are not "
+        f"defined, nor is this derivative. First derivatives of functions of the values alone are; "
+        f"for second ones use logdet, inv or solve where they say the same. Different small "
+        f"numbers added to the diagonal tell the values apart."
     )
-
-
-def _used(cotangent: mx.array) -> mx.array:
-    """Return which columns of a cotangent are not zero, shape (..., n)."""
-    return mx.any(mx.stop_gradient(cotangent) != 0, axis=-2)
 
 
 # --- Symmetric matrices --------------------------------------------------------------------------
@@ -118,7 +102,7 @@ _factorize_eigh = factorization("eigh", _eigh_body, lambda a, *_: explain_not_sy
 
 def _eigenvalues_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
     # ā = V diag(w̄) Vᵀ
-    v = _eigenvectors_behind_values(*arguments)
+    v = _eigenvectors(*arguments)
     return ((v * cotangents[0][..., None, :]) @ transpose(v),)
 
 
@@ -126,28 +110,23 @@ def _eigenvalues_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
 _eigenvalues = rule(lambda a, w, v: w, _eigenvalues_vjp)
 
 
-def _eigenvectors_rule(name: str, any_used: bool) -> Any:
-    def vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
-        # ā = V (F ∘ VᵀV̄) Vᵀ, of which only the symmetric part matters
-        v, v_bar = outputs[0], cotangents[0]
-        values = _eigenvalues(*arguments)
-        f = _inverse_gaps(values, _fill(name, arguments[1], None if any_used else _used(v_bar)))
-        s = transpose(v) @ v_bar
-        return (v @ (0.5 * (s - transpose(s)) * f) @ transpose(v),)
-
-    def jvp(arguments: Any, tangent: mx.array, outputs: Any) -> mx.array:
-        # dV = V (F ∘ Vᵀ da V). Which vectors the loss will use is not known yet: those of repeated
-        # values get NaN, and the others their derivative.
-        v = outputs[0]
-        f = _inverse_gaps(_eigenvalues(*arguments), mx.array(float("nan"), dtype=v.dtype))
-        return v @ (transpose(v) @ tangent @ v * f)
-
-    return rule(lambda a, w, v: v, vjp, jvp)
+def _eigenvectors_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
+    # ā = V (F ∘ VᵀV̄) Vᵀ, of which only the symmetric part matters
+    v = outputs[0]
+    s = transpose(v) @ cotangents[0]
+    f = _inverse_gaps("eigh", _eigenvalues(*arguments))
+    return (v @ (0.5 * (s - transpose(s)) * f) @ transpose(v),)
 
 
-# Both return v; they differ in what they take for a use of repeated values' vectors.
-_eigenvectors = _eigenvectors_rule("the derivative of eigh", any_used=False)
-_eigenvectors_behind_values = _eigenvectors_rule("the second derivative of eigh", any_used=True)
+def _eigenvectors_jvp(arguments: Any, tangent: mx.array, outputs: Any) -> mx.array:
+    # dV = V (F ∘ Vᵀ da V): forwards NaN stays in the columns of repeated values
+    v = outputs[0]
+    f = _inverse_gaps("eigh", _eigenvalues(*arguments))
+    return v @ (transpose(v) @ tangent @ v * f)
+
+
+# _eigenvectors(a, w, v) = v
+_eigenvectors = rule(lambda a, w, v: v, _eigenvectors_vjp, _eigenvectors_jvp)
 
 
 @on_cpu
@@ -157,12 +136,12 @@ def eigh(a: mx.array) -> tuple[mx.array, mx.array]:
     Both triangles of `a` are read, as 0.5 · (a + aᵀ), so the gradient is symmetric. The sign of an
     eigenvector is LAPACK's and means nothing.
 
-    At repeated eigenvalues (closer than n · epsilon · the largest) the first derivative of any
-    symmetric function of the eigenvalues is right. Anything that depends on their vectors has no
-    derivative there, and neither do second derivatives of functions of eigenvalues: LinAlgError, or
-    NaN under `mx.compile`, `mx.vmap` and `mx.jvp`. Elsewhere all is differentiable to any order
-    (Giles 2008, "Collected matrix derivative results for forward and reverse mode algorithmic
-    differentiation"), with an error that grows as epsilon divided by the gap.
+    Where eigenvalues are repeated (closer than n · epsilon · the largest) the first derivative of
+    any symmetric function of the eigenvalues is right. What depends on the vectors has none there,
+    and functions of eigenvalues no second one: LinAlgError, or NaN under `mx.compile`, `mx.vmap`
+    and `mx.jvp`. Elsewhere all is differentiable to any order (Giles 2008, "Collected matrix
+    derivative results for forward and reverse mode algorithmic differentiation"), with an error
+    that grows as epsilon divided by the gap.
 
     Args:
         a: shape (..., n, n), float32 or float64.
@@ -216,17 +195,12 @@ _factorize_wide = factorization("svd", _svd_body, lambda a, *_: explain_not_fini
 
 def _singular_values_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
     # ā = U diag(s̄) Vᵀ
-    u, v = _singular_vectors_behind_values(*arguments)
+    u, v = _singular_vectors(*arguments)
     return ((u * cotangents[0][..., None, :]) @ transpose(v),)
 
 
 # _singular_values(a, u, s, v) = s
 _singular_values = rule(lambda a, u, s, v: s, _singular_values_vjp)
-
-
-def _is_zero(values: mx.array) -> mx.array:
-    """Return which singular values are zero to rounding, shape (..., n)."""
-    return values <= _rounding(values)[..., None]
 
 
 def _explain_zero(values: np.ndarray, refused: np.ndarray) -> str:
@@ -237,52 +211,46 @@ def _explain_zero(values: np.ndarray, refused: np.ndarray) -> str:
     )
 
 
-def _singular_vectors_rule(name: str, any_used: bool) -> Any:
-    def vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
-        # Townsend (2016): ā = U (F ∘ (UᵀŪ - ŪᵀU) S + S F ∘ (VᵀV̄ - V̄ᵀV)) Vᵀ
-        #                      + (I - UUᵀ) Ū S⁻¹ Vᵀ
-        (u, v), (u_bar, v_bar) = outputs, cotangents
-        s = _singular_values(*arguments)
-        used = None if any_used else mx.logical_or(_used(u_bar), _used(v_bar))
-        f = _inverse_gaps(s, _fill(name, arguments[2], used), squares=True)
-        left, right = transpose(u) @ u_bar, transpose(v) @ v_bar
-        inner = (left - transpose(left)) * f * s[..., None, :]
-        inner = inner + s[..., :, None] * f * (right - transpose(right))
-        outer = u @ inner
-        if u.shape[-2] > u.shape[-1]:
-            is_zero = _is_zero(arguments[2])
-            refused = is_zero if any_used else both(is_zero, _used(u_bar))
-            ok = ~mx.any(refused, axis=-1)
-            if known(ok):
-                refuse(name, ok, _explain_zero, (arguments[2], refused))
-            s_inverse = _inverse(s, is_zero, _nan_where(refused, s))
-            outer = outer + (u_bar - u @ left) * s_inverse[..., None, :]
-        return (outer @ transpose(v),)
-
-    def jvp(arguments: Any, tangent: mx.array, outputs: Any) -> tuple[mx.array, mx.array]:
-        # dU = U F ∘ (C S + S Cᵀ) + (I - UUᵀ) da V S⁻¹ and dV = V F ∘ (S C + Cᵀ S), C = Uᵀ da V;
-        # NaN for the vectors that are not defined.
-        u, v = outputs
-        s = _singular_values(*arguments)
-        nan = mx.array(float("nan"), dtype=s.dtype)
-        f = _inverse_gaps(s, nan, squares=True)
-        moved = tangent @ v
-        c = transpose(u) @ moved
-        left = c * s[..., None, :]
-        right = s[..., :, None] * c
-        du = u @ ((left + transpose(left)) * f)
-        dv = v @ ((right + transpose(right)) * f)
-        if u.shape[-2] > u.shape[-1]:
-            du = du + (moved - u @ c) * _inverse(s, _is_zero(arguments[2]), nan)[..., None, :]
-        return du, dv
-
-    return rule(lambda a, u, s, v: (u, v), vjp, jvp)
+def _inverse_values(s: mx.array) -> mx.array:
+    """Return 1 / s, NaN for values that are zero; LinAlgError where values are known."""
+    is_zero = mx.stop_gradient(s <= _rounding(s)[..., None])
+    ok = ~mx.any(is_zero, axis=-1)
+    if known(ok):
+        refuse("the derivative of svd", ok, _explain_zero, (s, is_zero))
+    return _inverse(s, is_zero)
 
 
-_singular_vectors = _singular_vectors_rule("the derivative of svd", any_used=False)
-_singular_vectors_behind_values = _singular_vectors_rule(
-    "the second derivative of svd", any_used=True
-)
+def _singular_vectors_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
+    # Townsend (2016): ā = U (F ∘ (UᵀŪ - ŪᵀU) S + S F ∘ (VᵀV̄ - V̄ᵀV)) Vᵀ + (I - UUᵀ) Ū S⁻¹ Vᵀ
+    (u, v), (u_bar, v_bar) = outputs, cotangents
+    s = _singular_values(*arguments)
+    f = _inverse_gaps("svd", s, squares=True)
+    left, right = transpose(u) @ u_bar, transpose(v) @ v_bar
+    inner = (left - transpose(left)) * f * s[..., None, :]
+    inner = inner + s[..., :, None] * f * (right - transpose(right))
+    outer = u @ inner
+    if u.shape[-2] > u.shape[-1]:
+        outer = outer + (u_bar - u @ left) * _inverse_values(s)[..., None, :]
+    return (outer @ transpose(v),)
+
+
+def _singular_vectors_jvp(arguments: Any, tangent: mx.array, outputs: Any) -> Any:
+    # dU = U F ∘ (C S + S Cᵀ) + (I - UUᵀ) da V S⁻¹ and dV = V F ∘ (S C + Cᵀ S), C = Uᵀ da V
+    u, v = outputs
+    s = _singular_values(*arguments)
+    f = _inverse_gaps("svd", s, squares=True)
+    moved = tangent @ v
+    c = transpose(u) @ moved
+    left, right = c * s[..., None, :], s[..., :, None] * c
+    du = u @ ((left + transpose(left)) * f)
+    dv = v @ ((right + transpose(right)) * f)
+    if u.shape[-2] > u.shape[-1]:
+        du = du + (moved - u @ c) * _inverse_values(s)[..., None, :]
+    return du, dv
+
+
+# _singular_vectors(a, u, s, v) = (u, v)
+_singular_vectors = rule(lambda a, u, s, v: (u, v), _singular_vectors_vjp, _singular_vectors_jvp)
 
 
 @on_cpu

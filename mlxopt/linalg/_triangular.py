@@ -1,9 +1,11 @@
 """Triangular systems, and the two derivative rules that all of this package is built on.
 
 MLX solves by inverting: `mx.linalg.solve_triangular` is a triangular inverse and a product. Here
-the inverse W is a factor, computed once and kept for the derivatives, and a solution gets one step
+the inverses are factors, computed once and kept for the derivatives, and a solution gets one step
 of iterative refinement, which makes up for what the explicit inverse loses (Higham 2002, "Accuracy
-and Stability of Numerical Algorithms", chapters 12 and 14).
+and Stability of Numerical Algorithms", chapters 12 and 14). That holds for inverses of triangular
+and of orthogonal matrices one after the other; with their product in one matrix the residual would
+grow with the condition number.
 """
 
 from __future__ import annotations
@@ -29,18 +31,25 @@ from mlxopt.linalg._rules import (
 )
 
 
-def _solution_body(a: mx.array, w: mx.array, b: mx.array) -> mx.array:
-    x = w @ b
-    return x + w @ (b - a @ x)
+def _solution_body(a: mx.array, b: mx.array, *inverses: mx.array) -> mx.array:
+    def approximate(b: mx.array) -> mx.array:
+        for w in reversed(inverses):
+            b = w @ b
+        return b
+
+    x = approximate(b)
+    return x + approximate(b - a @ x)
 
 
 def _solution_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
-    a, w, _ = arguments
-    z = solution(transpose(a), transpose(w), cotangents[0])
-    return -z @ transpose(outputs[0]), mx.zeros_like(w), z
+    a, _, *inverses = arguments
+    transposed = (transpose(w) for w in reversed(inverses))
+    z = solution(transpose(a), cotangents[0], *transposed)
+    return -z @ transpose(outputs[0]), z
 
 
-# solution(a, w, b) = a⁻¹ b where w = a⁻¹ is a constant: dx = a⁻¹ (db - da x).
+# solution(a, b, *inverses) = a⁻¹ b where the product of the inverses is a⁻¹, and constant:
+# dx = a⁻¹ (db - da x).
 solution = rule(_solution_body, _solution_vjp)
 
 
@@ -99,5 +108,5 @@ def solve_triangular(a: mx.array, b: mx.array, *, upper: bool = False) -> mx.arr
     """
     a = check_matrix("solve_triangular", a, square=True)
     a, b, is_vector = align("solve_triangular", triangle(a, upper), b)
-    x = solution(a, invert_triangular(a, upper), b)
+    x = solution(a, b, invert_triangular(a, upper))
     return x[..., 0] if is_vector else x
