@@ -9,6 +9,7 @@ from mlxopt import (
     losses,
     optimizers,
     plots,
+    prox,
     schedules,
 )
 from mlxopt._argmin import argmin
@@ -50,13 +51,15 @@ from mlxopt.optimizers import (
     Newton,
     NewtonCG,
     Prodigy,
+    ProximalGradient,
     RMSProp,
     TrustRegion,
 )
 
 if TYPE_CHECKING:
-    from mlxopt import linalg, models, problems, special
+    from mlxopt import linalg, models, problems, special, testing
     from mlxopt._functional import functional
+    from mlxopt._race import Race, race
 
 __version__ = "0.1.0"
 
@@ -86,7 +89,9 @@ __all__ = [
     "Newton",
     "NewtonCG",
     "Prodigy",
+    "ProximalGradient",
     "RMSProp",
+    "Race",
     "Result",
     "Status",
     "TapeError",
@@ -112,15 +117,19 @@ __all__ = [
     "per_example_grad",
     "plots",
     "problems",
+    "prox",
+    "race",
     "schedules",
     "special",
+    "testing",
     "train",
     "value_and_grad",
 ]
 
 
 # Imported when first used: SciPy and mlx.nn take longer to import than all the rest.
-_LATER = {"linalg", "models", "problems", "special"}
+_LATER = {"linalg", "models", "problems", "special", "testing"}
+_INSIDE = {"Race": "mlxopt._race", "functional": "mlxopt._functional", "race": "mlxopt._race"}
 
 
 def __getattr__(name: str) -> Any:
@@ -128,8 +137,8 @@ def __getattr__(name: str) -> Any:
 
     if name in _LATER:
         return importlib.import_module(f"mlxopt.{name}")
-    if name == "functional":
-        return importlib.import_module("mlxopt._functional").functional
+    if name in _INSIDE:
+        return getattr(importlib.import_module(_INSIDE[name]), name)
     raise AttributeError(f"module 'mlxopt' has no attribute {name!r}")
 
 

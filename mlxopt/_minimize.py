@@ -14,7 +14,7 @@ from mlxopt._checks import check_callback, check_count, check_tol, describe_type
 from mlxopt._loop import Callback, Limits, Loop
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
-from mlxopt._result import Result
+from mlxopt._result import Certificate, Result
 from mlxopt._status import Status, warn
 from mlxopt._tree import Tree, as_data, check_params, count, default_tol, widened
 from mlxopt.autodiff import check_is_callable
@@ -121,8 +121,13 @@ def minimize(
                 last = stages[-1:]
                 tol = default_tol(params) if tol is None else tol
                 state, status = _run(loop, objective, params, last, tol, record_every)
-                if status in _SETTLED and count(params) <= _POLISHED:
+                alone = stages[-1][0].loss_alone
+                if alone and status in _SETTLED and count(params) <= _POLISHED:
                     state, status = _polish(loop, objective, state, tol)
+
+    def judge() -> Certificate:
+        return certify(objective.loss, state.params, *data, tol=tol)
+
     result = Result(
         params=state.params,
         value=state.value,
@@ -133,7 +138,7 @@ def minimize(
         seconds=time.perf_counter() - loop.began,
         history=loop.recorder.history(),
         phases=tuple(loop.phases),
-        certify=lambda: certify(objective.loss, state.params, *data, tol=tol),
+        certify=judge if all(one.loss_alone for one, _ in stages) else None,
     )
     if status.is_failure:
         warn(f"{status.name}: {status.value}")

@@ -112,8 +112,8 @@ class Result:
         """What kind of point this is, told in float64; computed when it is first asked for."""
         if self.certify is None:
             raise ValueError(
-                "there is no certificate, since train never sees all the data at once. Write "
-                "mo.certify(loss, result.params, *data) for data of your choice."
+                "there is no certificate: it judges a loss of all the data, without bounds or a "
+                "penalty. Write mo.certify(loss, result.params, *data) for such a loss."
             )
         return self.certify()
 

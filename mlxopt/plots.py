@@ -239,3 +239,149 @@ def _cloud(x: np.ndarray, y: np.ndarray, ax: Axes | None) -> Axes:
         ax.scatter(x, y, s=size, alpha=0.5, linewidths=0)
     ax.grid(alpha=0.3)
     return ax
+
+
+def performance_profile(
+    costs: Mapping[str, np.ndarray], measure: str = "evaluations", ax: Axes | None = None
+) -> Axes:
+    """Draw the share of problems that each solver solved within a factor of the best one.
+
+    At 1 a curve is the share of problems on which the solver was the best; at the right end, the
+    share it solved at all (Dolan and Moré 2002, "Benchmarking optimization software with
+    performance profiles").
+
+    Args:
+        costs: for each solver what each problem took, shape (problems,); infinite if not solved.
+        measure: what the costs count.
+        ax: where to draw; None makes a new figure.
+
+    Returns:
+        the axes; `ax.figure.savefig(...)` keeps the picture.
+    """
+    ax = _axes(ax)
+    best = np.min(list(costs.values()), axis=0)
+    solved = {name: np.isfinite(cost) for name, cost in costs.items()}
+    ratios = {name: costs[name][rows] / best[rows] for name, rows in solved.items()}
+    end = 1.3 * max([1.5, *(ratio.max() for ratio in ratios.values() if len(ratio))])
+    for index, (name, ratio) in enumerate(ratios.items()):
+        share = np.arange(len(ratio) + 1) / len(best)
+        ax.stairs(
+            share, np.concatenate([[1], np.sort(ratio), [end]]), baseline=None, linewidth=1.8,
+            label=f"{name} ({len(ratio)} of {len(best)})", **_look(index),
+        )  # fmt: skip
+    _factors(ax, end)
+    ax.set_ylim(0, 1.04)
+    ax.set_xlabel(f"{measure}, as a multiple of the best solver's")
+    ax.set_ylabel("share of problems solved")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="lower right")
+    return ax
+
+
+def descent(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    lowest: float = 0.0,
+    unit: str = "evaluations",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how far the losses of several runs are above the lowest one, against their cost.
+
+    A loss no higher than the lowest is drawn at the lower edge.
+
+    Args:
+        curves: what to call each run, and its costs and losses, two arrays of one length.
+        lowest: the loss at the minimum.
+        unit: what the cost counts, such as "evaluations" or "seconds".
+        ax: where to draw; None makes a new figure.
+
+    Returns:
+        the axes; `ax.figure.savefig(...)` keeps the picture.
+    """
+    ax = _axes(ax)
+    costs = np.concatenate([cost for cost, _ in curves.values()])
+    gaps = {name: np.asarray(value) - lowest for name, (_, value) in curves.items()}
+    visible = np.concatenate([gap[gap > 0] for gap in gaps.values()])
+    floor = max(visible.min() / 10, 1e-18 * visible.max()) if len(visible) else 1.0
+    for index, (name, (cost, _)) in enumerate(curves.items()):
+        gap = np.maximum(gaps[name], floor)
+        ax.plot(cost, gap, label=name, linewidth=1.8, **_look(index))
+        ax.plot(cost[-1:], gap[-1:], "o", color=_look(index)["color"], markersize=5)
+    positive = costs[costs > 0]
+    if len(positive) and positive.max() > 100 * positive.min():
+        ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel(unit)
+    ax.set_ylabel("loss above its minimum" if lowest else "loss")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="best")
+    return ax
+
+
+def trajectories(
+    across: np.ndarray,
+    up: np.ndarray,
+    values: np.ndarray,
+    paths: Mapping[str, np.ndarray],
+    minima: np.ndarray | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw where several runs went, on a map of a loss of two parameters.
+
+    Shades are evenly spaced in the logarithm of the loss above its lowest value on the map.
+
+    Args:
+        across: shape (columns,), values of the first parameter.
+        up: shape (rows,), values of the second.
+        values: shape (rows, columns), the loss there.
+        paths: what to call each run, and its points, shape (points, 2).
+        minima: shape (n, 2), to mark with stars.
+        ax: where to draw; None makes a new figure.
+
+    Returns:
+        the axes; `ax.figure.savefig(...)` keeps the picture.
+    """
+    ax = _axes(ax)
+    above = values - np.nanmin(values)
+    typical = np.nanmedian(above) or 1.0
+    shade = np.log10(np.maximum(above, 1e-4 * typical))
+    ax.contourf(across, up, shade, levels=18, cmap="Greys_r", alpha=0.55)
+    ax.contour(across, up, shade, levels=18, colors="0.45", linewidths=0.4, linestyles="solid")
+    for index, (name, path) in enumerate(paths.items()):
+        marks = {"marker": "o", "markersize": 3} if len(path) <= 60 else {}
+        # The first is the widest, so that those above it do not hide it.
+        width = max(1.2, 3.0 - 0.4 * index)
+        ax.plot(path[:, 0], path[:, 1], label=name, linewidth=width, **_look(index), **marks)
+    first = next(iter(paths.values()))[0]
+    ax.plot(*first, "s", color="black", markersize=7, label="start")
+    if minima is not None and len(minima):
+        ax.plot(
+            minima[:, 0], minima[:, 1], "*", color="white", markeredgecolor="black",
+            markersize=15, linestyle="", label="minimum" if len(minima) == 1 else "minima",
+        )  # fmt: skip
+    ax.set_xlim(across[0], across[-1])
+    ax.set_ylim(up[0], up[-1])
+    ax.set_xlabel("first parameter")
+    ax.set_ylabel("second parameter")
+    ax.legend(loc="best", framealpha=0.9)
+    return ax
+
+
+# Okabe and Ito's, which people with any color vision can tell apart, and which stand out of gray.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Return the color and the dashes of one of several lines."""
+    return {"color": _COLORS[index % 7], "linestyle": ("-", "--", "-.", ":")[index % 4]}
+
+
+def _factors(ax: Axes, end: float) -> None:
+    """Make the horizontal axis one of factors, from 1 to `end`."""
+    ax.set_xlim(1, end)
+    if end <= 4:
+        return
+    ax.set_xscale("log")
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= end]
+    if len(ticks) < 10:
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.minorticks_off()

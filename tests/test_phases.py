@@ -167,3 +167,20 @@ def test_the_finish_of_a_negative_binomial_regression_written_by_hand():
     expected = scipy.optimize.root(slope, found, tol=1e-14).x
     assert np.abs(slope(expected)).max() < 1e-14
     np.testing.assert_allclose(found, expected, rtol=1e-9)  # the goal
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [mo.LBFGSB(lower=0.0, upper=1.0), mo.ProximalGradient(mo.prox.Box(0.0, 1.0))],
+    ids=lambda optimizer: type(optimizer).__name__,
+)
+def test_the_finish_stays_within_bounds(optimizer):
+    target = mx.array([3.0, -0.2, 0.3])
+    start = mx.full((3,), 0.5)
+    result = mo.minimize(
+        lambda x: mx.sum(mx.square(x - target)), start, optimizer, finish="float64"
+    )
+    assert result.converged
+    np.testing.assert_allclose(np.array(result.params), [1.0, 0.0, 0.3], atol=1e-7)
+    with pytest.raises(ValueError, match="without bounds"):
+        _ = result.certificate

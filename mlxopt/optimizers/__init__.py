@@ -16,6 +16,7 @@ from mlxopt.optimizers.momentum import Momentum
 from mlxopt.optimizers.newton import Newton, NewtonState
 from mlxopt.optimizers.newton_cg import NewtonCG
 from mlxopt.optimizers.prodigy import Prodigy
+from mlxopt.optimizers.proximal import ProximalGradient
 from mlxopt.optimizers.rmsprop import RMSProp
 from mlxopt.optimizers.sgd import SGD
 from mlxopt.optimizers.trust_region import TrustRegion
@@ -46,6 +47,7 @@ __all__ = [
     "NewtonState",
     "Optimizer",
     "Prodigy",
+    "ProximalGradient",
     "RMSProp",
     "State",
     "TrustRegion",

@@ -67,6 +67,9 @@ class Optimizer(ABC, Generic[S]):
     stride: ClassVar[int] = 1
     """How many steps the loop asks for between two looks at the state."""
 
+    loss_alone: ClassVar[bool] = True
+    """Whether its answer is a minimum of the loss itself, without bounds or a penalty."""
+
     @abstractmethod
     def init(self, objective: Objective, params: Tree) -> S:
         """Return the state at `params`; one evaluation."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -78,6 +78,8 @@ class LBFGSB(Optimizer[LBFGSBState]):
     >>> mo.minimize(loss, mx.full((3,), 0.2), mo.LBFGSB(lower=0, upper=1)).params
     array([0, 0.5, 1], dtype=float32)
     """
+
+    loss_alone: ClassVar[bool] = False
 
     lower: Any = None
     upper: Any = None

@@ -1,0 +1,318 @@
+"""Proximal gradient with acceleration and restart: a smooth loss plus a penalty that is not smooth.
+
+Notation, as in Beck and Teboulle (2009), "A fast iterative shrinkage-thresholding algorithm for
+linear inverse problems":
+    F = f + g, the loss and the penalty            t = the step size (their 1/L)
+    x = the last point kept                        y = x + β (x - the one before), the model's place
+    x⁺ = prox_g(y - t ∇f(y), t), the trial         θ = what β grows with (their t_k)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from mlxopt._objective import Objective
+from mlxopt._status import Status
+from mlxopt._tree import (
+    Tree,
+    epsilon,
+    is_finite,
+    largest_entry,
+    leaves,
+    leaves_with_paths,
+    numpy_dtype,
+    ravel,
+    read,
+    working_dtype,
+)
+from mlxopt.optimizers._base import Optimizer, check_number
+from mlxopt.prox import Penalty
+
+_SHRINK_LEAST, _SHRINK_MOST = 0.5, 0.1
+_NOISE = 10.0  # rounding errors in a value of the loss
+_SUM = 100.0  # how many times more a long sum of large terms may have
+
+
+class Point(NamedTuple):
+    """Where the loss is modeled."""
+
+    params: Tree  # y
+    value: float  # f(y)
+    grad: Tree  # ∇f(y), like params
+
+
+class ProximalState(NamedTuple):
+    """The state of the proximal gradient method."""
+
+    params: Tree  # the parameters x
+    value: float  # F(x), the penalty included
+    grad: Tree  # ∇f(x), that of the loss alone, like params
+    optimality: float  # the largest entry of the prox-gradient map, x - prox(x - ∇f(x), 1)
+    status: Status | None  # why no further step can be taken
+    loss: float  # f(x)
+    step_size: float  # t
+    theta: float  # θ; 1 without momentum
+    before: Tree | None  # the point kept before x; None at the start
+    model: Point | None  # y, which is x itself without momentum; None while it must be evaluated
+
+
+@dataclasses.dataclass(frozen=True)
+class ProximalGradient(Optimizer[ProximalState]):
+    """FISTA with restart: minimizes loss + penalty, the penalty not smooth, or a constraint.
+
+    Each trial is a gradient step on the loss followed by the proximal operator of the penalty,
+    x⁺ = prox(y - t ∇f(y), t), from a point y beyond x (Beck and Teboulle 2009). The step size t is
+    halved, or more, where the loss rises above its quadratic model. The momentum is dropped where
+    it points uphill (the gradient scheme of O'Donoghue and Candès 2015, "Adaptive restart for
+    accelerated gradient schemes", section 3.2), or where loss + penalty would rise: they never do,
+    with a step size of its own. One step of `minimize` is one evaluation, at y or at x⁺, so an
+    accelerated step takes two.
+
+    `result.value` is loss + penalty, and `result.grad_norm`, which `tol` is compared with, the
+    largest entry of the prox-gradient map x - prox(x - ∇f(x), 1), plus what rounding may hide in
+    it: zero at a minimum, and without a penalty the gradient. A start that a constraint does not
+    allow is an error.
+
+    Args:
+        penalty: one of `mlxopt.prox`, for all parameters, or a tree of them like `params`: one may
+            stand for a whole branch, and None is no penalty.
+        step_size: None finds it. A number is kept as it is, and must be below 2/L, L the largest
+            curvature of the loss.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> from mlxopt import prox
+    >>> loss = lambda x: 0.5 * mx.sum((x - mx.array([3.0, -0.2, -2.0])) ** 2)
+    >>> mo.minimize(loss, mx.zeros(3), mo.ProximalGradient(prox.L1(0.5))).params
+    array([2.5, 0, -1.5], dtype=float32)
+    """
+
+    loss_alone: ClassVar[bool] = False
+
+    penalty: Any
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        for path, leaf in leaves_with_paths(self.penalty):
+            if leaf is not None and not isinstance(leaf, Penalty):
+                hint = f" Write {leaf.__name__}(...)." if isinstance(leaf, type) else ""
+                raise TypeError(
+                    f"ProximalGradient(penalty{path}) is {leaf!r}; expected one of mlxopt.prox, "
+                    f"such as prox.L1(0.1), or None.{hint}"
+                )
+        if self.step_size is not None:
+            check_number(self, "step_size", least=0.0)
+            if self.step_size == 0:
+                raise ValueError("ProximalGradient(step_size=0): expected more than zero.")
+
+    def init(self, objective: Objective, params: Tree) -> ProximalState:
+        """Return the state at `params`; one evaluation."""
+        penalties = spread(self.penalty, params)
+        params = _allowed(penalties, params)
+        value, grad = objective.value_and_grad(params)
+        g = ravel(grad, working_dtype(params))
+        loss, squared = read(value, mx.inner(g, g))
+        t = self.step_size or (min(1.0, squared**-0.5) if 0 < squared < math.inf else 1.0)
+        dtype = working_dtype(params)
+        extra, optimality = read(
+            _total(penalties, params, dtype),
+            _optimality(penalties, params, grad, dtype),
+        )
+        model = Point(params, loss, grad)
+        return ProximalState(
+            params, loss + extra, grad, optimality, None, loss, t, 1.0, None, model
+        )
+
+    def step(self, objective: Objective, state: ProximalState) -> ProximalState:
+        """Evaluate y, or one trial from there; keep the trial if the step was not too long."""
+        if state.status is not None:
+            return state
+        if state.model is None:
+            return self._look_ahead(objective, state)
+        y, t, dtype = state.model, state.step_size, working_dtype(state.params)
+        penalties = spread(self.penalty, state.params)
+        scale = mx.array(t, dtype=dtype)
+        forward = objective.compiled((id(self), "step"), lambda: _bind(_step, penalties))
+        trial = forward(y.params, y.grad, scale)
+        value, grad = objective.value_and_grad(trial)
+        look = objective.compiled((id(self), "look"), lambda: _bind(_look, penalties))
+        numbers = look(value, trial, grad, y.params, y.grad, state.params, scale)
+        loss, extra, optimality, ahead, dd, dy, uphill, moved = np.array(numbers).tolist()
+
+        finite = is_finite(loss, extra, optimality, dd, dy)
+        has_momentum = y.params is not state.params
+        noise = _NOISE * epsilon(state.params) * (abs(loss) + abs(extra))
+        # ½ L of the loss along the step; by slopes where rounding hides it in the values, as in
+        # Becker, Candès and Grant (2011), "Templates for convex cone problems", section 5.3.
+        allowed = dd / (2 * t)
+        excess = loss - y.value - ahead if noise < 0.1 * allowed else 0.5 * dy
+        if self.step_size is None and not (finite and excess <= allowed * (1 + 1e-6)):
+            shorter = dd / (2 * excess) if finite else 0.0
+            t *= min(max(shorter / t, _SHRINK_MOST), _SHRINK_LEAST)
+            return state._replace(step_size=t)
+        total = loss + extra
+        if has_momentum and not (finite and total <= state.value + noise and moved > 0):
+            return _restarted(state)
+        if not finite:
+            return state._replace(status=Status.NONFINITE)
+        if self.step_size is not None and total > state.value + _SUM * noise:  # none below 2/L does
+            return state._replace(status=Status.DIVERGED)
+        if moved == 0:
+            return state._replace(status=Status.NO_PROGRESS)
+
+        if self.step_size is None and state.before is None:
+            t = dd / dy if dy > 0 else 10 * t  # the first trial knew no scale
+        kept = ProximalState(
+            trial, total, grad, optimality, None, loss, t, state.theta, state.params, None
+        )
+        if uphill > 0 or state.before is None:
+            # A chance for a longer step, where an evaluation is saved anyway.
+            grown = 2 * t if self.step_size is None and state.before is not None else t
+            return _restarted(kept)._replace(step_size=grown)
+        return kept
+
+    def _look_ahead(self, objective: Objective, state: ProximalState) -> ProximalState:
+        """Evaluate y; without momentum go on from x if it is out of the loss's domain."""
+        theta = 0.5 * (1 + math.sqrt(1 + 4 * state.theta**2))  # equation 4.2
+        share = mx.array((state.theta - 1) / theta, dtype=working_dtype(state.params))
+        beyond = objective.compiled(_beyond, lambda: _beyond)
+        y = beyond(state.params, state.before, share)  # equation 4.3
+        value, grad = objective.value_and_grad(y)
+        number, largest = read(value, largest_entry(grad))
+        if not is_finite(number, largest):
+            return _restarted(state)
+        return state._replace(theta=theta, model=Point(y, number, grad))
+
+
+def spread(penalty: Any, params: Tree, path: str = "") -> list[Penalty | None]:
+    """Return the penalty of each leaf of `params`, in `tree_flatten` order."""
+    if penalty is None or isinstance(penalty, Penalty):
+        return [penalty] * len(leaves(params))
+    if isinstance(params, dict) and isinstance(penalty, dict) and set(penalty) == set(params):
+        pairs = [(f"[{key!r}]", penalty[key], params[key]) for key in params]
+    elif (
+        isinstance(params, (list, tuple))
+        and isinstance(penalty, (list, tuple))
+        and len(penalty) == len(params)
+    ):
+        pairs = [(f"[{i}]", one, params[i]) for i, one in enumerate(penalty)]
+    else:
+        raise ValueError(
+            f"ProximalGradient's penalty{path} is not a tree like params: expected "
+            f"{_make(params)}, got {_make(penalty)}. None is no penalty."
+        )
+    return [one for step, branch, child in pairs for one in spread(branch, child, path + step)]
+
+
+def _make(tree: Any) -> str:
+    if isinstance(tree, dict):
+        return f"a dict with the keys {list(tree)}"
+    if isinstance(tree, (list, tuple)):
+        return f"a {type(tree).__name__} of {len(tree)}"
+    return "one penalty"
+
+
+def _allowed(penalties: list[Penalty | None], params: Tree) -> Tree:
+    """Return `params` with rounding errors projected away; raise where they are not allowed."""
+    dtype = working_dtype(params)
+    projected = []
+    for (path, leaf), penalty in zip(leaves_with_paths(params), penalties, strict=True):
+        if penalty is not None and penalty.is_constraint:
+            x = leaf.astype(dtype)
+            nearest = penalty.prox(x, mx.array(1.0, dtype=dtype))
+            distance, size = read(mx.max(mx.abs(nearest - x)), mx.max(mx.abs(x)))
+            if distance > 10 * epsilon(params) * max(1.0, size):
+                raise ValueError(
+                    f"ProximalGradient: params{path} starts {distance:.3g} outside of {penalty}. "
+                    f"Start inside, for instance at its .prox(params{path}, 1.0)."
+                )
+            leaf = nearest.astype(leaf.dtype)
+        projected.append(leaf)
+    return _tree(projected, params)
+
+
+def _restarted(state: ProximalState) -> ProximalState:
+    """Return the state without momentum: the next model is at `params`, where all is known."""
+    return state._replace(theta=1.0, model=Point(state.params, state.loss, state.grad))
+
+
+def _bind(function: Callable[..., Any], penalties: list[Penalty | None]) -> Callable[..., Any]:
+    return lambda *arrays: function(penalties, *arrays)
+
+
+def _tree(flat: list[mx.array], like: Tree) -> Tree:
+    """Return these leaves as a tree like `like`."""
+    remaining = iter(flat)
+    return tree_map(lambda _: next(remaining), like)
+
+
+def _beyond(params: Tree, before: Tree, share: mx.array) -> Tree:
+    """Return x + share · (x - before), each leaf in its dtype."""
+    return tree_map(lambda x, old: (x + share * (x - old)).astype(x.dtype), params, before)
+
+
+def _step(penalties: list[Penalty | None], params: Tree, grad: Tree, t: mx.array) -> Tree:
+    """Return prox(params - t · grad, t)."""
+    moved = []
+    for leaf, slope, penalty in zip(leaves(params), leaves(grad), penalties, strict=True):
+        x = leaf.astype(t.dtype) - t * slope.astype(t.dtype)
+        moved.append((x if penalty is None else penalty.prox(x, t)).astype(leaf.dtype))
+    return _tree(moved, params)
+
+
+def _total(penalties: list[Penalty | None], params: Tree, dtype: mx.Dtype) -> mx.array:
+    """Return g(params)."""
+    total = mx.array(0.0, dtype=dtype)
+    for leaf, penalty in zip(leaves(params), penalties, strict=True):
+        if penalty is not None:
+            total = total + penalty.value(leaf.astype(dtype))
+    return total
+
+
+def _optimality(
+    penalties: list[Penalty | None], params: Tree, grad: Tree, dtype: mx.Dtype
+) -> mx.array:
+    """Return the largest entry of params - prox(params - grad, 1), or what rounding hides of it.
+
+    A gradient below the rounding of a large parameter would vanish in the difference, and a point
+    pass for a minimum; so that difference is shaken by its rounding. What a penalty or a bound
+    holds in its place stays there.
+    """
+    one, eps = mx.array(1.0, dtype=dtype), float(np.finfo(numpy_dtype(dtype)).eps)
+    gaps = []
+    for leaf, slope, penalty in zip(leaves(params), leaves(grad), penalties, strict=True):
+        x, slope = leaf.astype(dtype), slope.astype(dtype)
+        if penalty is None:
+            gaps.append(slope)
+            continue
+        shake = eps * mx.abs(x)
+        gaps += [x - penalty.prox(x - slope + shift, one) for shift in (-shake, shake)]
+    return largest_entry(gaps)
+
+
+def _look(
+    penalties: list[Penalty | None], value: mx.array, trial: Tree, grad: Tree, model: Tree,
+    model_grad: Tree, params: Tree, t: mx.array,
+) -> mx.array:  # fmt: skip
+    """Return the numbers that decide about the trial."""
+    dtype = t.dtype
+    x, y, new = ravel(params, dtype), ravel(model, dtype), ravel(trial, dtype)
+    g, old = ravel(grad, dtype), ravel(model_grad, dtype)
+    d = new - y
+    numbers = [
+        value,
+        _total(penalties, trial, dtype),
+        _optimality(penalties, trial, grad, dtype),
+        mx.inner(old, d),
+        mx.inner(d, d),
+        mx.inner(g - old, d),
+        mx.inner(-d, new - x),
+        mx.max(mx.abs(new - x)),
+    ]
+    return mx.stack([number.astype(dtype) for number in numbers])

@@ -1,0 +1,252 @@
+"""Penalties and constraints that have no gradient, each with its proximal operator.
+
+The proximal operator of a function g at a step size t is
+
+    prox(x, t) = argmin over u of  g(u) + ‖u - x‖² / (2t),
+
+which for a constraint is the projection onto what it allows, whatever t. Formulas: Parikh and Boyd
+(2014), "Proximal algorithms", chapter 6. Each works on one array; `ProximalGradient` takes one, for
+all arrays of the parameters, or a tree of them. A new one is a class with two methods:
+
+>>> import mlx.core as mx
+>>> from mlxopt import prox
+>>> class Squared(prox.Penalty):
+...     def value(self, x):
+...         return 0.5 * mx.sum(mx.square(x))
+...     def prox(self, x, step_size):
+...         return x / (1 + step_size)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from numbers import Real
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import numpy as np
+
+
+class Penalty(ABC):
+    """A function g of one array, which need not be smooth, and its proximal operator.
+
+    Both methods must be made of MLX operations; they run compiled.
+    """
+
+    is_constraint: ClassVar[bool] = False
+    """Whether g is zero where allowed and infinite elsewhere; `prox` is then a projection."""
+
+    @abstractmethod
+    def value(self, x: mx.array) -> mx.array:
+        """Return g(x), a scalar array; zero for a constraint, which only allowed points meet."""
+
+    @abstractmethod
+    def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
+        """Return the proximal operator at `x`, of its shape and dtype.
+
+        Args:
+            x: float32, or float64 where the parameters are.
+            step_size: t, a scalar array of that dtype.
+        """
+
+
+class Constraint(Penalty):
+    """A closed convex set; `prox` is the projection onto it."""
+
+    is_constraint: ClassVar[bool] = True
+
+    def value(self, x: mx.array) -> mx.array:
+        """Return zero: only points of the set are asked for."""
+        return mx.array(0.0, dtype=x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class L1(Penalty):
+    """The sum of absolute values, strength · Σ|xᵢ|: it sets entries to exactly zero (lasso).
+
+    >>> import mlx.core as mx
+    >>> from mlxopt import prox
+    >>> prox.L1(0.5).prox(mx.array([-2.0, 0.3, 1.0]), mx.array(1.0))
+    array([-1.5, 0, 0.5], dtype=float32)
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        _check_strength(self, "strength")
+
+    def value(self, x: mx.array) -> mx.array:
+        """Return strength · Σ|xᵢ|."""
+        return self.strength * mx.sum(mx.abs(x))
+
+    def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
+        """Move each entry towards zero by strength · step_size, and not past it."""
+        return _shrink(x, self.strength * step_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class ElasticNet(Penalty):
+    """l1 · Σ|xᵢ| + ½ · l2 · Σxᵢ²  (Zou and Hastie 2005, without their rescaling).
+
+    With a loss of ½ mean(residual²), scikit-learn's ElasticNet(alpha, l1_ratio) has
+    l1 = alpha · l1_ratio and l2 = alpha · (1 - l1_ratio).
+    """
+
+    l1: float
+    l2: float
+
+    def __post_init__(self) -> None:
+        _check_strength(self, "l1")
+        _check_strength(self, "l2")
+
+    def value(self, x: mx.array) -> mx.array:
+        """Return l1 · Σ|xᵢ| + ½ · l2 · Σxᵢ²."""
+        return self.l1 * mx.sum(mx.abs(x)) + 0.5 * self.l2 * mx.sum(mx.square(x))
+
+    def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
+        """Shrink as L1 does, then divide by 1 + l2 · step_size."""
+        return _shrink(x, self.l1 * step_size) / (1 + self.l2 * step_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupLasso(Penalty):
+    """strength · Σ ‖group‖: it sets whole groups to zero (Yuan and Lin 2006).
+
+    Args:
+        strength: of every group. Yuan and Lin multiply it by the root of a group's size, which for
+            groups along an axis is one number; for others, give each leaf its own strength.
+        axis: groups are the vectors along this axis; None makes the whole array one group. Groups
+            of unlike sizes are leaves of their own in the tree of parameters.
+
+    >>> import mlx.core as mx
+    >>> from mlxopt import prox
+    >>> rows = mx.array([[3.0, 4.0], [0.3, 0.4]])
+    >>> prox.GroupLasso(1.0, axis=1).prox(rows, mx.array(1.0))
+    array([[2.4, 3.2],
+           [0, 0]], dtype=float32)
+    """
+
+    strength: float
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_strength(self, "strength")
+        if isinstance(self.axis, bool) or not isinstance(self.axis, (int, type(None))):
+            raise TypeError(f"GroupLasso(axis={self.axis!r}): expected a whole number or None.")
+
+    def value(self, x: mx.array) -> mx.array:
+        """Return strength · Σ ‖group‖."""
+        return self.strength * mx.sum(self._norms(x))
+
+    def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
+        """Shorten each group by strength · step_size, and not past zero."""
+        norms, shift = self._norms(x), self.strength * step_size
+        return mx.where(norms > shift, x * (1 - shift / norms), 0)
+
+    def _norms(self, x: mx.array) -> mx.array:
+        _check_axis(self, x)
+        return mx.sqrt(mx.sum(mx.square(x), axis=self.axis, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class NonNegative(Constraint):
+    """Every entry is zero or more."""
+
+    def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
+        """Return max(x, 0)."""
+        return mx.maximum(x, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Box(Constraint):
+    """Every entry lies between `lower` and `upper`, rounded to the nearest of the leaf's dtype.
+
+    Args:
+        lower: a number, or an array of a shape that broadcasts to the leaf's; None is no bound.
+        upper: likewise.
+    """
+
+    lower: Any = None
+    upper: Any = None
+
+    def __post_init__(self) -> None:
+        low, high = (_bound(self, name) for name in ("lower", "upper"))
+        if low is not None and high is not None and (low > high).any():
+            raise ValueError(
+                f"Box(lower={self.lower}, upper={self.upper}): lower is above upper. Swap the two?"
+            )
+
+    def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
+        """Move each entry to the nearest allowed value."""
+        for name, closest in (("lower", mx.maximum), ("upper", mx.minimum)):
+            bound = _bound(self, name)
+            if bound is not None:
+                x = closest(x, mx.array(bound, dtype=x.dtype))
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Simplex(Constraint):
+    """Entries along the last axis are zero or more, and sum to `total`: probabilities, for one.
+
+    >>> import mlx.core as mx
+    >>> from mlxopt import prox
+    >>> prox.Simplex().prox(mx.array([0.75, 0.5, -1.0]), mx.array(1.0))
+    array([0.625, 0.375, 0], dtype=float32)
+    """
+
+    total: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_strength(self, "total")
+        if self.total == 0:
+            raise ValueError(f"{self}: expected more than zero.")
+
+    def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
+        """Return max(x - τ, 0), τ such that the sum is right (Held, Wolfe and Crowder 1974)."""
+        if x.ndim == 0:
+            raise ValueError("Simplex: the array has shape (); expected one axis or more.")
+        x = x - mx.max(x, axis=-1, keepdims=True)  # the same for all changes nothing but rounding
+        ordered = -mx.sort(-x, axis=-1)
+        excess = mx.cumsum(ordered, axis=-1) - self.total
+        count = mx.arange(1, x.shape[-1] + 1).astype(x.dtype)
+        # The largest k entries are positive, k the last place where this holds.
+        k = mx.sum(ordered * count > excess, axis=-1, keepdims=True)
+        tau = mx.sum(mx.where(count == k, excess, 0), axis=-1, keepdims=True) / k.astype(x.dtype)
+        return mx.maximum(x - tau, 0)
+
+
+def _shrink(x: mx.array, shift: mx.array) -> mx.array:
+    return mx.maximum(x - shift, 0) + mx.minimum(x + shift, 0)
+
+
+def _bound(box: Box, name: str) -> np.ndarray | None:
+    """Return a bound of a box as float64 numbers."""
+    value = getattr(box, name)
+    if value is None:
+        return None
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"Box({name}={value!r}): expected a number, an array or None.") from None
+    if np.isnan(array).any():
+        raise ValueError(f"Box({name}={value!r}): NaN is no bound; None, or inf, is none at all.")
+    return array
+
+
+def _check_axis(penalty: GroupLasso, x: mx.array) -> None:
+    if penalty.axis is not None and not -x.ndim <= penalty.axis < x.ndim:
+        raise ValueError(f"{penalty}: the array has shape {x.shape}, which has no such axis.")
+
+
+def _check_strength(penalty: Any, name: str) -> None:
+    value = getattr(penalty, name)
+    label = f"{type(penalty).__name__}({name}={value!r})"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{label}: expected a number.")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{label}: expected a finite number, zero or more.")

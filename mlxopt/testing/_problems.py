@@ -1,0 +1,100 @@
+"""Small problems to try an optimizer on; each is half the sum of squares of a residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._residual_objective import ResidualObjective
+from mlxopt._tree import Tree, working_dtype
+
+PROBLEMS = ("quadratic", "rosenbrock")  # those to be solved
+
+
+class Given(NamedTuple):
+    """A problem: a residual whose sum of squares, halved, is the loss."""
+
+    residual: Callable[..., mx.array]
+    params: Tree
+    data: tuple[mx.array, ...] = ()
+
+    def objective(self) -> ResidualObjective:
+        return ResidualObjective(self.residual, self.data)
+
+    def evaluate(self, params: Tree) -> tuple[float, Tree]:
+        """Return the loss and its gradient, without any of the optimizer's machinery."""
+
+        def loss(params: Tree) -> mx.array:
+            residual = self.residual(params, *self.data)
+            return 0.5 * mx.sum(mx.square(residual.astype(working_dtype(params))))
+
+        value, grad = mx.value_and_grad(loss)(params)
+        return float(np.array(value)), grad
+
+
+def regression(dtype: mx.Dtype) -> Given:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 3)) / np.sqrt(40)
+    y = X @ [1.0, -2.0, 0.5] + 0.3 / np.sqrt(40) + 0.02 * rng.normal(size=40)
+    data = tuple(mx.array(item.astype(np.float64), dtype=dtype) for item in (X, y))
+    return Given(_linear, _start(dtype), data)
+
+
+def curved(dtype: mx.Dtype) -> Given:
+    given = regression(dtype)
+    return Given(_saturating, given.params, given.data)
+
+
+def _start(dtype: mx.Dtype) -> Tree:
+    # A tuple inside a dict, and shapes from () to (2, 1): a tree with some of everything.
+    return {"w": (mx.full((2, 1), 0.5, dtype=dtype), mx.zeros(1, dtype=dtype)),
+            "b": mx.array(0.0, dtype=dtype)}  # fmt: skip
+
+
+def _linear(params: Tree, X: mx.array, y: mx.array) -> mx.array:
+    w = mx.concatenate([leaf.reshape(-1) for leaf in params["w"]])
+    return X @ w + params["b"] / X.shape[0] ** 0.5 - y
+
+
+def _saturating(params: Tree, X: mx.array, y: mx.array) -> mx.array:
+    return mx.tanh(2 * _linear(params, X, y))
+
+
+def mixed(params: Tree) -> mx.array:
+    return mx.concatenate([params["a"].astype(mx.float32) - 1, (params["b"] - 2).reshape(1)])
+
+
+def border(x: mx.array) -> mx.array:
+    return mx.where(x < 1, x - 3, mx.array(float("nan"), dtype=x.dtype))
+
+
+def border_of_gradient(x: mx.array) -> mx.array:
+    # The square root is never chosen, but beyond 1 its derivative is NaN, and 0 · NaN is NaN.
+    return x - 3 + mx.where(x > -1e300, 0, mx.sqrt(1 - x))
+
+
+def bowl(x: mx.array) -> mx.array:
+    return x - 1
+
+
+def _rosenbrock(x: mx.array) -> mx.array:
+    return mx.stack([10 * (x[1] - x[0] * x[0]), 1 - x[0]])
+
+
+_CENTER = np.array([1.0, -0.7, 0.31])  # no multiple of a step that an optimizer may take
+
+
+def _valley(x: mx.array) -> mx.array:
+    # No axis is an axis of the ellipsoids; the curvatures are 0.6, 1.9 and 2.7.
+    matrix = np.array([[1.0, 0.5, 0.0], [0.0, 1.2, -0.4], [0.3, 0.0, 1.5]])
+    return mx.array(matrix, dtype=x.dtype) @ (x - mx.array(_CENTER, dtype=x.dtype))
+
+
+def solvable(problem: str) -> tuple[Given, np.ndarray]:
+    """Return a problem and its only minimum."""
+    if problem == "quadratic":
+        return Given(_valley, mx.array(np.zeros(3), dtype=mx.float64)), _CENTER
+    return Given(_rosenbrock, mx.array(np.array([-1.2, 1.0]), dtype=mx.float64)), np.ones(2)
