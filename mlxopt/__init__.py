@@ -57,7 +57,7 @@ from mlxopt.optimizers import (
 )
 
 if TYPE_CHECKING:
-    from mlxopt import linalg, models, problems, special, testing
+    from mlxopt import inference, linalg, models, problems, special, testing
     from mlxopt._functional import functional
     from mlxopt._race import Race, race
 
@@ -107,6 +107,7 @@ __all__ = [
     "grad",
     "hessian",
     "hvp",
+    "inference",
     "jacobian",
     "least_squares",
     "linalg",
@@ -128,7 +129,7 @@ __all__ = [
 
 
 # Imported when first used: SciPy and mlx.nn take longer to import than all the rest.
-_LATER = {"linalg", "models", "problems", "special", "testing"}
+_LATER = {"inference", "linalg", "models", "problems", "special", "testing"}
 _INSIDE = {"Race": "mlxopt._race", "functional": "mlxopt._functional", "race": "mlxopt._race"}
 
 

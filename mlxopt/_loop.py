@@ -60,7 +60,7 @@ class Loop:
         if not self.phases:
             warn_of_ignored(objective, params, state.grad)
         best = state
-        lowest, flattest, stalled, steps = state.value, state.optimality, 0, 0
+        lowest, flattest, stalled, idle, steps = state.value, state.optimality, 0, 0, 0
         try:
             with late_interrupt():
                 status = self._look(objective, state, steps, limits)
@@ -69,14 +69,16 @@ class Loop:
                     count = min(limits.stride, limits.max_steps - steps)
                     state, taken = optimizer.advance(objective, state, count)
                     steps += taken
+                    idle += taken
                     if state.params is not before.params:  # else a line search is still under way
                         better = state.value < lowest or state.optimality < flattest
                         stalled = 0 if better else stalled + 1
+                        idle = 0 if better else idle
                         lowest = min(lowest, state.value)
                         flattest = min(flattest, state.optimality)
                         best = _better(best, state)
                     status = self._look(objective, state, steps, limits)
-                    if status is None and _is_stuck(optimizer, limits, stalled):
+                    if status is None and _is_stuck(optimizer, limits, stalled, idle):
                         status = Status.NO_PROGRESS
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
@@ -116,8 +118,10 @@ class Loop:
         return None
 
 
-def _is_stuck(optimizer: Optimizer[Any], limits: Limits, stalled: int) -> bool:
-    """Whether there were so many looks in a row no better than what was seen before."""
+def _is_stuck(optimizer: Optimizer[Any], limits: Limits, stalled: int, idle: int) -> bool:
+    """Whether so many looks in a row, or so many steps (those of a line search too), were no
+    better than what was seen before.
+    """
     if limits.patience is not None:
         return stalled >= limits.patience
     if limits.tol == 0:
@@ -128,6 +132,8 @@ def _is_stuck(optimizer: Optimizer[Any], limits: Limits, stalled: int) -> bool:
         patience = math.inf if callable(optimizer.learning_rate) else 5 * _STALL
     else:
         patience = _STALL
+        if idle >= 3 * _STALL * limits.stride:  # a line search at the rounding floor takes many
+            return True
     return stalled >= patience
 
 
