@@ -53,6 +53,28 @@ def test_dependence_is_found_at_any_scale(seed, dtype, n):
     assert np.isfinite(model.coef_).all()
 
 
+@pytest.mark.parametrize("kind", ["all levels", "sum", "twice", "combination"])
+@pytest.mark.parametrize("levels", [4, 20])
+@pytest.mark.parametrize("n", [1000, 200_000])
+def test_dependent_categories_are_found_among_many_rows(n, levels, kind):
+    # Sums of many equal numbers round alike: what is left of a column grows with the rows.
+    rng = np.random.default_rng(n + levels)
+    level = rng.integers(0, levels, n)
+    X = np.zeros((n, levels))
+    X[np.arange(n), level] = 1
+    if kind == "sum":
+        X[:, 0] = X[:, 1] + X[:, 2]
+    elif kind == "twice":
+        X[:, 0] = X[:, 1]
+    elif kind == "combination":
+        score, grade = rng.integers(0, 5, n), rng.integers(0, 9, n)
+        X = np.c_[X[:, 1:], score, grade, 3 * grade - 2 * score + X[:, 1]]
+    with pytest.warns(RankWarning):
+        model = LinearRegression().fit(X, rng.normal(size=n))
+    assert len(model.dependent_columns_) == 1
+    assert np.abs(model.coef_).max() < 10
+
+
 def test_what_only_looks_dependent_is_not_refused():
     # The last column differs from a sum by 1e-9 of its size, which float64 holds to seven digits.
     rng = np.random.default_rng(0)

@@ -93,7 +93,7 @@ def test_separation_among_many_rows():
 def likelihood_of(X, y):
     design = Design(read_table(X), None, True)
     every = np.arange(design.width)
-    return Likelihood(design, y.astype(float), every, np.zeros(design.width))
+    return Likelihood(design, y.astype(float), every, 0.0)
 
 
 def test_the_linear_program_hears_every_row():

@@ -1,4 +1,4 @@
-"""What the models share: scikit-learn's conventions, checks, and a run of `minimize`."""
+"""What the models share: scikit-learn's conventions, checks and warnings."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
-import mlx.core as mx
 import numpy as np
 
 from mlxopt._checks import describe_type
-from mlxopt._minimize import minimize
-from mlxopt._result import Result
 from mlxopt._status import ConvergenceWarning, Status
 from mlxopt.models._input import Table, check_finite_block, read_table
 from mlxopt.models._summary import Summary
-from mlxopt.optimizers import LBFGS, SGD, Momentum, Newton, Optimizer
+from mlxopt.optimizers import Optimizer
 
 _PREDICT_ROWS = 2**14
 
@@ -204,47 +200,6 @@ class Model:
         return self._summary
 
     _summary: Summary
-
-
-def run(
-    loss: Callable[..., mx.array], start: Any, optimizer: Optimizer[Any], data: tuple[Any, ...],
-    tol: float, max_steps: int,
-) -> Result:  # fmt: skip
-    """Return the result of `minimize`, without its warnings: the model judges and words its own.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, which `minimize` answers with its last point. Half a fit is none.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        result = minimize(
-            loss, start, optimizer, *data, tol=tol, max_steps=max_steps, progress=False
-        )
-    if result.status is Status.INTERRUPTED:
-        raise KeyboardInterrupt
-    return result
-
-
-def optimizer_for(
-    solver: Any, curvature: float, hessian: Callable[..., mx.array]
-) -> Optimizer[Any]:
-    """Return the optimizer that a solver's name stands for; an optimizer stands for itself.
-
-    Args:
-        solver: a name or an optimizer.
-        curvature: the largest eigenvalue that the Hessian can have; 1/curvature is the longest
-            step with which gradient descent is sure to descend.
-        hessian: for Newton's method.
-    """
-    if isinstance(solver, Optimizer):
-        return solver
-    rate = 1.0 / curvature if curvature > 0 else 1.0
-    return {
-        "newton": Newton(hessian=hessian),
-        "lbfgs": LBFGS(),
-        "momentum": Momentum(rate, momentum=0.9, nesterov=True),
-        "sgd": SGD(rate),
-    }[solver]
 
 
 def warn_of_status(status: Status, solver: Any) -> None:

@@ -1,10 +1,5 @@
 """The design matrix [1, X], shifted, scaled and weighted, a block of rows at a time.
 
-A column is shifted by a center and divided by a power of two near its spread. The center is a
-multiple of that power, so it has few significant bits: for all but extreme data both operations are
-exact, and a column with a large mean and a small spread (a year, a temperature in kelvin) loses its
-bad conditioning without losing a digit. The intercept stays a column of its own.
-
 Notation: A is the design, (rows, q) with q = 1 + columns (or columns, without intercept), in these
 scaled units; R its triangular factor, AᵀWA = RᵀR with weights W of mean 1. `_factor.py` finds R.
 """
@@ -13,25 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from mlxopt.models._input import Table, check_finite_block
+from mlxopt.models._scale import Scale, moments, scale_of, too_large
+from mlxopt.models._sparse import SparseRows, split
 
 _BLOCK = 2**18  # numbers in a block: 2 MB, small enough for a cache, large enough for BLAS
-_WHOLE = 2**20  # up to 8 MB a design is kept after the first reading
-
-
-class Scale(NamedTuple):
-    """How columns were shifted and scaled: scaled = (raw - center) / unit."""
-
-    center: np.ndarray  # (columns,)
-    unit: np.ndarray  # (columns,), powers of two
+_NARROW = 32  # a block of so few columns is stored column by column, which makes longer loops
+_WHOLE = 2**21  # up to 16 MB a design is kept after the first reading
+_LARGE = 2**19  # above 4 MB a sample of the rows says how to scale the columns
+STRIDE = 23  # the sample has each 23rd row, or fewer; a prime, unlike the periods of most data
+_SPARSE_ROWS = 2**16  # in one piece of a sparse design
 
 
 class Design:
     """The rows of positive weight of a table, as blocks of the scaled design.
+
+    Of a large table a sample says how to scale; any scaling near the best does. `sample` is then
+    the design of those rows alone, with the same scaling.
 
     Args:
         table: what to read.
@@ -58,21 +54,57 @@ class Design:
         # The square root of a weight, whose square has mean 1.
         self.root = None if self.weights is None else np.sqrt(self.weights / self.mean_weight)
         self._rows_per_block = max(_BLOCK // (self.width + 1), 1)
-        self.scale, self.size = self._measure()
+        self._is_checked = False  # for NaN, in the first reading
+        self._kept: dict[bool, list] = {}
+        self.stride = max(STRIDE, table.rows * self.width // _LARGE + 1 | 1)
+        self.sample = self._thinned(weights)
+        self.scale = self._measure() if self.sample is None else self.sample.scale
+        # The columns that `pieces` keeps as sparse ones, (any,).
+        self.sparse = None if self.sample is None else self.sample._sparse_columns()
         self.target, self.target_scale = None, Scale(np.zeros(1), np.ones(1))
         if target is not None:
             values = self.pick(target)
             with np.errstate(over="ignore", invalid="ignore"):
-                moments = _moments(values[:, None], self.root, values[:1])
-            if not np.isfinite(moments[2]).all():
-                raise ValueError(_too_large("y"))
-            self.target_scale = _scale_of(*moments, fit_intercept)
+                sums = moments(values[:, None], self.root, values[:1])
+            if not np.isfinite(sums[1]).all():
+                raise ValueError(too_large("y"))
+            self.target_scale = scale_of(values[:1], *sums, self.n, fit_intercept)
             self.target = (values - self.target_scale.center) / self.target_scale.unit
-        self._cache: dict[bool, np.ndarray] = {}
 
     def pick(self, values: np.ndarray) -> np.ndarray:
         """Return the entries of a (rows,) array that belong to rows of positive weight."""
         return values if self.used is None else values[self.used]
+
+    def _thinned(self, weights: np.ndarray | None) -> Design | None:
+        """Return the design of a sample of the rows, if this one is large."""
+        if self.table.rows * self.width <= _LARGE:
+            return None
+        thinned = None if weights is None else weights[:: self.stride]
+        if thinned is not None and not thinned.any():
+            return None
+        try:
+            return Design(self.table.every(self.stride), thinned, self.fit_intercept)
+        except ValueError:  # NaN, or too large: the reading of all rows will say where
+            return None
+
+    def measure(self) -> bool:
+        """Scale by all the rows rather than a sample; return whether that was not so already."""
+        if self.sample is None:
+            return False
+        self.sample = self.sparse = None
+        self._kept.clear()
+        self.scale = self._measure()
+        return True
+
+    def pieces(self, weighted: bool = True) -> Iterator[tuple[slice, np.ndarray | SparseRows]]:
+        """Yield what `blocks` yields, but with matrices that may be sparse."""
+        if self.sparse is None:
+            yield from self.blocks(weighted)
+            return
+        weighted = weighted and self.root is not None
+        if weighted not in self._kept:
+            self._kept[weighted] = list(self._sparse_pieces(self.sparse, weighted))
+        yield from self._kept[weighted]
 
     def blocks(self, weighted: bool = True, rows: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (which of the n rows, float64 block [1, X, target]), to be read and not written.
@@ -81,65 +113,109 @@ class Design:
             weighted: multiply each row by the root of its weight (of mean 1).
             rows: the least number of rows in a block, but for the last.
         """
-        if self.table.rows * (self.width + 1) > _WHOLE:
-            yield from self._fresh_blocks(weighted, max(self._rows_per_block, rows))
+        weighted = weighted and self.root is not None
+        size = max(self._rows_per_block, rows)
+        if self.table.rows * (self.width + 1) > _WHOLE or self.sparse is not None:
+            yield from self._fresh_blocks(weighted, size)
             return
-        if weighted not in self._cache:
-            [(_, self._cache[weighted])] = self._fresh_blocks(weighted, self.table.rows)
-        yield slice(0, self.n), self._cache[weighted]
+        if weighted not in self._kept:
+            self._kept[weighted] = list(self._fresh_blocks(weighted, size, keep=True))
+        yield from self._kept[weighted]
 
-    def _fresh_blocks(self, weighted: bool, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    def _fresh_blocks(
+        self, weighted: bool, size: int, keep: bool = False
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (which of the n rows, block), one after the other in the same memory or to keep."""
         first, last = self.first, self.width
-        room = np.empty((min(size, self.n), last + (self.target is not None)))
+        width = last + (self.target is not None)
+        center, scaling = self.scale.center[:, None], 1.0 / self.scale.unit[:, None]
+        narrow = width <= _NARROW
+        room = np.empty((self.n if keep else min(size, self.n)) * width)
         for where, raw in self._raw_blocks(size):
-            block = room[: len(raw)]
-            block[:, :first] = 1.0
-            np.subtract(raw, self.scale.center, out=block[:, first:last])
-            block[:, first:last] *= 1.0 / self.scale.unit
+            start, rows = where.start * keep, len(raw)
+            part = room[start * width : (start + rows) * width]
+            columns = part.reshape(width, rows) if narrow else part.reshape(rows, width).T
+            columns[:first] = 1.0
+            columns[first:last] = raw.T
+            if center.any():
+                columns[first:last] -= center
+            if (scaling != 1.0).any():
+                columns[first:last] *= scaling
             if self.target is not None:
-                block[:, last] = self.target[where]
+                columns[last] = self.target[where]
             if weighted and self.root is not None:
-                block *= self.root[where, None]
-            yield where, block
+                columns *= self.root[where]
+            yield where, columns.T
 
-    def _raw_blocks(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    def _sparse_pieces(
+        self, sparse: np.ndarray, weighted: bool
+    ) -> Iterator[tuple[slice, SparseRows]]:
+        """Yield (which of the n rows, [1, X, target]); X is read once and not needed again."""
+        rest = np.setdiff1d(np.arange(self.table.columns), sparse)
+        last = [] if self.target is None else [self.width]
+        dense_at = np.concatenate([np.arange(self.first), rest + self.first, last]).astype(int)
         done = 0
-        for start in range(0, self.table.rows, size):
-            raw = self.table.block(start, min(start + size, self.table.rows))
+        for start in range(0, self.table.rows, _SPARSE_ROWS):
+            raws = self._raw_blocks(self._rows_per_block, start, start + _SPARSE_ROWS)
+            values, others = split((raw for _, raw in raws), self.table.columns, sparse)
+            where = slice(done, done + len(others))
+            values.data /= self.scale.unit[sparse][values.indices]
+            dense = np.ones((len(others), len(dense_at)))
+            inner = slice(self.first, self.first + len(rest))
+            dense[:, inner] = (others - self.scale.center[rest]) / self.scale.unit[rest]
+            if self.target is not None:
+                dense[:, -1] = self.target[where]
+            piece = SparseRows(dense, dense_at, values, sparse + self.first)
+            yield (
+                where,
+                piece if self.root is None or not weighted else piece.scaled(self.root[where]),
+            )
+            done = where.stop
+
+    def _raw_blocks(
+        self, size: int, first: int = 0, end: int | None = None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (which of the n rows since `first`, rows of X); the first time, check them."""
+        end, done = min(end or self.table.rows, self.table.rows), 0
+        for start in range(first, end, size):
+            raw = self.table.block(start, min(start + size, end))
+            if not self._is_checked:
+                check_finite_block(raw, start, self.table.names)
             if self.used is not None:
-                raw = raw[self.used[start : start + size]]
+                raw = raw[self.used[start : start + len(raw)]]
             yield slice(done, done + len(raw)), raw
             done += len(raw)
+        self._is_checked = self._is_checked or end == self.table.rows
 
-    def _measure(self) -> tuple[Scale, np.ndarray]:
-        """Return how to scale the columns, and how large they are, unshifted, in the scaled units:
-        (columns,), the root of the weighted sum of squares.
-        """
+    def _measure(self) -> Scale:
+        """Return how to scale the columns, having read all rows."""
         columns = self.table.columns
         pilot, total, squares = np.zeros(columns), np.zeros(columns), np.zeros(columns)
-        start = 0
-        for index in range(0, self.table.rows, self._rows_per_block):
-            raw = self.table.block(index, min(index + self._rows_per_block, self.table.rows))
-            with np.errstate(over="ignore", invalid="ignore"):
-                check = raw.sum(dtype=np.float64)  # NaN and infinity survive a sum
-            if not math.isfinite(check):
-                check_finite_block(raw, index, self.table.names)
-            if self.used is not None:
-                raw = raw[self.used[index : index + self._rows_per_block]]
+        for where, raw in self._raw_blocks(self._rows_per_block):
             if len(raw) == 0:
                 continue
-            if start == 0:
+            if where.start == 0:
                 pilot = raw[0].astype(np.float64)
-            root = None if self.root is None else self.root[start : start + len(raw)]
+            root = None if self.root is None else self.root[where]
             with np.errstate(over="ignore", invalid="ignore"):
-                sums = _moments(raw, root, pilot)
-            total, squares, start = total + sums[1], squares + sums[2], start + len(raw)
+                sums = moments(raw, root, pilot)
+            total, squares = total + sums[0], squares + sums[1]
         if not np.isfinite(squares).all():
             name = self.table.names[int(np.argmax(~np.isfinite(squares)))]
-            raise ValueError(_too_large(f"column {name!r} of X"))
-        scale = _scale_of(pilot, total, squares, self.n, self.fit_intercept)
-        raw_squares = squares + 2 * pilot * total + self.n * pilot**2
-        return scale, np.sqrt(np.maximum(raw_squares, squares / 4)) / scale.unit
+            raise ValueError(too_large(f"column {name!r} of X"))
+        return scale_of(pilot, total, squares, self.n, self.fit_intercept)
+
+    def _sparse_columns(self) -> np.ndarray | None:
+        """Return the columns that are mostly zero, (any,), if nearly all numbers are in those."""
+        columns = self.table.columns
+        if columns < _NARROW:
+            return None
+        counts = np.zeros(columns, dtype=int)
+        for _, raw in self._raw_blocks(self._rows_per_block):
+            counts += np.count_nonzero(raw, axis=0)
+        sparse = np.flatnonzero((counts <= self.n / 8) & (self.scale.center == 0))
+        few = counts[sparse].sum() <= self.n * columns / 32 and columns - len(sparse) < columns / 16
+        return sparse if few else None
 
     def columns_of_integers(self) -> np.ndarray:
         """Return which columns hold only integers, (columns,): no dtype has rounded those."""
@@ -184,41 +260,3 @@ class Design:
         """Return the name of a column of the design."""
         index -= self.first
         return "intercept" if index < 0 else self.table.names[index]
-
-
-def _too_large(what: str) -> str:
-    return f"{what} holds numbers so large that their squares overflow; divide it by a constant."
-
-
-def _moments(
-    raw: np.ndarray, root: np.ndarray | None, pilot: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return the pilot center, the weighted sums of distances from it and of their squares, and
-    the number of rows.
-
-    With the first row for pilot, a constant column has distances of exactly zero.
-    """
-    away = np.subtract(raw, pilot, dtype=np.float64)
-    if root is None:
-        total = np.ones(len(raw)) @ away
-    else:
-        away *= root[:, None]
-        total = root @ away
-    return pilot, total, np.einsum("ij,ij->j", away, away), len(raw)
-
-
-def _scale_of(
-    pilot: np.ndarray, total: np.ndarray, squares: np.ndarray, n: int, shifted: bool
-) -> Scale:
-    """Return the center, rounded to a multiple of the unit, and the unit of each column."""
-    mean = pilot + total / n
-    if shifted:
-        spread = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0.0))
-        # A pilot far out leaves a variance of zero by cancellation: any unit will do then.
-        spread = np.where((spread == 0) & (squares > 0), np.sqrt(squares / n) * 1e-8, spread)
-    else:
-        spread = np.sqrt(np.maximum(squares + 2 * pilot * total + n * pilot**2, 0.0) / n)
-    unit = np.exp2(np.rint(np.log2(np.where(spread > 0, spread, 1.0))))
-    if not shifted:
-        return Scale(np.zeros_like(mean), unit)
-    return Scale(np.where(spread > 0, np.rint(mean / unit) * unit, pilot), unit)

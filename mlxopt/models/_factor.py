@@ -5,18 +5,20 @@ Notation as in `_design.py`; z is the part of the target that the columns explai
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from scipy.linalg import solve_triangular
 
 from mlxopt.models._design import Design
+from mlxopt.models._sparse import gram
 
 # A column counts as dependent when what is left of it after the others is no larger than this many
 # times the rounding of the numbers it is left from. Random dependent designs come out under 1.
 _CAUTION = 10.0
 # The Gram matrix squares the condition number κ: up to here the standard errors keep 8 digits.
-_GRAM_CONDITION = 1e4
+GRAM_CONDITION = 1e4
 # Refinement by the seminormal equations contracts where κ² times the roundoff is well below 1.
 _REFINE_CONDITION = 1e7
 
@@ -46,27 +48,31 @@ class Factor(NamedTuple):
         fitted = self.R @ solution
         rows = self.R[first:, first:] * design.scale.unit  # of coefficients in raw units
         Q, upper = np.linalg.qr(rows.T)
-        coef = Q @ solve_triangular(upper, fitted[first:], trans=1)
+        coef = Q @ np.linalg.solve(upper.T, fitted[first:])
         result = np.concatenate([np.zeros(first), coef * design.scale.unit])
         if first:
             result[0] = (fitted[0] - self.R[0, 1:] @ result[1:]) / self.R[0, 0]
         return result
 
 
-def factorize(design: Design, penalty: np.ndarray, solver: str = "") -> Factor:
+def factorize(design: Design, l2: float, solver: str = "") -> Factor:
     """Return the factor: by the Gram matrix where the design is large and that is safe, else by QR.
 
     Args:
-        design: the design.
-        penalty: (q,), the diagonal of Λ.
+        design: the design; where the scaling by a sample will not do, it is measured anew.
+        l2: the strength of the penalty.
         solver: "qr" for QR in any case.
     """
-    large = design.n * design.width > 2**16 and design.n > 4 * design.width
+    large = design.n * design.width > 2**15 and design.n > 4 * design.width
+    factor = None
     if solver != "qr" and large:
-        factor = _by_gram(design, penalty)
-        if factor is not None:
-            return factor
-    return _by_qr(design, penalty)
+        factor = _by_gram(design, design.penalty(l2))
+        if factor is None and design.measure():
+            factor = _by_gram(design, design.penalty(l2))
+    if factor is None:
+        design.measure()
+        factor = _by_qr(design, design.penalty(l2))
+    return factor
 
 
 def _by_gram(design: Design, penalty: np.ndarray) -> Factor | None:
@@ -76,20 +82,23 @@ def _by_gram(design: Design, penalty: np.ndarray) -> Factor | None:
     """
     q = design.width
     wide = q + (design.target is not None)
-    gram = np.zeros((wide, wide))
-    for _, block in design.blocks():
-        gram += block.T @ block  # NumPy sees the transpose and calls the symmetric product
-    matrix = gram[:q, :q] + np.diag(penalty**2)
+    products = np.zeros((wide, wide))
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers that the sample lacks
+        for _, rows in design.pieces():
+            products += gram(rows)
+    if not np.isfinite(products).all():
+        return None
+    matrix = products[:q, :q] + np.diag(penalty**2)
     try:
-        R = cholesky(matrix, check_finite=False)
-    except LinAlgError:
+        R = np.linalg.cholesky(matrix).T
+    except np.linalg.LinAlgError:
         return None
-    inverse = solve_triangular(R, np.eye(q), check_finite=False)
+    inverse = _inverse(R)
     condition = _condition(R, inverse)
-    if not condition < _GRAM_CONDITION or not _has_full_rank(R, inverse, design):
+    if not condition < GRAM_CONDITION or not _has_full_rank(R, inverse, design):
         return None
-    moments = gram[:q, q] if design.target is not None else np.zeros(q)
-    z = solve_triangular(R, moments, trans=1, check_finite=False)
+    moments = products[:q, q] if design.target is not None else np.zeros(q)
+    z = moments @ inverse
     # The residual is a small difference here; `refine` measures it.
     return Factor(np.arange(q), np.arange(0), R, z, np.nan, condition, inverse)
 
@@ -110,7 +119,7 @@ def _by_qr(design: Design, penalty: np.ndarray) -> Factor:
     if design.target is None:
         R = np.hstack([R, np.zeros((len(R), 1))])
     if len(R) >= q and np.all(np.diag(R)[:q] != 0):
-        inverse = solve_triangular(R[:q, :q], np.eye(q), check_finite=False)
+        inverse = _inverse(R[:q, :q])
         if _has_full_rank(R[:q, :q], inverse, design):
             residual = float(np.linalg.norm(R[q:, q]))
             condition = _condition(R[:q, :q], inverse)
@@ -120,22 +129,35 @@ def _by_qr(design: Design, penalty: np.ndarray) -> Factor:
     return _echelon(R, design)
 
 
+def _inverse(R: np.ndarray) -> np.ndarray:
+    """Return the inverse of an upper triangular matrix.
+
+    By NumPy's elimination, which finds nothing to eliminate: SciPy's triangular solver wakes the
+    threads of another BLAS while those of NumPy's still hold the cores, and waits for them.
+    """
+    return np.linalg.solve(R, np.eye(len(R)))
+
+
 def _noise(R: np.ndarray, design: Design, exact: np.ndarray | None = None) -> np.ndarray:
     """Return the rounding error in each column of the design, (q,).
 
-    That of the arithmetic is relative to the column as scaled, that of the dtype to the raw column:
-    a float32 year is known to 1e-4, whatever its spread.
+    That of the arithmetic is relative to the column as scaled, and grows like √n: among a million
+    rows of one-hot columns up to 500 roundoffs are left of a column that depends on others. That of
+    the dtype is relative to the raw column: a float32 year is known to 1e-4, whatever its spread.
 
     Args:
         R: (any, q), a triangular factor.
         design: the design.
         exact: (columns,), which columns hold only integers and so carry none of the dtype's.
     """
-    noise = 2.0**-53 * np.linalg.norm(R, axis=0)
+    noise = 2.0**-53 * max(0.25 * math.sqrt(design.n), 1.0) * np.linalg.norm(R, axis=0)
     precision = design.table.precision
     if exact is not None:
         precision = np.where(exact, 2.0**-53, precision)
-    noise[design.first :] += precision * design.size
+    raw = R[:, design.first :]
+    if design.fit_intercept:  # back from the center, by way of the column of ones
+        raw = raw + np.outer(R[:, 0], design.scale.center / design.scale.unit)
+    noise[design.first :] += precision * np.linalg.norm(raw, axis=0)
     return noise
 
 
@@ -190,7 +212,7 @@ def _echelon(R: np.ndarray, design: Design) -> Factor:
         basis.append(k)
     rank = len(basis)
     triangle = R[:rank, basis]
-    inverse = solve_triangular(triangle, np.eye(rank)) if rank else np.zeros((0, 0))
+    inverse = _inverse(triangle)
     return Factor(
         np.array(basis, dtype=int),
         np.array(dependent, dtype=int),
@@ -211,7 +233,7 @@ class Refined(NamedTuple):
     settled: bool  # whether the last correction was down to rounding
 
 
-def refine(design: Design, factor: Factor, penalty: np.ndarray, most: int) -> Refined:
+def refine(design: Design, factor: Factor, l2: float, most: int) -> Refined:
     """Return the solution corrected by residuals that are computed from the data.
 
     The residual r of the current solution gives the gradient Aᵀr, and RᵀR d = Aᵀr the correction
@@ -221,33 +243,36 @@ def refine(design: Design, factor: Factor, penalty: np.ndarray, most: int) -> Re
     Args:
         design: with a target.
         factor: of the design; with dependent columns nothing is corrected.
-        penalty: (q,), the diagonal of Λ.
+        l2: the strength of the penalty.
         most: passes over the data at most.
     """
-    q = design.width
+    q, penalty = design.width, design.penalty(l2)
     solution, squares, passes = factor.solve(), np.nan, 0
     scale = float(np.linalg.norm(factor.R @ solution))
-    before = np.inf
+    before, error = scale or np.inf, scale
     if len(factor.dependent) or not factor.condition < _REFINE_CONDITION:
         penalized = float(np.linalg.norm(penalty * solution))
         return Refined(solution, max(factor.residual**2 - penalized**2, 0.0), 0, True)
     while passes < most:
         gradient = -(penalty**2) * solution
         squares = 0.0
-        for _, block in design.blocks():
-            residual = block[:, q] - block[:, :q] @ solution
-            gradient += residual @ block[:, :q]
+        for _, rows in design.pieces():
+            residual = rows @ np.append(-solution, 1.0)
+            gradient += (residual @ rows)[:q]
             squares += float(residual @ residual)
         passes += 1
         half = gradient @ factor.inverse
         step = float(np.linalg.norm(half))  # ‖R d‖, the change of the fit
-        if step > 0.5 * before:
+        if passes > 1 and step > 0.5 * before:
             break
         solution = solution + factor.inverse @ half
+        if not penalty.any():
+            squares = max(squares - step**2, 0.0)  # of the new solution
+        # Each step is to the last as that is to the one before it, or smaller.
+        error = step * min(step / before, 1.0)
         before = step
-        if step <= 2.0**-50 * scale:
+        if error <= 2.0**-53 * scale:
             break
-    if not penalty.any():  # the residual of the solution, not of the one before
-        direct = factor.residual**2
-        squares = direct if np.isfinite(direct) else max(squares - before**2, 0.0)
-    return Refined(solution, squares, passes, before <= 1e-11 * scale + 1e-300)
+    if not penalty.any() and np.isfinite(factor.residual):
+        squares = factor.residual**2
+    return Refined(solution, squares, passes, error <= 1e-11 * scale + 1e-300)

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.special import expit
 
 from mlxopt.models._design import Design
+from mlxopt.models._sparse import gram
 
 _MOST_PASSES = 50
-_DONE = 1e-9  # a change in every logit that counts as none; the error then is its square
+_DONE = 2e-9  # a change in every logit that counts as none: standard errors keep nine digits
 _FLOOR = 1e-4  # below this a change that no longer shrinks is rounding
 
 
@@ -26,61 +26,101 @@ class Slopes(NamedTuple):
 
     value: float  # Σ w log(1 + exp(-s z)), without the penalty
     gradient: np.ndarray  # (k,), Aᵀ w (p - y) + penalty
-    information: np.ndarray  # (k, k), Aᵀ w p (1 - p) A + penalty: Fisher's
+    information: np.ndarray  # (k, k), Aᵀ w p (1 - p) A + penalty, Fisher's; (0, 0) if not wanted
+
+
+class Step(NamedTuple):
+    """A Newton step, and how far it moves the logits."""
+
+    change: np.ndarray | None  # (k,), of b; None where the information is singular
+    span: float  # the largest |change| of a logit
+    pull: float  # the largest s·change·σ(s z), or more if that is small: see `has_maximum`
+    margin: float  # the smallest s z, before the step
 
 
 class Likelihood:
     """The logistic likelihood over the independent columns of a design.
 
+    It remembers the last point, for which several will ask.
+
     Args:
         design: without target.
         labels: (n,) of 0.0 and 1.0, for the rows of positive weight.
         kept: (k,) the columns of the design that take part.
-        penalty: (q,), the diagonal of Λ, as `Design.penalty` returns it.
+        l2: the strength of the penalty.
     """
 
-    def __init__(
-        self, design: Design, labels: np.ndarray, kept: np.ndarray, penalty: np.ndarray
-    ) -> None:
+    def __init__(self, design: Design, labels: np.ndarray, kept: np.ndarray, l2: float) -> None:
         self.design, self.labels, self.kept = design, labels, kept
-        self.weights = np.ones(design.n) if design.weights is None else design.weights
+        one = np.broadcast_to(1.0, design.n)  # in no memory
+        self.weights = one if design.weights is None else design.weights
+        self.signs = 2.0 * labels - 1.0  # (n,): s
         self.total = float(self.weights.sum())
-        self.ridge = penalty[kept] ** 2 * design.mean_weight  # (k,): l2 Σw / unit²
-        self._all = len(kept) == design.width
+        self.ridge = design.penalty(l2)[kept] ** 2 * design.mean_weight  # (k,): l2 Σw / unit²
+        self._slopes: tuple[bytes, Slopes] | None = None
+        self._step: tuple[bytes, Step] | None = None
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield (which rows, A of the independent columns)."""
+        """Yield (which rows, A of the independent columns), a copy if there are others."""
+        every = len(self.kept) == self.design.width
         for where, block in self.design.blocks(weighted=False):
-            yield where, block if self._all else block.take(self.kept, axis=1)
+            yield where, block if every else block.take(self.kept, axis=1)
 
-    def slopes(self, b: np.ndarray) -> Slopes:
-        """Return value, gradient and information at b; one pass over the data."""
-        value, gradient, information = 0.0, self.ridge * b, np.diag(self.ridge)
-        for where, A in self.blocks():
-            z, y, w = A @ b, self.labels[where], self.weights[where]
-            p = expit(z)
-            value += float(w @ np.logaddexp(0.0, np.where(y > 0, -z, z)))
-            # σ(z) - 1 = -σ(-z), without the cancellation
-            gradient += (w * np.where(y > 0, -expit(-z), p)) @ A
-            root = A * np.sqrt(w * p * expit(-z))[:, None]
-            information += root.T @ root
-        return Slopes(value, gradient, information)
+    def slopes(self, b: np.ndarray, information: bool = True) -> Slopes:
+        """Return value, gradient and, if asked for, information at b; one pass over the data."""
+        key = b.tobytes()
+        if self._slopes is not None and self._slopes[0] == key:
+            last = self._slopes[1]
+            if last.information.size or not information:
+                return last
+        q = self.design.width
+        wide = self._widen(b)
+        value, gradient, matrix = 0.0, np.zeros(q), np.zeros((q, q))
+        for where, A in self.design.pieces(weighted=False):
+            sign, w = self.signs[where], self.weights[where]
+            margin = sign * (A @ wide)
+            # Of exp none but negative arguments, and no differences, so that all digits are kept:
+            # log(1 + exp(-m)) = max(-m, 0) + log(1 + exp(-|m|)), and p - y = -s σ(-m).
+            decay = np.exp(-np.abs(margin))
+            value += float(w @ (np.maximum(-margin, 0.0) + np.log1p(decay)))
+            likely = 1.0 / (1.0 + decay)  # σ(|m|)
+            missed = np.exp(-np.maximum(margin, 0.0)) * likely  # σ(-m)
+            gradient -= (w * sign * missed) @ A
+            if information:
+                matrix += gram(A, np.sqrt(w * decay) * likely)
+        kept = np.ix_(self.kept, self.kept)
+        slopes = Slopes(
+            value,
+            gradient[self.kept] + self.ridge * b,
+            matrix[kept] + np.diag(self.ridge) if information else np.empty((0, 0)),
+        )
+        self._slopes = key, slopes
+        return slopes
 
-    def reach(self, b: np.ndarray, step: np.ndarray) -> tuple[float, float, float]:
-        """Return how far a Newton step moves the logits, and the least margin at b.
+    def newton(self, b: np.ndarray) -> Step:
+        """Return the Newton step at b; at most two passes over the data."""
+        key = b.tobytes()
+        if self._step is None or self._step[0] != key:
+            change = newton_step(self.slopes(b))
+            self._step = key, self._reach(b, change)
+        return self._step[1]
 
-        Returns:
-            the largest |change| of a logit; the largest s·change·σ(s z), which under 1 proves that
-            the maximum exists (see `has_maximum`); the smallest margin s z.
-        """
+    def _reach(self, b: np.ndarray, change: np.ndarray | None) -> Step:
         span, pull, margin = 0.0, -math.inf, math.inf
-        for where, A in self.blocks():
-            z, change = A @ b, A @ step
-            sign = 2.0 * self.labels[where] - 1.0
-            span = max(span, float(np.abs(change).max()))
-            pull = max(pull, float((sign * change * expit(sign * z)).max()))
-            margin = min(margin, float((sign * z).min()))
-        return span, pull, margin
+        both = np.column_stack([self._widen(v) for v in (b, 0 * b if change is None else change)])
+        for where, A in self.design.pieces(weighted=False):
+            margins, moves = (A @ both).T * self.signs[where]
+            ahead = float(moves.max())
+            span = max(span, ahead, -float(moves.min()))
+            pull = max(pull, ahead if ahead < 0.5 else float((moves * expit(margins)).max()))
+            margin = min(margin, float(margins.min()))
+        return Step(change, span, pull, margin)
+
+    def _widen(self, b: np.ndarray) -> np.ndarray:
+        """Return b with a zero for each column that takes no part, (q,)."""
+        wide = np.zeros(self.design.width)
+        wide[self.kept] = b
+        return wide
 
 
 def newton_step(slopes: Slopes) -> np.ndarray | None:
@@ -88,11 +128,12 @@ def newton_step(slopes: Slopes) -> np.ndarray | None:
     unit = np.sqrt(np.diag(slopes.information))
     if not (unit > 0).all():
         return None
+    matrix = slopes.information / np.outer(unit, unit)
     try:
-        factor = cho_factor(slopes.information / np.outer(unit, unit))
-    except LinAlgError:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
         return None
-    return -cho_solve(factor, slopes.gradient / unit) / unit
+    return -np.linalg.solve(matrix, slopes.gradient / unit) / unit
 
 
 def has_maximum(pull: float) -> bool:
@@ -118,26 +159,27 @@ class Maximum(NamedTuple):
     converged: bool
 
 
-def finish(likelihood: Likelihood, b: np.ndarray) -> Maximum:
+def finish(likelihood: Likelihood, b: np.ndarray, done: float = _DONE) -> Maximum:
     """Return the maximum, by Newton's method from b, to the last digits of float64.
 
     Each step is shortened by log(1 + D) / D, where D is the largest change of a logit: along the
     step the curvature grows at most like exp(D t), because the third derivative of log(1 + exp z)
     is no larger than the second, so the loss falls all the way. Near the maximum D → 0 and the step
     is whole.
+
+    Args:
+        likelihood: what to maximize.
+        b: (k,), where to start.
+        done: the change of a logit after which to stop; the error then is about its square.
     """
     before = math.inf
-    slopes = likelihood.slopes(b)
     for passes in range(1, _MOST_PASSES + 1):
-        step = newton_step(slopes)
-        if step is None:
-            return Maximum(b, slopes, passes, False)
-        span, _, _ = likelihood.reach(b, step)
-        if not math.isfinite(span):
-            return Maximum(b, slopes, passes, False)
-        if span <= _DONE or (span < _FLOOR and span > 0.5 * before):
-            return Maximum(b + step if span < before else b, slopes, passes, True)
-        b = b + step * (math.log1p(span) / span)
+        change, span, _, _ = likelihood.newton(b)
         slopes = likelihood.slopes(b)
+        if change is None or not math.isfinite(span):
+            return Maximum(b, slopes, passes, False)
+        if span <= done or (span < _FLOOR and span > 0.5 * before):
+            return Maximum(b + change if span < before else b, slopes, passes, True)
+        b = b + change * (math.log1p(span) / span)
         before = span
-    return Maximum(b, slopes, _MOST_PASSES, False)
+    return Maximum(b, likelihood.slopes(b), _MOST_PASSES, False)

@@ -7,11 +7,13 @@ coefficients that a solver returns say when it stopped, not what the data say.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
-from mlxopt.models._likelihood import Likelihood, has_maximum, newton_step
+from mlxopt.models._base import SeparationWarning
+from mlxopt.models._likelihood import Likelihood, has_maximum
 
 _FIRST_ROWS = 20_000  # rows that the linear program starts with
 _TINY = 1e-6  # relative to the largest margin or coefficient: zero up to the program's tolerance
@@ -30,13 +32,9 @@ def find_separation(likelihood: Likelihood, b: np.ndarray) -> Separation | None:
     The cheap proofs come first: a Newton step at b that proves a maximum; a single column that
     separates; b itself. What is left is decided by a linear program.
     """
-    slopes = likelihood.slopes(b)
-    step = newton_step(slopes)
-    margin = likelihood.reach(b, np.zeros_like(b))[2]
-    if step is not None:
-        _, pull, margin = likelihood.reach(b, step)
-        if math.isfinite(pull) and has_maximum(pull):
-            return None
+    change, _, pull, margin = likelihood.newton(b)
+    if change is not None and math.isfinite(pull) and has_maximum(pull):
+        return None
     alone, strict = _columns_alone(likelihood)
     if alone:
         return Separation(strict or margin > 0, alone)
@@ -134,3 +132,21 @@ def _names(likelihood: Likelihood, direction: np.ndarray) -> list[str]:
     parts = [likelihood.kept[j] for j in np.flatnonzero(size > _TINY * size.max())]
     names = [likelihood.design.name(index) for index in parts]
     return [name for name in names if name != "intercept"] or names
+
+
+def warn_of_separation(separation: Separation) -> str:
+    """Warn of separated classes; return the note for the summary."""
+    listed = ", ".join(repr(name) for name in separation.columns[:10])
+    more = len(separation.columns) - 10
+    listed += f" and {more} more" if more > 0 else ""
+    many = len(separation.columns) > 1
+    how = "completely" if separation.complete else "except on the border between them (quasi)"
+    note = (
+        f"column{'s' * many} {listed} separate{'s' * (not many)} the classes {how}: the "
+        f"likelihood grows for ever as these coefficients do, so they have no finite estimate. "
+        f"Those given are where the solver stopped; they serve to predict, and standard errors do "
+        f"not exist. "
+        f"Use l2 > 0, drop or merge the column{'s' * many}, or collect more rows."
+    )
+    warnings.warn(note, SeparationWarning, stacklevel=3)
+    return note

@@ -6,18 +6,17 @@ import math
 import warnings
 from typing import Any, Self
 
-import mlx.core as mx
 import numpy as np
 from scipy.special import fdtrc
 
 from mlxopt._result import Result
 from mlxopt._status import Status
-from mlxopt.losses import squared_error
-from mlxopt.models._base import Model, optimizer_for, run, warn_of_rank, warn_of_status
+from mlxopt.models._base import Model, warn_of_rank, warn_of_status
 from mlxopt.models._design import Design
 from mlxopt.models._factor import Factor, factorize, refine
 from mlxopt.models._input import read_table, read_target, read_weights
-from mlxopt.models._summary import Summary, counted
+from mlxopt.models._run import optimizer_for, run
+from mlxopt.models._summary import Summary, counted, probability_text
 
 _CLOSE = 1e-6  # a difference in the fitted values, in the same units, that counts as rounding
 _TOL = 1e-10  # on the gradient, with columns and target scaled to a spread near 1
@@ -36,11 +35,11 @@ class LinearRegression(Model):
 
     Args:
         solver: "auto": float64 QR while the design is small or ill-conditioned; where it is large,
-            its Gram matrix, a block of rows at a time, with the answer refined by residuals from
-            the data. "qr" takes QR in any case. Both read X in blocks and never copy it whole.
-            "newton", "lbfgs", "momentum" and "sgd" (full-batch, with steps of 1 / the largest
-            curvature) run `mlxopt.minimize` on a scaled float64 copy, and so does any optimizer of
-            mlxopt's.
+            its Gram matrix, with the answer refined by residuals from the data. "qr" takes QR in
+            any case. "newton", "lbfgs", "momentum" and "sgd" (full-batch, with steps of 1 / the
+            largest curvature) run `mlxopt.minimize`, and so does any optimizer of mlxopt's. All of
+            them read X a block of rows at a time, cast to float64; of more than 16 MB no copy is
+            kept, but of one-hot columns (where "auto" is many times faster) their nonzero entries.
         l2: the strength of the penalty, zero or more; the intercept is free of it.
         fit_intercept: whether there is an intercept.
         max_steps: for the solvers that take steps.
@@ -117,12 +116,11 @@ class LinearRegression(Model):
         target = read_target(y, table.rows)
         weights = read_weights(sample_weight, table.rows)
         design = Design(table, weights, bool(self.fit_intercept), target)
-        penalty = design.penalty(float(self.l2))
         by_name = self.solver if isinstance(self.solver, str) else ""
-        factor, solution, squares, passes = _direct(design, penalty, by_name)
+        factor, solution, squares, passes = _direct(design, float(self.l2), by_name)
         status, result = Status.CONVERGED, None
         if by_name not in ("auto", "qr"):
-            result, reached = _iterate(design, factor, self, penalty)
+            result, reached = _iterate(design, factor, self)
             status, passes = result.status, result.steps
             # The error is quadratic, so from wherever a run converged one Newton step leads to the
             # minimum, and that is the solution by the factor, right to more digits than a gradient
@@ -145,7 +143,9 @@ class LinearRegression(Model):
         self.status_, self.n_iter_, self.result_ = status, passes, result
         errors = self._standard_errors(design, factor, squares, notes)
         self.coef_se_, self.intercept_se_ = errors
-        self._summary = self._summarize(design, squares, notes)
+        by_gram = "refined Gram matrix" if math.isnan(factor.residual) else "QR"
+        ran = by_gram if by_name in ("auto", "qr") else repr(self.solver)
+        self._summary = self._summarize(design, squares, ran, notes)
         return self
 
     def _standard_errors(
@@ -171,15 +171,17 @@ class LinearRegression(Model):
             return np.full(design.table.columns, math.nan), math.nan
         return design.standard_errors(factor.inverse * math.sqrt(squares / spare))
 
-    def _summarize(self, design: Design, squares: float, notes: list[str]) -> Summary:
+    def _summarize(self, design: Design, squares: float, ran: str, notes: list[str]) -> Summary:
         n, rank = design.n, self.rank_
         assert design.target is not None
         unit = float(design.target_scale.unit[0])
-        root = np.ones(n) if design.root is None else design.root
-        mean = float(root**2 @ design.target) / n if self.fit_intercept else 0.0
-        total = float(np.sum(np.square(root * (design.target - mean))))
+        share = None if design.root is None else design.root**2
+        mean = float(np.average(design.target, weights=share)) if self.fit_intercept else 0.0
+        away = design.target - mean if design.root is None else design.root * (design.target - mean)
+        total = float(away @ away)
         rss = squares * unit**2 * design.mean_weight  # Σ w r²
-        figures = {"rows": f"{n:,}", "rank": f"{rank} of {design.width}"}
+        penalized = " with the penalty" if self.l2 > 0 else ""
+        figures = {"rows": f"{n:,}", "rank": f"{rank} of {design.width}{penalized}"}
         r2 = 1.0 - squares / total if total > 0 else math.nan
         about = "" if self.fit_intercept else " (about zero: no intercept)"
         figures["R²"] = f"{r2:.6g}{about}" if total > 0 else "undefined: y is constant"
@@ -193,14 +195,14 @@ class LinearRegression(Model):
             if slopes > 0 and squares > 0:
                 ratio = (total - squares) / slopes / (squares / spare)
                 p = float(fdtrc(slopes, spare, max(ratio, 0.0)))
-                figures["F"] = f"{ratio:.5g} on {slopes} and {spare:,}, P {p:.3g}"
+                figures["F"] = f"{ratio:.5g} on {slopes} and {spare:,}, P {probability_text(p)}"
         if rss > 0:
             logs = 0.0 if design.weights is None else float(np.sum(np.log(design.weights)))
             likelihood = 0.5 * (logs - n * (math.log(2 * math.pi * rss / n) + 1.0))
             figures["log-likelihood"] = f"{likelihood:.8g}"
         if self.l2 > 0:
             figures["penalty"] = f"l2 = {self.l2:g}"
-        figures["solver"] = f"{self.solver!r}, {self.status_.name}"
+        figures["solver"] = f"{ran}, {self.status_.name}"
         first = design.first
         return Summary(
             title=f"Linear regression, {counted(n, 'row')}, "
@@ -243,59 +245,48 @@ class LinearRegression(Model):
 
 def _squares(design: Design, solution: np.ndarray) -> float:
     """Return Σ w r² of a scaled solution, with weights of mean 1, in scaled units."""
-    residuals = (block[:, -1] - block[:, :-1] @ solution for _, block in design.blocks())
+    residuals = (rows @ np.append(-solution, 1.0) for _, rows in design.pieces())
     return float(sum(residual @ residual for residual in residuals))
 
 
-def _direct(
-    design: Design, penalty: np.ndarray, solver: str
-) -> tuple[Factor, np.ndarray, float, int]:
+def _direct(design: Design, l2: float, solver: str) -> tuple[Factor, np.ndarray, float, int]:
     """Return the factor, the scaled solution, Σ w r² (scaled) and passes over the data."""
-    factor = factorize(design, penalty, solver)
+    factor = factorize(design, l2, solver)
     by_gram = math.isnan(factor.residual)
-    refined = refine(design, factor, penalty, _GRAM_PASSES if by_gram else 1)
+    refined = refine(design, factor, l2, _GRAM_PASSES if by_gram else 1)
     if by_gram and not refined.settled:
-        factor = factorize(design, penalty, "qr")
-        refined = refine(design, factor, penalty, 1)
+        factor = factorize(design, l2, "qr")
+        refined = refine(design, factor, l2, 1)
     return factor, refined.solution, refined.squares, 1 + refined.passes
 
 
-def _iterate(
-    design: Design, factor: Factor, model: LinearRegression, penalty: np.ndarray
-) -> tuple[Result, np.ndarray]:
+def _iterate(design: Design, factor: Factor, model: LinearRegression) -> tuple[Result, np.ndarray]:
     """Return the result of `minimize` over the independent columns, and the scaled solution.
 
-    The rows are weighted beforehand, so that the mean of the squares is the weighted mean.
+    The loss is the mean of ½r², with weights of mean 1, and the penalty.
     """
     kept = factor.basis
-    rows = np.empty((design.n, design.width + 1))
-    for where, block in design.blocks():
-        rows[where] = block
-    A = mx.array(np.ascontiguousarray(rows[:, kept]), dtype=mx.float64)
-    y = mx.array(np.ascontiguousarray(rows[:, -1]), dtype=mx.float64)
-    ridge = mx.array(penalty[kept] ** 2 / design.n, dtype=mx.float64)
-    share = mx.array(
-        1.0 / design.n, dtype=mx.float64
-    )  # as data: a mean is compiled anew for each n
+    ridge = design.penalty(float(model.l2))[kept] ** 2
     triangle = factor.R[:, kept]
+
+    def widen(b: np.ndarray) -> np.ndarray:
+        wide = np.zeros(design.width)
+        wide[kept] = b
+        return wide
+
+    def evaluate(b: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = float(ridge @ b**2), ridge * b
+        for _, rows in design.pieces():
+            residual = rows @ np.append(-widen(b), 1.0)
+            value += float(residual @ residual)
+            gradient -= (residual @ rows)[kept]
+        return 0.5 * value / design.n, gradient / design.n
+
+    def hessian(_: np.ndarray) -> np.ndarray:
+        return triangle.T @ triangle / design.n
+
     curvature = float(np.linalg.norm(triangle, 2)) ** 2 / design.n
-
-    def hessian(params: mx.array, *_: Any) -> mx.array:
-        return mx.array(triangle.T @ triangle / design.n, dtype=mx.float64)
-
-    result = run(
-        _loss,
-        mx.array(np.zeros(len(kept)), dtype=mx.float64),
-        optimizer_for(model.solver, curvature, hessian),
-        (A, y, ridge, share),
-        _TOL,
-        int(model.max_steps),
-    )
-    solution = np.zeros(design.width)
-    solution[kept] = np.asarray(result.params)
-    return result, solution
-
-
-def _loss(params: mx.array, A: mx.array, y: mx.array, ridge: mx.array, share: mx.array) -> mx.array:
-    """Return the mean squared error with its penalty, for scaled coefficients, intercept first."""
-    return share * mx.sum(squared_error(A @ params, y)) + 0.5 * mx.sum(ridge * mx.square(params))
+    optimizer = optimizer_for(model.solver, curvature, hessian)
+    start = np.zeros(len(kept))
+    result = run(evaluate, hessian, start, optimizer, _TOL, int(model.max_steps))
+    return result, widen(np.array(result.params))

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, Self
 
-import mlx.core as mx
 import numpy as np
 from scipy.special import expit, xlogy
 
 from mlxopt._result import Result
 from mlxopt._status import Status
-from mlxopt.losses import logistic
-from mlxopt.models._base import (
-    Model,
-    SeparationWarning,
-    optimizer_for,
-    run,
-    warn_of_rank,
-    warn_of_status,
-)
+from mlxopt.models._base import Model, warn_of_rank, warn_of_status
 from mlxopt.models._design import Design
-from mlxopt.models._factor import Factor, factorize
+from mlxopt.models._factor import GRAM_CONDITION, Factor, factorize
 from mlxopt.models._input import read_column, read_labels, read_table, read_weights
 from mlxopt.models._likelihood import Likelihood, Maximum, finish
-from mlxopt.models._separation import Separation, find_separation
+from mlxopt.models._run import optimizer_for, run
+from mlxopt.models._separation import find_separation, warn_of_separation
 from mlxopt.models._summary import Summary, counted
+from mlxopt.optimizers import Newton
 
+_ENOUGH = 20  # rows for each coefficient make a sample worth fitting
 _TOL = 1e-8  # on the gradient of the mean loss in scaled columns; `finish` goes on from there
 
 
@@ -44,9 +37,10 @@ class LogisticRegression(Model):
 
     Args:
         solver: "newton" (with the Hessian XᵀWX), "lbfgs", "momentum", "sgd" (full-batch, with steps
-            of 1 / the largest curvature), or any optimizer of mlxopt's; `mlxopt.minimize` runs it
-            on a scaled float64 copy of X. A converged run is finished by Newton steps on X itself,
-            so that all of them give the same digits.
+            of 1 / the largest curvature), or any optimizer of mlxopt's, run by `mlxopt.minimize`. A
+            converged run is finished by Newton steps, so that all of them give the same digits.
+            X is read a block of rows at a time, cast to float64; of more than 16 MB no copy is
+            kept. On large data "newton" starts from the maximum of a sample of the rows.
         l2: the strength of the penalty, zero or more; the intercept is free of it.
             scikit-learn's C is 1 / (l2 · Σw).
         fit_intercept: whether there is an intercept.
@@ -135,10 +129,15 @@ class LogisticRegression(Model):
             raise ValueError(
                 f"all rows of positive sample_weight are of one class, {only!r}; expected two."
             )
-        penalty = design.penalty(float(self.l2))
-        factor = factorize(design, penalty)
-        likelihood = Likelihood(design, used, factor.basis, penalty)
-        result, b = _iterate(likelihood, factor, self)
+        l2 = float(self.l2)
+        likelihood = Likelihood(design, used, np.arange(design.width), l2)
+        learned = _learn_from_sample(likelihood, labels, l2) if self.solver == "newton" else None
+        if learned is None:
+            factor = factorize(design, l2)
+            likelihood = Likelihood(design, used, factor.basis, l2)
+            learned = factor, np.zeros(len(factor.basis))
+        factor, start = learned
+        result, b = _iterate(likelihood, factor, start, self)
         status = result.status
 
         separation = None if self.l2 > 0 else find_separation(likelihood, b)
@@ -157,7 +156,7 @@ class LogisticRegression(Model):
             solution = factor.minimum_norm(design, solution)
             notes.append(warn_of_rank(names, len(factor.basis), design.width))
         if separation is not None:
-            notes.append(_warn_of_separation(separation))
+            notes.append(warn_of_separation(separation))
         else:
             warn_of_status(status, self.solver)
 
@@ -209,7 +208,7 @@ class LogisticRegression(Model):
         first, last = (repr(label) for label in self.classes_.tolist())
         figures = {
             "rows": f"{n:,}, of them {int(y.sum()):,} of class {last}",
-            "rank": f"{self.rank_} of {design.width}",
+            "rank": f"{self.rank_} of {design.width}{' with the penalty' * (self.l2 > 0)}",
             "log-likelihood": f"{-value:.8g}",
             "deviance": f"{2 * value:.8g}",
             "deviance, null": f"{2 * null:.8g}",
@@ -265,60 +264,64 @@ class LogisticRegression(Model):
 
 
 def _iterate(
-    likelihood: Likelihood, factor: Factor, model: LogisticRegression
+    likelihood: Likelihood, factor: Factor, start: np.ndarray, model: LogisticRegression
 ) -> tuple[Result, np.ndarray]:
-    """Return the result of `minimize` over the independent columns, and its params."""
-    design, kept = likelihood.design, likelihood.kept
-    rows = np.empty((design.n, len(kept)))
-    for where, A in likelihood.blocks():
-        rows[where] = A
-    arrays = (
-        rows, likelihood.labels, likelihood.weights / likelihood.total,
-        likelihood.ridge / likelihood.total,
-    )  # fmt: skip
-    data = tuple(mx.array(array, dtype=mx.float64) for array in arrays)
-    del rows, arrays
+    """Return the result of `minimize` over the independent columns, and its params.
+
+    The loss is the mean of the losses, with its penalty.
+    """
+    total, ridge = likelihood.total, likelihood.ridge
+    is_newton = model.solver == "newton" or isinstance(model.solver, Newton)
+
+    def evaluate(b: np.ndarray) -> tuple[float, np.ndarray]:
+        slopes = likelihood.slopes(b, information=is_newton)
+        return (slopes.value + 0.5 * float(ridge @ b**2)) / total, slopes.gradient / total
+
+    def hessian(b: np.ndarray) -> np.ndarray:
+        return likelihood.slopes(b).information / total
+
     # σ' ≤ ¼, and the factor's penalty is there already, in full.
-    curvature = float(np.linalg.norm(factor.R[:, kept], 2)) ** 2 / design.n
+    triangle = factor.R[:, likelihood.kept]
+    curvature = float(np.linalg.norm(triangle, 2)) ** 2 / likelihood.design.n
     if model.l2 == 0:
         curvature /= 4.0
-
-    def hessian(params: mx.array, *_: Any) -> mx.array:
-        information = likelihood.slopes(np.asarray(params)).information
-        return mx.array(information / likelihood.total, dtype=mx.float64)
-
-    result = run(
-        _loss,
-        mx.array(np.zeros(len(kept)), dtype=mx.float64),
-        optimizer_for(model.solver, curvature, hessian),
-        data,
-        _TOL,
-        int(model.max_steps),
-    )
+    optimizer = optimizer_for(model.solver, curvature, hessian)
+    result = run(evaluate, hessian, start, optimizer, _TOL, int(model.max_steps))
     return result, np.array(result.params)
 
 
-def _loss(
-    params: mx.array, A: mx.array, labels: mx.array, weights: mx.array, ridge: mx.array
-) -> mx.array:
-    """Return the mean loss with its penalty, for scaled coefficients, intercept first."""
-    losses = logistic(A @ params, labels)
-    return mx.sum(weights * losses) + 0.5 * mx.sum(ridge * mx.square(params))
+def _learn_from_sample(
+    likelihood: Likelihood, labels: np.ndarray, l2: float
+) -> tuple[Factor, np.ndarray] | None:
+    """Return the factor of a sample of the rows, and a start near the maximum of all; or None.
 
+    Columns that are independent in some rows are independent in all. From the maximum of the sample
+    one step leads on, with the slopes of all rows and the sample's curvature; from there Newton's
+    method takes half the steps that it takes from zero.
 
-def _warn_of_separation(separation: Separation) -> str:
-    """Warn of separated classes; return the note for the summary."""
-    listed = ", ".join(repr(name) for name in separation.columns[:10])
-    more = len(separation.columns) - 10
-    listed += f" and {more} more" if more > 0 else ""
-    many = len(separation.columns) > 1
-    how = "completely" if separation.complete else "except on the border between them (quasi)"
-    note = (
-        f"column{'s' * many} {listed} separate{'s' * (not many)} the classes {how}: the "
-        f"likelihood grows for ever as these coefficients do, so they have no finite estimate. "
-        f"Those given are where the solver stopped; they serve to predict, and standard errors do "
-        f"not exist. "
-        f"Use l2 > 0, drop or merge the column{'s' * many}, or collect more rows."
-    )
-    warnings.warn(note, SeparationWarning, stacklevel=3)
-    return note
+    Args:
+        likelihood: of all rows and columns.
+        labels: (rows,), of the table.
+        l2: the strength of the penalty.
+    """
+    design = likelihood.design
+    if design.sample is None or design.sample.n < _ENOUGH * design.width:
+        return None
+    second = design.sample.pick(labels[:: design.stride])
+    if second.min() == second.max():
+        return None
+    factor = factorize(design.sample, l2)
+    if len(factor.dependent) or not factor.condition < GRAM_CONDITION:
+        return None
+    some = Likelihood(design.sample, second, factor.basis, l2)
+    maximum = finish(some, np.zeros(design.width), done=0.3)
+    if not maximum.converged:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers that the sample lacks
+        gradient = likelihood.slopes(maximum.b, information=False).gradient / likelihood.total
+        start = maximum.b - np.linalg.solve(maximum.slopes.information / some.total, gradient)
+        slopes = likelihood.slopes(start)
+    if np.isfinite(slopes.information).all() and slopes.value < likelihood.total * math.log(2.0):
+        return factor, start  # better than zero
+    design.measure()
+    return None

@@ -1,0 +1,98 @@
+"""A run of `minimize` over data that stay outside MLX."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._minimize import minimize
+from mlxopt._result import Result
+from mlxopt._status import ConvergenceWarning, Status
+from mlxopt.optimizers import LBFGS, SGD, Momentum, Newton, Optimizer
+
+
+def run(
+    evaluate: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    hessian: Callable[[np.ndarray], np.ndarray],
+    start: np.ndarray,
+    optimizer: Optimizer[Any],
+    tol: float,
+    max_steps: int,
+) -> Result:
+    """Return the result of `minimize`, without its warnings: the model judges and words its own.
+
+    The data stay outside MLX: they are read in blocks and summed in float64, in which MLX on a CPU
+    has neither exact functions nor room to spare. MLX sees a loss with its derivatives.
+
+    Args:
+        evaluate: returns value and gradient, (k,), at a point, (k,), all float64.
+        hessian: returns the second derivative, (k, k), at a point.
+        start: (k,).
+        optimizer: any of mlxopt's.
+        tol: on the gradient.
+        max_steps: at most.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which `minimize` answers with its last point. Half a fit is none.
+    """
+
+    def float64(values: Any) -> mx.array:
+        return mx.array(values, dtype=mx.float64)
+
+    @functools.lru_cache(maxsize=1)  # the gradient is asked for after the value, at one point
+    def at(point: bytes) -> tuple[float, np.ndarray]:
+        return evaluate(np.frombuffer(point))
+
+    @mx.custom_function
+    def loss(params: mx.array) -> mx.array:
+        return float64(at(np.array(params).tobytes())[0])
+
+    @mx.custom_function
+    def gradient(params: mx.array) -> mx.array:
+        return float64(at(np.array(params).tobytes())[1])
+
+    @loss.vjp
+    def _(params: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        return cotangent * cast(mx.array, gradient(params))
+
+    @gradient.vjp
+    def _(params: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        return float64(hessian(np.array(params))) @ cotangent
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        result = minimize(
+            cast(Callable[..., mx.array], loss), float64(start), optimizer,
+            tol=tol, max_steps=max_steps, progress=False, compile=False,
+        )  # fmt: skip
+    if result.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return dataclasses.replace(result, certify=None)  # which would keep hold of the data
+
+
+def optimizer_for(
+    solver: Any, curvature: float, hessian: Callable[[np.ndarray], np.ndarray]
+) -> Optimizer[Any]:
+    """Return the optimizer that a solver's name stands for; an optimizer stands for itself.
+
+    Args:
+        solver: a name or an optimizer.
+        curvature: the largest eigenvalue that the Hessian can have; 1/curvature is the longest
+            step with which gradient descent is sure to descend.
+        hessian: as in `run`, for Newton's method.
+    """
+    if isinstance(solver, Optimizer):
+        return solver
+    rate = 1.0 / curvature if curvature > 0 else 1.0
+    return {
+        "newton": Newton(hessian=lambda params: mx.array(hessian(np.array(params)), mx.float64)),
+        "lbfgs": LBFGS(),
+        "momentum": Momentum(rate, momentum=0.9, nesterov=True),
+        "sgd": SGD(rate),
+    }[solver]
