@@ -14,7 +14,6 @@ import contextlib
 import functools
 import os
 import sys
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -23,12 +22,12 @@ _FLAGS = ["-std=c++17", "-O3", "-Wall", "-fPIC"]  # those of MLX: with others GC
 _LIMIT = 60.0  # seconds
 
 
-def precompiled_header() -> Path:
+def precompiled_header() -> str:
     """Return where the precompiled header is, or would be."""
     names = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # C++'s temp_directory_path, which MLX asks
     folder = next((os.environ[name] for name in names if os.environ.get(name)), "/tmp")
     version = mx.__version__  # pyright: ignore[reportAttributeAccessIssue]
-    return Path(folder, "mlx", version, "cpu", f"{_HEADER}.gch")
+    return os.path.join(folder, "mlx", version, "cpu", f"{_HEADER}.gch")
 
 
 @functools.cache  # one attempt a process
@@ -40,23 +39,24 @@ def precompile_header() -> None:
     if sys.platform != "linux" or mx.default_device() != mx.cpu:
         return
     compiler = shutil.which("g++")
-    include = Path(mx.__file__).parent / "include"
-    if compiler is None or not (include / _HEADER).is_file():
+    include = os.path.join(os.path.dirname(mx.__file__), "include")
+    header = os.path.join(include, _HEADER)
+    if compiler is None or not os.path.isfile(header):
         return
     target = precompiled_header()
     # Several processes may be at it: each writes a file of its own, and the last one stays.
-    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    partial = f"{target}.{os.getpid()}"
     try:
-        if target.exists():
+        if os.path.exists(target):
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         command = [compiler, *_FLAGS, f"-I{include}", "-x", "c++-header"]
         subprocess.run(
-            [*command, str(include / _HEADER), "-o", str(partial)],
+            [*command, header, "-o", partial],
             check=True, capture_output=True, timeout=_LIMIT,
         )  # fmt: skip
-        partial.replace(target)
+        os.replace(partial, target)
     except (OSError, subprocess.SubprocessError):
         pass  # nothing is lost: kernels then take their usual time
     with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
+        os.unlink(partial)

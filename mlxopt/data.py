@@ -9,6 +9,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+_AHEAD = 64  # batches fetched at a time at most,
+_BYTES_AHEAD = 2**22  # and as many bytes, or else one batch
+
 
 class Batches:
     """Mini-batches of arrays that share their first axis; made by `batches`.
@@ -50,17 +53,30 @@ class Batches:
         order = None
         if self.shuffle:
             order = np.random.default_rng((self.seed, index)).permutation(self.rows)
-        for number in range(len(self)):
-            start = number * self.batch_size
-            stop = min(start + self.batch_size, self.rows)
-            if order is None:
-                yield tuple(array[start:stop] for array in self.arrays)
-            else:
-                rows = order[start:stop]
-                yield tuple(
-                    array[mx.array(rows)] if isinstance(array, mx.array) else array[rows]
-                    for array in self.arrays
-                )
+        end = len(self) * self.batch_size if self.drop_last else self.rows
+        ahead = self._rows_ahead()
+        for start in range(0, end, ahead):
+            stop = min(start + ahead, end)
+            rows = slice(start, stop) if order is None else order[start:stop]
+            yield from zip(*(self._cut(array, rows) for array in self.arrays), strict=True)
+
+    def _rows_ahead(self) -> int:
+        """Return how many rows are fetched at a time: a few batches, where these are small.
+
+        One gather of many rows and one split cost no more than a gather of few, which takes longer
+        than a step does on a small batch.
+        """
+        row = sum(array.nbytes for array in self.arrays) // self.rows
+        return self.batch_size * max(1, min(_AHEAD, _BYTES_AHEAD // max(1, row * self.batch_size)))
+
+    def _cut(self, array: Any, rows: Any) -> list[Any]:
+        """Return the batches among these rows of an array."""
+        if isinstance(array, mx.array):
+            part = array[mx.array(rows) if isinstance(rows, np.ndarray) else rows]
+            cuts = list(range(self.batch_size, part.shape[0], self.batch_size))
+            return list(mx.split(part, cuts)) if cuts else [part]
+        part = array[rows]
+        return [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
 
     def __repr__(self) -> str:
         shuffled = f"shuffled with seed {self.seed}" if self.shuffle else "in order"

@@ -31,12 +31,20 @@ ROOMS = [
     ["losses", "data", "plots", "prox", "schedules", "_functional", "_progress"],
     ["special", "linalg"],
     ["_backend", "_checks"],
-    ["_tree", "_status", "_blas", "_compiler"],
+    ["_tree", "_status", "_blas", "_compiler", "_lazy"],
     ["_elf"],
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}
-LAZY |= {"importlib", "subprocess", "shutil", "html", "difflib"}  # a millisecond or more each
+LAZY |= {
+    "importlib",
+    "subprocess",
+    "shutil",
+    "html",
+    "difflib",
+    "sysconfig",
+    "traceback",
+}  # a millisecond or more each
 
 
 def room_of(path: Path) -> str:
