@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlxopt._minimize import minimize
     from mlxopt._race import Race, race
     from mlxopt._result import Certificate, History, Info, Result, TrainResult
+    from mlxopt._saved import load, save
     from mlxopt._status import ConvergenceWarning, Status
     from mlxopt._train import train
     from mlxopt.autodiff import (
@@ -117,6 +118,7 @@ __all__ = [
     "jacobian",
     "least_squares",
     "linalg",
+    "load",
     "losses",
     "minimize",
     "models",
@@ -126,6 +128,7 @@ __all__ = [
     "problems",
     "prox",
     "race",
+    "save",
     "schedules",
     "special",
     "testing",
@@ -149,6 +152,7 @@ _HOMES = {
     "_minimize": "minimize",
     "_race": "Race race",
     "_result": "Certificate History Info Result TrainResult",
+    "_saved": "load save",
     "_status": "ConvergenceWarning Status",
     "_train": "train",
 }

@@ -14,7 +14,7 @@ import numpy as np
 from mlxopt._backend import device_for
 from mlxopt._checks import check_callback, check_count, check_tol, describe_type
 from mlxopt._loop import Callback, Limits, Loop
-from mlxopt._minimize import default_tol
+from mlxopt._minimize import SETTLED, check_finish, first_tol
 from mlxopt._progress import ProgressBar
 from mlxopt._residual_objective import ROBUST, SQUARES, Bounds, ResidualObjective, Robust
 from mlxopt._result import Result
@@ -25,7 +25,9 @@ from mlxopt._tree import (
     check_params,
     count,
     epsilon,
+    leaves,
     ravel,
+    widened,
     working_dtype,
 )
 from mlxopt.autodiff import check_is_callable
@@ -122,6 +124,7 @@ def least_squares(
     bounds: tuple[Any, Any] | None = None,
     robust: str | tuple[str, float] | None = None,
     polish: bool = True,
+    finish: str | None = None,
     tol: float | None = None,
     max_steps: int = 1000,
     callback: Callback | None = None,
@@ -147,10 +150,13 @@ def least_squares(
             default. ρ(z): z up to 1, then 2√z - 1; 2√(1 + z) - 2; log(1 + z); arctan(z).
         polish: end with Newton steps on the exact Hessian, which give the parameters their last
             digits, and step off saddles; where m · p is at most ten million.
+        finish: "float64" goes on from there in float64 on the CPU, with the data and bounds as they
+            were given; the polish then comes last, and the parameters back in float64. For
+            parameters that are float64 already it changes nothing.
         tol: stop when no column of the Jacobian (of a parameter that is free to move) makes an
-            angle with the residual whose cosine is larger; None: 1e-8 for float64, 1e-5 for
-            float32. The units of parameters and residuals do not matter, nor does a residual that
-            is zero but for rounding. 0 takes every step.
+            angle with the residual whose cosine is larger; None: 1e-8 for float64 (and so for a
+            finish), 1e-5 for float32. The units of parameters and residuals do not matter, nor does
+            a residual that is zero but for rounding. 0 takes every step.
         max_steps: evaluations of the residual at most, the polish included.
         callback: called with an `Info` after each step; returning True stops. Its grad_norm is the
             cosine.
@@ -182,19 +188,33 @@ def least_squares(
     check_is_callable(residual)
     check_params(params)
     _check_optimizer(optimizer, data)
-    tol = default_tol(params) if tol is None else check_tol(tol)
+    check_finish(finish)
+    tol = None if tol is None else check_tol(tol)
     check_callback(callback)
     check_count(max_steps, "max_steps")
-    data = as_data(data, params)
     chosen = _robust_loss(robust)
 
-    with device_for(params, data), ProgressBar("least_squares", max_steps, progress) as bar:
-        params, box = _box(params, bounds)
-        objective = ResidualObjective(residual, data, robust=chosen, bounds=box, compile=compile)
+    def run(
+        params: Tree, items: tuple[Any, ...], tol: float, polish: bool, checked: bool = False
+    ) -> tuple[Any, Status]:
+        params, box = _box(params, bounds, checked)
+        objective = ResidualObjective(residual, items, robust=chosen, bounds=box, compile=compile)
         objective.trace(params)
         _check_rows(objective, params)
+        return _run(loop, objective, optimizer, params, tol, max_steps, polish)
+
+    finishes = finish is not None and any(leaf.dtype != mx.float64 for leaf in leaves(params))
+    with ProgressBar("least_squares", max_steps, progress) as bar:
         loop = Loop(callback, bar)
-        state, status = _run(loop, objective, optimizer, params, tol, max_steps, bool(polish))
+        items = as_data(data, params)
+        with device_for(params, items):
+            first = first_tol(params, tol, finishes)
+            state, status = run(params, items, first, bool(polish) and not finishes)
+        if finishes and status in SETTLED and loop.steps < max_steps:
+            with mx.stream(mx.cpu):
+                wide = widened(state.params)
+                items = widened(as_data(data, wide))
+                state, status = run(wide, items, first_tol(wide, tol), bool(polish), checked=True)
     result = _described(loop, state, status, chosen)
     if result.status.is_failure:
         warn(f"{result.status.name}: {result.status.value}")
@@ -271,8 +291,11 @@ def _robust_loss(robust: Any) -> Robust:
     return Robust(ROBUST[name], float(scale))
 
 
-def _box(params: Tree, bounds: Any) -> tuple[Tree, Bounds | None]:
-    """Return the start, and the bounds as vectors of the host."""
+def _box(params: Tree, bounds: Any, checked: bool = False) -> tuple[Tree, Bounds | None]:
+    """Return the start, and the bounds as vectors of the host.
+
+    Where the start was `checked` before, in a narrower dtype, only rounding can put it outside.
+    """
     if bounds is None:
         return params, None
     if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
@@ -280,7 +303,8 @@ def _box(params: Tree, bounds: Any) -> tuple[Tree, Bounds | None]:
     lower, upper = bounds
     check_bounds("least_squares", lower, upper)
     lower, upper = bound_vectors("least_squares", lower, upper, params)
-    check_inside("least_squares", params, lower, upper)
+    if not checked:
+        check_inside("least_squares", params, lower, upper)
     box = Bounds(host(lower), host(upper))
     x = host(ravel(params, working_dtype(params)))
     return tree_of(np.clip(x, box.lower, box.upper), params), box

@@ -13,6 +13,7 @@ from mlxopt._checks import check_start, late_interrupt
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Phase, Recorder
+from mlxopt._resume import resumed
 from mlxopt._status import Status, warn
 from mlxopt._tree import Tree, dtype_name, epsilon, leaves, working_dtype
 from mlxopt.optimizers import FirstOrder, Optimizer, State
@@ -50,13 +51,18 @@ class Loop:
         self.phases: list[Phase] = []
 
     def __call__(
-        self, objective: Objective, optimizer: Optimizer[Any], params: Tree, limits: Limits
-    ) -> tuple[State, Status]:
-        """Run one phase from `params` on; return the state it ended in, and why."""
+        self, objective: Objective, optimizer: Optimizer[Any], params: Tree, limits: Limits,
+        init: Any = None,
+    ) -> tuple[Any, Status]:  # fmt: skip
+        """Run one phase from `params`, or from the state `init` there; return the state it ended
+        in, and why.
+        """
         began, earlier = time.perf_counter(), objective.evaluations
         self.evaluations -= earlier
         start = state = optimizer.init(objective, params)
         check_start(state.value, state.optimality)
+        if init is not None:
+            start = state = resumed(optimizer, init, state)
         if not self.phases:
             warn_of_ignored(objective, params, state.grad)
         best = state
@@ -106,7 +112,9 @@ class Loop:
         self.bar.update(total, state.value)
         if self.callback is not None:
             evaluations = self.evaluations + objective.evaluations
-            info = Info(total, state.value, state.optimality, seconds, evaluations, state.params)
+            info = Info(
+                total, state.value, state.optimality, seconds, evaluations, state.params, state
+            )
             if self.callback(info):
                 return Status.STOPPED
         if limits.tol > 0 and state.optimality <= limits.tol:

@@ -15,6 +15,7 @@ from mlxopt._loop import Callback, Limits, Loop
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Certificate, Result
+from mlxopt._resume import check_init
 from mlxopt._status import Status, warn
 from mlxopt._tree import Tree, as_data, check_params, count, default_tol, widened
 from mlxopt.autodiff import check_is_callable
@@ -23,7 +24,7 @@ from mlxopt.optimizers._mlx import as_rule
 
 # After these ends of a stage the next one goes on from there; after these of all, `finish` does.
 _GOES_ON = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
-_SETTLED = {Status.CONVERGED, Status.COMPLETED, Status.NO_PROGRESS}
+SETTLED = {Status.CONVERGED, Status.COMPLETED, Status.NO_PROGRESS}
 _POLISHED = 500  # parameters at most for Newton steps at the end of `finish`
 _POLISH_STEPS = 5
 
@@ -38,6 +39,7 @@ def minimize(
     tol: float | None = None,
     max_steps: int = 1000,
     finish: str | None = None,
+    init: Any = None,
     record_every: int | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
@@ -62,11 +64,16 @@ def minimize(
             optimizer; then, for up to 500 parameters, with Newton steps on the exact Hessian until
             these gain nothing more. The parameters come back in float64. `tol` then is that of the
             end: 1e-8 where None.
+        init: a state to go on from in place of `params`, of which only the make then matters:
+            `result.state` of a run with the same loss, data and optimizer (the first one of a
+            list), or one from `mo.load`. What the optimizer has learnt, and the step that a
+            schedule has reached, are kept: 50 steps and 50 more are 100 steps. `max_steps` and the
+            result count those of this run.
         record_every: steps between two reads of the loss, by default 10 for first-order rules and
             1 for the others; each read is an entry of `result.history` and a call of `callback`,
             and tests whether to stop.
-        callback: called with an `Info` (step, value, grad_norm, seconds, evaluations, params) after
-            each read; returning True stops.
+        callback: called with an `Info` (step, value, grad_norm, seconds, evaluations, params,
+            state) after each read; returning True stops.
         progress: show a progress bar; None shows one if the run lasts over a second.
         compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
             whatever it refers to beside its arguments frozen into it.
@@ -78,7 +85,8 @@ def minimize(
     Raises:
         TapeError: the loss reads arrays back to Python.
         TypeError, ValueError: `params`, `data`, an option or what the loss returns is not as
-            described, or the loss is not finite at the start.
+            described, the loss is not finite at the start, or `init` belongs to another optimizer,
+            another loss or other parameters.
 
     Warns:
         ConvergenceWarning: the run ended without converging and was not asked to; or the loss
@@ -96,33 +104,32 @@ def minimize(
     stages = _stages(optimizer, check_count(max_steps, "max_steps"))
     check_params(params)
     check_callback(callback)
-    if finish not in (None, "float64"):
-        raise ValueError(f'finish is {finish!r}; expected None or "float64".')
+    check_finish(finish)
     tol = None if tol is None else check_tol(tol)
     if record_every is not None:
         check_count(record_every, "record_every")
+    if init is not None:
+        check_init(init, params)
+        params = init.params
 
     total = sum(steps for _, steps in stages)
     with ProgressBar("minimize", total, progress) as bar:
         loop = Loop(callback, bar)
-        first_tol = default_tol(params)
-        if tol is not None:
-            # What follows in float64 reaches a tol that float32 would only struggle for.
-            first_tol = max(tol, first_tol) if finish and tol > 0 else tol
         items = as_data(data, params)
         with device_for(params, items):
             objective = Objective(loss, items, compile=compile)
             objective.trace(params)
-            state, status = _run(loop, objective, params, stages, first_tol, record_every)
-        if finish and status in _SETTLED:
+            first = first_tol(params, tol, finishes=finish is not None)
+            state, status = _run(loop, objective, params, stages, first, record_every, init)
+        if finish and status in SETTLED:
             with mx.stream(mx.cpu):
-                params = widened(state.params)
+                params = stages[-1][0].nearest(widened(state.params))
                 objective = Objective(loss, widened(as_data(data, params)), compile=compile)
                 last = stages[-1:]
                 tol = default_tol(params) if tol is None else tol
                 state, status = _run(loop, objective, params, last, tol, record_every)
                 alone = stages[-1][0].loss_alone
-                if alone and status in _SETTLED and count(params) <= _POLISHED:
+                if alone and status in SETTLED and count(params) <= _POLISHED:
                     state, status = _polish(loop, objective, state, tol)
 
     def judge() -> Certificate:
@@ -138,11 +145,27 @@ def minimize(
         seconds=time.perf_counter() - loop.began,
         history=loop.recorder.history(),
         phases=tuple(loop.phases),
+        state=state,
         certify=judge if all(one.loss_alone for one, _ in stages) else None,
     )
     if status.is_failure:
         warn(f"{status.name}: {status.value}")
     return result
+
+
+def check_finish(finish: Any) -> None:
+    """Raise ValueError unless this says how to finish, or not to."""
+    if finish not in (None, "float64"):
+        raise ValueError(f'finish is {finish!r}; expected None or "float64".')
+
+
+def first_tol(params: Tree, tol: float | None, finishes: bool = False) -> float:
+    """Return the tolerance of a run from `params`, which a finish in float64 may follow."""
+    least = default_tol(params)
+    if tol is None:
+        return least
+    # What follows in float64 reaches a tol that float32 would only struggle for.
+    return max(tol, least) if finishes and tol > 0 else tol
 
 
 def _stages(optimizer: Any, max_steps: int) -> list[tuple[Optimizer[Any], int]]:
@@ -166,15 +189,15 @@ def _stages(optimizer: Any, max_steps: int) -> list[tuple[Optimizer[Any], int]]:
 
 def _run(
     loop: Loop, objective: Objective, params: Tree, stages: list[tuple[Optimizer[Any], int]],
-    tol: float, stride: int | None,
+    tol: float, stride: int | None, init: Any = None,
 ) -> tuple[State, Status]:  # fmt: skip
     """Run each stage from where the last one ended."""
     for number, (optimizer, steps) in enumerate(stages, start=1):
         limits = Limits(tol, steps, stride or optimizer.stride)
-        state, status = loop(objective, optimizer, params, limits)
+        state, status = loop(objective, optimizer, params, limits, init)
         if number == len(stages) or status not in _GOES_ON:
             return state, status
-        params = state.params
+        params, init = state.params, None
     raise AssertionError("there is a stage")
 
 
@@ -182,7 +205,7 @@ def _polish(loop: Loop, objective: Objective, state: State, tol: float) -> tuple
     """Take Newton steps on the exact Hessian for as long as they gain something."""
     limits = Limits(0.0, _POLISH_STEPS, 1, patience=1)
     polished, status = loop(objective, Newton(), state.params, limits)
-    if status not in _SETTLED:
+    if status not in SETTLED:
         return polished, status
     if polished.optimality <= max(tol, state.optimality):
         state = polished

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -76,6 +76,11 @@ class Info(NamedTuple):
     seconds: float  # since the start
     evaluations: int  # of the loss and its gradient
     params: Tree  # the parameters
+    state: Any = None  # the optimizer's, for `mo.save`; it may hold many vectors like params
+
+    def __repr__(self) -> str:
+        shown = zip(self._fields[:-1], self, strict=False)
+        return f"Info({', '.join(f'{name}={value!r}' for name, value in shown)})"
 
 
 # Compared as objects: arrays do not answer == with yes or no.
@@ -104,6 +109,9 @@ class Result:
     """The values read on the way."""
     phases: tuple[Phase, ...] = ()
     """What each optimizer and each dtype did, where there were several."""
+    state: Any = None
+    """The state of the optimizer that reached `params`, to go on from (`init=`) or to save
+    (`mo.save`): a NamedTuple with what it has learnt. None from `least_squares`."""
     certify: Callable[[], Certificate] | None = None
     """What `certificate` calls."""
 
@@ -200,7 +208,5 @@ class Recorder:
 
     def history(self) -> History:
         """Return all reads as arrays."""
-        step, value, grad_norm, seconds = (list(column) for column in zip(*self._rows, strict=True))
-        return History(
-            np.array(step, dtype=np.int64), np.array(value), np.array(grad_norm), np.array(seconds)
-        )
+        step, value, grad_norm, seconds = np.array(self._rows, dtype=np.float64).reshape(-1, 4).T
+        return History(step.astype(np.int64), value, grad_norm, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -15,6 +16,7 @@ from mlxopt._loop import Callback, warn_of_ignored
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Recorder, TrainResult
+from mlxopt._resume import check_init, check_make
 from mlxopt._status import Status, warn
 from mlxopt._tree import (
     Tree,
@@ -38,6 +40,30 @@ _STRIDE = 50  # batches between two reads
 _PATIENCE = 1.0  # seconds after which to read before that
 
 
+class TrainState(NamedTuple):
+    """Where `train` stands, between two batches."""
+
+    params: Tree  # the parameters
+    buffers: Tree  # what the rule remembers
+    step: int  # batches taken so far; the schedule's argument
+    losses: tuple[float, ...]  # the mean loss of each epoch completed
+    batch: int  # batches taken of the epoch under way
+    total: float  # the sum of their losses, each times its examples
+    rows: int  # those examples
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have been completed."""
+        return len(self.losses)
+
+    @property
+    def value(self) -> float:
+        """The mean loss of the epoch under way, or else of the last one."""
+        if self.rows:
+            return self.total / self.rows
+        return self.losses[-1] if self.losses else math.nan
+
+
 def train(
     loss: Callable[..., mx.array],
     params: Tree,
@@ -47,6 +73,7 @@ def train(
     callback: Callback | None = None,
     progress: bool | None = None,
     compile: bool = True,
+    init: TrainState | None = None,
 ) -> TrainResult:
     """Minimize the mean of `loss(params, *batch)` over mini-batches, one step a batch.
 
@@ -66,6 +93,13 @@ def train(
         progress: show a progress bar; None shows one if the run lasts over a second.
         compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
             whatever it refers to beside its arguments frozen into it.
+        init: a state to go on from in place of `params`, of which only the make then matters:
+            `result.state` or `info.state` of a run with the same rule, or one from `mo.load`. What
+            the rule remembers and the step that a schedule has reached are kept. Epochs are counted
+            on, so that those of `mo.batches` have the order that they would have had; one that was
+            under way is gone through to its end, from the batch after the last one taken, and is
+            the first of `epochs`. Random numbers in the loss are not kept: they come from
+            MLX's generator.
 
     Returns:
         a `TrainResult`: its `value` is the mean loss of the last epoch's batches, measured on the
@@ -101,6 +135,9 @@ def train(
     check_params(params)
     check_callback(callback)
     check_count(epochs, "epochs")
+    if init is not None:
+        check_init(init, params)
+        params = init.params
     if not isinstance(batches, Iterable):
         raise TypeError(
             f"batches is {describe_type(batches)}; expected mo.batches(X, y, batch_size=32)."
@@ -113,7 +150,7 @@ def train(
     total = len(batches) * epochs if isinstance(batches, Sized) else None
 
     with ProgressBar("train", total, progress) as bar:
-        run = _Run(loss, rule, params, batches, epochs, callback, bar, compile)
+        run = _Run(loss, rule, params, batches, epochs, callback, bar, compile, init)
         result = run()
     if result.status.is_failure:
         warn(f"{result.status.name}: {result.status.value}")
@@ -126,17 +163,20 @@ class _Run:
     def __init__(
         self, loss: Callable[..., mx.array], optimizer: FirstOrder, params: Tree,
         batches: Iterable[Any], epochs: int, callback: Callback | None, bar: ProgressBar,
-        compile: bool,
+        compile: bool, init: TrainState | None,
     ) -> None:  # fmt: skip
         self.objective = Objective(loss, compile=compile, fixed_draw=False)
         self.optimizer, self.callback, self.bar = optimizer, callback, bar
         self.batches, self.epochs = batches, epochs
         with device_for(params):
-            buffers = optimizer.begin(params)
-        self.point = _Point(params, buffers, math.nan, math.nan, 0)
+            fresh = TrainState(params, optimizer.begin(params), 0, (), 0, 0.0, 0)
+        if init is not None:
+            check_make(optimizer, init, fresh)
+        start = fresh if init is None else init
+        self.first_step, self.first_epoch = start.step, start.epoch
+        self.point = _Point(start, math.nan, math.nan)
         self.best = self.point  # the one with the lowest value
         self.start_value = math.nan
-        self.losses: tuple[float, ...] = ()  # the mean of each epoch so far
         self.recorder = Recorder()
         self.began = time.perf_counter()
 
@@ -144,7 +184,7 @@ class _Run:
         status = None
         try:
             with late_interrupt():
-                for epoch in range(self.epochs):
+                for epoch in range(self.first_epoch, self.first_epoch + self.epochs):
                     status = self._epoch(epoch)
                     if status is not None:
                         break
@@ -155,33 +195,37 @@ class _Run:
         if status is None and self._has_grown(self.point.value):
             status = Status.DIVERGED
         point = self.best if status is Status.DIVERGED else self.point
-        mx.eval(leaves(point.params))
+        state = point.state
+        mx.eval(leaves(state.params))
         return TrainResult(
-            params=point.params,
-            value=point.value,
+            params=state.params,
+            # Not known where `init` had taken the last batch already.
+            value=state.value if math.isnan(point.value) else point.value,
             grad_norm=point.grad_norm,
             status=status or Status.COMPLETED,
-            steps=point.steps,
+            steps=state.step - self.first_step,
             evaluations=self.objective.evaluations,
             seconds=time.perf_counter() - self.began,
             history=self.recorder.history(),
+            state=state,
         )
 
     def _epoch(self, epoch: int) -> Status | None:
         """Take one epoch's steps; return why to stop early, if there is a reason."""
-        total, rows = 0.0, 0  # of the losses so far, and of the examples in them
-        for stretch in _stretches(self._groups(epoch)):
+        # None but in the first epoch after `init`; the losses so far, and the examples in them.
+        taken, total, rows = self.point.state[-3:]
+        for stretch in _stretches(self._groups(epoch, skip=taken)):
             began = time.perf_counter()
             values: list[mx.array] = []
             sizes: list[int] = []
-            params, buffers, steps = self.point.params, self.point.buffers, self.point.steps
+            params, buffers, steps, losses = self.point.state[:4]
             grad_norm = mx.array(0.0)
             for group in stretch:
                 with device_for(params, group[0]):
                     if math.isnan(self.start_value):
                         self._start(group[0])
                     dtype = working_dtype(params)
-                    rates = self.optimizer.rates(steps, len(group), dtype, self.losses)
+                    rates = self.optimizer.rates(steps, len(group), dtype, losses)
                     key = (id(self.optimizer), len(group))
                     call = self.objective.compiled(key, self._steps)
                     params, buffers, each, grad_norm = call(params, buffers, rates, group)
@@ -199,30 +243,37 @@ class _Run:
                 return Status.DIVERGED if self._has_grown(max(seen)) else Status.NONFINITE
             total += sum(number * size for number, size in zip(numbers, sizes, strict=True))
             rows += sum(sizes)
-            self.point = _Point(params, buffers, total / rows, last_norm, steps)
+            taken += len(numbers)
+            state = TrainState(params, buffers, steps, losses, taken, total, rows)
+            self.point = _Point(state, state.value, last_norm)
             if self.point.value < self.best.value:
                 self.best = self.point
             if self._look():
                 return Status.STOPPED
         if rows == 0:
             raise ValueError(
-                f"batches gave nothing in epoch {epoch + 1} of {self.epochs}. It must start anew "
-                f"whenever it is iterated, and hold at least one batch."
+                f"batches gave nothing in epoch {epoch + 1} of {self.first_epoch + self.epochs}. "
+                f"It must start anew whenever it is iterated, and hold at least one batch."
             )
-        self.losses = (*self.losses, self.point.value)
+        state = self.point.state
+        state = state._replace(losses=(*state.losses, state.value), batch=0, total=0.0, rows=0)
+        self.point = self.point._replace(state=state)
         return None
 
     def _has_grown(self, value: float) -> bool:
         """Whether the loss is a thousand times the first one: no accident of one batch."""
         return value > 1e3 * max(abs(self.start_value), 1e-30)
 
-    def _groups(self, epoch: int) -> Iterator[list[tuple[Any, ...]]]:
-        """Return an epoch's batches, as many at a time as one compiled call takes."""
-        dtype = working_dtype(self.point.params)
+    def _groups(self, epoch: int, skip: int) -> Iterator[list[tuple[Any, ...]]]:
+        """Return an epoch's batches from number `skip` on, as many at a time as one compiled call
+        takes.
+        """
+        dtype = working_dtype(self.point.state.params)
         group: list[tuple[Any, ...]] = []
         first = shapes = None  # of the group's first batch, of its last
         batches = self.batches
-        for batch in batches.epoch(epoch) if isinstance(batches, Batches) else batches:
+        stream = batches.epoch(epoch) if isinstance(batches, Batches) else batches
+        for batch in itertools.islice(stream, skip, None):
             items = batch if isinstance(batch, (tuple, list)) else (batch,)
             converted = tuple(to_data(item, dtype) for item in items)
             if shapes != first:
@@ -240,7 +291,7 @@ class _Run:
 
     def _start(self, batch: tuple[Any, ...]) -> None:
         """Check the loss on the first batch, and record it."""
-        params = self.point.params
+        params = self.point.state.params
         self.objective.trace(params, batch)
         self.objective.data = batch
         value, grad = self.objective.value_and_grad(params)
@@ -269,17 +320,19 @@ class _Run:
     def _look(self) -> bool:
         """Record where the run is and show it; return whether the callback asks to stop."""
         point, seconds = self.point, time.perf_counter() - self.began
-        self.recorder.add(point.steps, point.value, point.grad_norm, seconds)
-        self.bar.update(point.steps, point.value)
+        step = point.state.step - self.first_step
+        self.recorder.add(step, point.value, point.grad_norm, seconds)
+        self.bar.update(step, point.value)
         if self.callback is None:
             return False
         info = Info(
-            point.steps,
+            step,
             point.value,
             point.grad_norm,
             seconds,
             self.objective.evaluations,
-            point.params,
+            point.state.params,
+            point.state,
         )
         return bool(self.callback(info))
 
@@ -287,11 +340,9 @@ class _Run:
 class _Point(NamedTuple):
     """Where a run was when it was last looked at."""
 
-    params: Tree
-    buffers: Tree
-    value: float  # mean loss of the epoch so far
+    state: TrainState
+    value: float  # mean loss of the epoch so far; before the first look, of the first batch
     grad_norm: float  # largest entry of the last batch's gradient
-    steps: int
 
 
 def _stretches(groups: Iterator[list[Any]]) -> Iterator[Iterator[list[Any]]]:

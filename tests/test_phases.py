@@ -1,5 +1,7 @@
 """Several optimizers in turn, and the finish in float64."""
 
+import warnings
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -184,3 +186,117 @@ def test_the_finish_stays_within_bounds(optimizer):
     np.testing.assert_allclose(np.array(result.params), [1.0, 0.0, 0.3], atol=1e-7)
     with pytest.raises(ValueError, match="without bounds"):
         _ = result.certificate
+
+
+# --- least_squares -----------------------------------------------------------------------------
+
+# NIST's Misra1a (StRD, lower difficulty), with its certified values of eleven digits.
+VOLUME = [10.07, 14.73, 17.94, 23.93, 29.61, 35.18, 40.02, 44.82, 50.76, 55.05, 61.01, 66.4, 75.47,
+          81.78]  # fmt: skip
+PRESSURE = [77.6, 114.9, 141.1, 190.8, 239.9, 289.0, 332.8, 378.4, 434.8, 477.3, 536.8, 593.1,
+            689.1, 760.0]  # fmt: skip
+CERTIFIED = {"b1": (2.3894212918e2, 2.7070075241e0), "b2": (5.5015643181e-4, 7.2668688436e-6)}
+
+
+def misra(params, x, y):
+    return params["b1"] * -mo.special.expm1(-params["b2"] * x) - y
+
+
+def misra_start(dtype):
+    return {name: mx.array(number, dtype=dtype) for name, number in (("b1", 250.0), ("b2", 5e-4))}
+
+
+def digits(tree, column):
+    errors = [abs(tree[name].item() / known[column] - 1) for name, known in CERTIFIED.items()]
+    return min(11.0, -np.log10(max(errors)))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("optimizer", [mo.LevenbergMarquardt(), mo.GaussNewton()])
+def test_a_least_squares_fit_finishes_in_float64(optimizer, dtype):
+    # The data are not numbers of float32: the finish must take them as they were given.
+    fit = mo.least_squares(
+        misra, misra_start(dtype), PRESSURE, VOLUME, optimizer=optimizer, finish="float64"
+    )
+    assert fit.converged
+    assert fit.params["b1"].dtype == mx.float64
+    assert digits(fit.params, 0) >= 10.5
+    assert digits(fit.standard_errors, 1) >= 9
+    name = type(optimizer).__name__
+    assert [(phase.optimizer, phase.dtype) for phase in fit.phases] == [
+        (name, "float32"),
+        (name, "float64"),
+        ("Polish", "float64"),
+    ]
+    assert fit.steps == sum(phase.steps for phase in fit.phases)
+    assert np.all(np.diff(fit.history.step) > 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mo.ConvergenceWarning)
+        narrow = mo.least_squares(misra, misra_start(dtype), PRESSURE, VOLUME, optimizer=optimizer)
+    assert digits(narrow.params, 0) < 8
+
+
+def test_the_finish_of_a_fit_in_float64_is_the_fit():
+    plain, finished = (
+        mo.least_squares(misra, misra_start(mx.float64), PRESSURE, VOLUME, finish=finish)
+        for finish in (None, "float64")
+    )
+    assert [phase.optimizer for phase in finished.phases] == ["LevenbergMarquardt", "Polish"]
+    assert finished.params["b1"].item() == plain.params["b1"].item()
+
+
+def test_the_finish_of_a_fit_keeps_the_bounds_and_the_robust_loss():
+    x = np.linspace(0, 1, 30)
+    y = 2 * x + 0.1 + 0.01 * np.sin(40 * x)
+    y[3] = 9.0
+
+    def wide(p, x, y):
+        return p[0] * x + p[1] + p[2] - y
+
+    # The second one is held at a number that float32 rounds up, out of the bounds of float64.
+    bounds = ([0.0, 0.1, None], [1.9, 0.1, None])
+    fit = mo.least_squares(
+        wide, mx.array([1.0, 0.1, 0.0]), x, y, bounds=bounds, robust=("huber", 0.1),
+        finish="float64",
+    )  # fmt: skip
+    assert fit.converged
+    assert fit.params.tolist()[:2] == [1.9, 0.1]
+
+    def free(offset):
+        return wide([1.9, 0.1, offset[0]], x, y)
+
+    expected = scipy.optimize.least_squares(
+        free, [0.0], loss="huber", f_scale=0.1, xtol=1e-15, ftol=1e-15, gtol=1e-15
+    )
+    np.testing.assert_allclose(fit.params[2].item(), expected.x[0], rtol=1e-8)
+
+
+def test_the_finish_of_a_fit_at_the_door_and_at_the_end():
+    with pytest.raises(ValueError, match='None or "float64"'):
+        mo.least_squares(misra, misra_start(mx.float32), PRESSURE, VOLUME, finish="float16")
+    with pytest.warns(mo.ConvergenceWarning, match="MAX_STEPS"):
+        fit = mo.least_squares(
+            misra, misra_start(mx.float32), PRESSURE, VOLUME, finish="float64", max_steps=1
+        )
+    assert [phase.dtype for phase in fit.phases] == ["float32"]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        mo.ProximalGradient(mo.prox.Box(0.0, 0.3)),
+        mo.LBFGSB(lower=[0.1, 0.0], upper=[0.1, 0.3]),
+    ],
+    ids=lambda optimizer: type(optimizer).__name__,
+)
+def test_a_finish_starts_at_a_bound_that_float32_rounds_outwards(optimizer, dtype):
+    # 0.3 is above itself in float32 and 0.1 too: in float64 the run would start outside.
+    def loss(x):
+        return mx.sum(mx.square(x - mx.array([0.1, 2.0], dtype=x.dtype)))
+
+    start = mx.array([0.1, 0.1], dtype=dtype)
+    result = mo.minimize(loss, start, optimizer, finish="float64", progress=False)
+    assert result.converged
+    np.testing.assert_allclose(np.array(result.params), [0.1, 0.3], rtol=1e-7)
+    assert result.params[1].item() <= 0.3

@@ -78,6 +78,10 @@ class Optimizer(ABC, Generic[S]):
     def step(self, objective: Objective, state: S) -> S:
         """Return the state after one evaluation at one trial point."""
 
+    def nearest(self, params: Tree) -> Tree:
+        """Return the allowed point nearest to `params`, which rounding may have moved off it."""
+        return params
+
     def advance(self, objective: Objective, state: S, count: int) -> tuple[S, int]:
         """Return the state after up to `count` steps, and how many were taken."""
         for taken in range(count):

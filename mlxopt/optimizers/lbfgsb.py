@@ -92,16 +92,21 @@ class LBFGSB(Optimizer[LBFGSBState]):
             raise ValueError(f"LBFGSB(memory={self.memory}): expected 1 or more.")
         check_bounds("LBFGSB", self.lower, self.upper)
 
+    def nearest(self, params: Tree) -> Tree:
+        """Return `params` clipped to the bounds."""
+        lower, upper = bound_vectors("LBFGSB", self.lower, self.upper, params)
+        return unravel(_project(ravel(params, working_dtype(params)), lower, upper), params)
+
     def init(self, objective: Objective, params: Tree) -> LBFGSBState:
         """Return the state at `params`, ready to look down the gradient; one evaluation."""
         lower, upper = bound_vectors("LBFGSB", self.lower, self.upper, params)
         check_inside("LBFGSB", params, lower, upper)
+        params = self.nearest(params)  # moves by a rounding error at most
         dtype, size = working_dtype(params), 2 * self.memory + 1
-        x = _project(ravel(params, dtype), lower, upper)  # moves by a rounding error at most
-        params = unravel(x, params)
         value, grad = objective.value_and_grad(params)
         g = ravel(grad, dtype)
         rows = mx.concatenate([mx.zeros((size - 1, count(params)), dtype=dtype), g[None]])
+        x = ravel(params, dtype)
         numbers = [value.astype(dtype), mx.max(mx.abs(_reach(x, g, lower, upper))), mx.inner(g, g)]
         number, largest, squared = np.array(mx.stack(numbers)).tolist()
         products = np.zeros((size, size))

@@ -111,10 +111,18 @@ class ProximalGradient(Optimizer[ProximalState]):
             if self.step_size == 0:
                 raise ValueError("ProximalGradient(step_size=0): expected more than zero.")
 
+    def nearest(self, params: Tree) -> Tree:
+        """Return `params` projected onto the sets that it must lie in."""
+        penalties = spread(self.penalty, params)
+        return _tree(
+            [_projected(*pair) for pair in zip(leaves(params), penalties, strict=True)], params
+        )
+
     def init(self, objective: Objective, params: Tree) -> ProximalState:
         """Return the state at `params`; one evaluation."""
         penalties = spread(self.penalty, params)
-        params = _allowed(penalties, params)
+        _check_allowed(penalties, params)
+        params = self.nearest(params)  # moves by a rounding error at most
         value, grad = objective.value_and_grad(params)
         g = ravel(grad, working_dtype(params))
         loss, squared = read(value, mx.inner(g, g))
@@ -218,23 +226,25 @@ def _make(tree: Any) -> str:
     return "one penalty"
 
 
-def _allowed(penalties: list[Penalty | None], params: Tree) -> Tree:
-    """Return `params` with rounding errors projected away; raise where they are not allowed."""
+def _check_allowed(penalties: list[Penalty | None], params: Tree) -> None:
+    """Raise ValueError unless `params` lies where it must, give or take a rounding."""
     dtype = working_dtype(params)
-    projected = []
     for (path, leaf), penalty in zip(leaves_with_paths(params), penalties, strict=True):
-        if penalty is not None and penalty.is_constraint:
-            x = leaf.astype(dtype)
-            nearest = penalty.prox(x, mx.array(1.0, dtype=dtype))
-            distance, size = read(mx.max(mx.abs(nearest - x)), mx.max(mx.abs(x)))
-            if distance > 10 * epsilon(params) * max(1.0, size):
-                raise ValueError(
-                    f"ProximalGradient: params{path} starts {distance:.3g} outside of {penalty}. "
-                    f"Start inside, for instance at its .prox(params{path}, 1.0)."
-                )
-            leaf = nearest.astype(leaf.dtype)
-        projected.append(leaf)
-    return _tree(projected, params)
+        x, nearest = leaf.astype(dtype), _projected(leaf, penalty).astype(dtype)
+        distance, size = read(mx.max(mx.abs(nearest - x)), mx.max(mx.abs(x)))
+        if distance > 10 * epsilon(params) * max(1.0, size):
+            raise ValueError(
+                f"ProximalGradient: params{path} starts {distance:.3g} outside of {penalty}. "
+                f"Start inside, for instance at its .prox(params{path}, 1.0)."
+            )
+
+
+def _projected(leaf: mx.array, penalty: Penalty | None) -> mx.array:
+    """Return the point nearest to a leaf in the set that its penalty, if it is one, stands for."""
+    if penalty is None or not penalty.is_constraint:
+        return leaf
+    dtype = working_dtype(leaf)
+    return penalty.prox(leaf.astype(dtype), mx.array(1.0, dtype=dtype)).astype(leaf.dtype)
 
 
 def _restarted(state: ProximalState) -> ProximalState:
