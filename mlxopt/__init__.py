@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlxopt._certificate import certify
     from mlxopt._functional import functional
     from mlxopt._least_squares import LeastSquaresResult, least_squares
+    from mlxopt._many import ManyResult, minimize_many
     from mlxopt._minimize import minimize
     from mlxopt._race import Race, race
     from mlxopt._result import Certificate, History, Info, Result, TrainResult
@@ -92,6 +93,7 @@ __all__ = [
     "LeastSquaresResult",
     "LevenbergMarquardt",
     "Lion",
+    "ManyResult",
     "Momentum",
     "Newton",
     "NewtonCG",
@@ -121,6 +123,7 @@ __all__ = [
     "load",
     "losses",
     "minimize",
+    "minimize_many",
     "models",
     "optimizers",
     "per_example_grad",
@@ -149,6 +152,7 @@ _HOMES = {
     "_certificate": "certify",
     "_functional": "functional",
     "_least_squares": "LeastSquaresResult least_squares",
+    "_many": "ManyResult minimize_many",
     "_minimize": "minimize",
     "_race": "Race race",
     "_result": "Certificate History Info Result TrainResult",

@@ -66,6 +66,8 @@ class Loop:
         if not self.phases:
             warn_of_ignored(objective, params, state.grad)
         best = state
+        # A long float32 sum, added up naively, is off by a thousand roundings.
+        rounding = 1000 * epsilon(params)
         lowest, flattest, stalled, idle, steps = state.value, state.optimality, 0, 0, 0
         try:
             with late_interrupt():
@@ -82,7 +84,7 @@ class Loop:
                         idle = 0 if better else idle
                         lowest = min(lowest, state.value)
                         flattest = min(flattest, state.optimality)
-                        best = _better(best, state)
+                        best = _better(best, state, rounding)
                     status = self._look(objective, state, steps, limits)
                     if status is None and _is_stuck(optimizer, limits, stalled, idle):
                         status = Status.NO_PROGRESS
@@ -145,10 +147,9 @@ def _is_stuck(optimizer: Optimizer[Any], limits: Limits, stalled: int, idle: int
     return stalled >= patience
 
 
-def _better(best: State, state: State) -> State:
+def _better(best: State, state: State, rounding: float) -> State:
     """Return the state with the lower value, or, where rounding hides that, the flatter one."""
-    # A long float32 sum, added up naively, is off by a thousand roundings.
-    if abs(state.value - best.value) <= 1000 * epsilon(best.params) * abs(best.value):
+    if abs(state.value - best.value) <= rounding * abs(best.value):
         return state if state.optimality < best.optimality else best
     return state if state.value < best.value else best
 

@@ -10,8 +10,9 @@ from typing import cast
 
 import mlx.core as mx
 
-from mlxopt.special import sigmoid, softplus
-from mlxopt.special._elementwise import pairwise
+from mlxopt.special import sigmoid
+from mlxopt.special._elementwise import pairwise, waist
+from mlxopt.special._logistic import softplus_below
 
 
 def squared_error(predictions: mx.array, targets: mx.array) -> mx.array:
@@ -55,8 +56,10 @@ def logistic(logits: mx.array, labels: mx.array) -> mx.array:
     >>> logistic(mx.array([0.0, 100.0, 100.0]), mx.array([1.0, 1.0, 0.0]))
     array([0.693147, 3.78351e-44, 100], dtype=float32)
     """
-    wrong = (1 - labels) * mx.maximum(logits, 0) + labels * mx.maximum(-logits, 0)
-    return wrong + softplus(-mx.abs(logits))
+    logits = waist(logits)
+    above = waist(mx.maximum(logits, 0))
+    wrong = (1 - labels) * above + labels * (above - logits)
+    return wrong + waist(softplus_below(logits))
 
 
 def mean(values: mx.array) -> mx.array:

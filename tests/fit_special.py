@@ -42,6 +42,14 @@ def exp_rest(r):
     return (mpmath.expm1(r) - r) / r**2
 
 
+def log1p_rest(u):
+    """(artanh(s) / s - 1) / s² at s = √u."""
+    if u < mpf(10) ** -20:
+        return mpf(1) / 3 + u / 5
+    s = mpmath.sqrt(u)
+    return (mpmath.atanh(s) / s - 1) / u
+
+
 def erf_rest(y):
     """erf(x)/x at x = √y."""
     x = mpmath.sqrt(y)
@@ -119,6 +127,7 @@ def tables():
         log2, wide = mpmath.log(2), mpf(1) / 16
         return {
             "EXP": {SINGLE: on_interval(exp_rest, -log2, log2, 6)},
+            "LOG1P": {SINGLE: on_interval(log1p_rest, 0, mpf(1) / 9, 4)},
             "ERF": {
                 SINGLE: on_interval(erf_rest, 0, 0.25, 4),
                 DOUBLE: on_interval(erf_rest, 0, 0.25, 8),

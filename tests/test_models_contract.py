@@ -55,8 +55,11 @@ def test_scikit_learns_own_checks(estimator, check):
 
 @each_model
 def test_parameters_go_in_and_out(Model):
-    model = Model("lbfgs", l2=0.5, fit_intercept=False, max_steps=7)
-    params = {"solver": "lbfgs", "l2": 0.5, "fit_intercept": False, "max_steps": 7}
+    model = Model("lbfgs", l2=0.5, fit_intercept=False, max_steps=7, precision="float32")
+    params = {
+        "solver": "lbfgs", "l2": 0.5, "fit_intercept": False, "max_steps": 7,
+        "precision": "float32",
+    }  # fmt: skip
     assert model.get_params() == params
     copy: Any = clone(model)
     assert copy.get_params() == params
@@ -66,6 +69,7 @@ def test_parameters_go_in_and_out(Model):
         model.set_params(alpha=1.0)
     assert repr(Model()) == f"{Model.__name__}()"
     assert repr(Model("lbfgs", l2=1.0)) == f"{Model.__name__}(solver='lbfgs', l2=1.0)"
+    assert repr(Model(precision="float32")) == f"{Model.__name__}(precision='float32')"
 
 
 @each_model
@@ -118,6 +122,7 @@ def test_what_a_fit_leaves(Model):
     assert model.fit(X, y) is model
     learned = set(vars(model)) - before
     assert {"coef_", "intercept_", "coef_se_", "intercept_se_", "n_features_in_"} <= learned
+    assert {"coef_error_", "intercept_error_"} <= learned
     assert {"status_", "n_iter_", "result_", "rank_", "dependent_columns_"} <= learned
     assert "feature_names_in_" not in learned
     assert all(name.endswith("_") for name in learned - {"_summary"})
@@ -125,6 +130,8 @@ def test_what_a_fit_leaves(Model):
     assert model.n_iter_ >= 1
     assert np.shape(model.coef_se_) == np.shape(model.coef_)
     assert np.shape(model.intercept_se_) == np.shape(model.intercept_)
+    assert np.shape(model.coef_error_) == np.shape(model.coef_)
+    assert np.shape(model.intercept_error_) == np.shape(model.intercept_)
     assert model.coef_.dtype == np.float64
 
 

@@ -18,6 +18,7 @@ from mlxopt.models._input import Table, check_finite_block, read_table
 from mlxopt.models._summary import Summary
 from mlxopt.optimizers import Optimizer
 
+PRECISIONS = ("auto", "float32", "float64")
 _PREDICT_ROWS = 2**14
 
 
@@ -47,9 +48,11 @@ class Model:
     l2: Any
     fit_intercept: Any
     max_steps: Any
+    precision: Any
 
     coef_: np.ndarray
     n_features_in_: int
+    status_: Status
 
     # --- scikit-learn's conventions -----------------------------------------------------------
 
@@ -114,6 +117,9 @@ class Model:
             raise ValueError(f"max_steps is {max_steps}; expected 1 or more.")
         if not isinstance(self.fit_intercept, (bool, np.bool_)):
             raise TypeError(f"fit_intercept is {self.fit_intercept!r}; expected True or False.")
+        if self.precision not in PRECISIONS:
+            known = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"precision is {self.precision!r}; expected one of {known}.")
         if isinstance(self.solver, Optimizer) or self.solver in self._solvers:
             return
         if isinstance(self.solver, type):
@@ -124,6 +130,24 @@ class Model:
             f"solver is {self.solver!r}; expected one of {', '.join(map(repr, self._solvers))}, or "
             f"an optimizer such as mo.LBFGS().{hint}"
         )
+
+    def _precision(self) -> str:
+        """Return the precision that `fit` works in."""
+        return "float32" if self.precision == "float32" else "float64"
+
+    def _reasons_for_no_standard_errors(self) -> list[str]:
+        """Return notes of what, beside dependent columns, leaves the estimates without them."""
+        if self.l2 > 0:
+            return [
+                "with l2 > 0 the coefficients are drawn towards zero on purpose, and standard "
+                "errors would not measure their distance from the truth."
+            ]
+        if self.status_ not in (Status.CONVERGED, Status.UNBOUNDED):
+            return [
+                f"the solver did not converge ({self.status_.name}): these are not the best "
+                f"coefficients, and they have no standard errors."
+            ]
+        return []
 
     def _forget(self) -> None:
         """Take back what an earlier fit learned: a fit that fails must not leave it standing."""
@@ -202,12 +226,17 @@ class Model:
     _summary: Summary
 
 
-def warn_of_status(status: Status, solver: Any) -> None:
+def warn_of_status(status: Status, solver: Any, precision: str) -> None:
     """Warn of a run that did not converge."""
-    if status.is_failure:
-        warnings.warn(
-            f"{status.name}: {status.value} (solver={solver!r})", ConvergenceWarning, stacklevel=3
+    if not status.is_failure:
+        return
+    message = f"{status.name}: {status.value} (solver={solver!r})"
+    if status is Status.NO_PROGRESS and precision == "float32":
+        message = (
+            f"NO_PROGRESS: float32 does not come near the best coefficients of these columns. Use "
+            f'precision="auto", which finishes in float64. (solver={solver!r})'
         )
+    warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
 
 def warn_of_rank(names: list[str], rank: int, width: int, stacklevel: int = 3) -> str:

@@ -12,15 +12,14 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from mlxopt.models._design import Design
-from mlxopt.models._sparse import gram
+from mlxopt.models._rows import gram
 
 # A column counts as dependent when what is left of it after the others is no larger than this many
 # times the rounding of the numbers it is left from. Random dependent designs come out under 1.
 _CAUTION = 10.0
-# The Gram matrix squares the condition number κ: up to here the standard errors keep 8 digits.
-GRAM_CONDITION = 1e4
-# Refinement by the seminormal equations contracts where κ² times the roundoff is well below 1.
-_REFINE_CONDITION = 1e7
+# The Gram matrix squares the condition number κ: up to here κ² times the roundoff is some 1e-8 in
+# float64, and the standard errors keep as many digits, or 1e-3 in float32.
+GRAM_CONDITION = {2.0**-53: 1e4, 2.0**-24: 1e2}
 
 
 class Factor(NamedTuple):
@@ -63,22 +62,30 @@ def factorize(design: Design, l2: float, solver: str = "") -> Factor:
         l2: the strength of the penalty.
         solver: "qr" for QR in any case.
     """
-    large = design.n * design.width > 2**15 and design.n > 4 * design.width
     factor = None
-    if solver != "qr" and large:
-        factor = _by_gram(design, design.penalty(l2))
+    if solver != "qr" and is_large(design):
+        factor = by_gram(design, design.penalty(l2))
         if factor is None and design.measure():
-            factor = _by_gram(design, design.penalty(l2))
+            factor = by_gram(design, design.penalty(l2))
     if factor is None:
         design.measure()
         factor = _by_qr(design, design.penalty(l2))
     return factor
 
 
-def _by_gram(design: Design, penalty: np.ndarray) -> Factor | None:
+def is_large(design: Design) -> bool:
+    """Whether the Gram matrix is worth a try."""
+    return design.n * design.width > 2**15 and design.n > 4 * design.width
+
+
+def by_gram(design: Design, penalty: np.ndarray) -> Factor | None:
     """Return the Cholesky factor of the Gram matrix; None if it is too ill-conditioned to trust.
 
     Half the work of QR and no copies: for each block of rows one symmetric product.
+
+    Args:
+        design: the design. The products are of its dtype, their sums and the factor float64.
+        penalty: (q,), the diagonal of Λ.
     """
     q = design.width
     wide = q + (design.target is not None)
@@ -95,7 +102,7 @@ def _by_gram(design: Design, penalty: np.ndarray) -> Factor | None:
         return None
     inverse = _inverse(R)
     condition = _condition(R, inverse)
-    if not condition < GRAM_CONDITION or not _has_full_rank(R, inverse, design):
+    if not condition < GRAM_CONDITION[design.roundoff] or not _has_full_rank(R, inverse, design):
         return None
     moments = products[:q, q] if design.target is not None else np.zeros(q)
     z = moments @ inverse
@@ -104,18 +111,9 @@ def _by_gram(design: Design, penalty: np.ndarray) -> Factor | None:
 
 
 def _by_qr(design: Design, penalty: np.ndarray) -> Factor:
-    """Return the factor by Householder QR, a block of rows at a time.
-
-    R of all rows is R of [R of the rows so far; the next rows]: the orthogonal factors are never
-    kept (Golub, Plemmons and Sameh 1988, "Parallel block schemes for large-scale least-squares
-    computations"; the target as one more column gives z and the residual).
-    """
+    """Return the factor by Householder QR."""
     q = design.width
-    wide = q + (design.target is not None)
-    rows = np.diag(penalty)[penalty > 0]
-    R = np.hstack([rows, np.zeros((len(rows), wide - q))])
-    for _, block in design.blocks(rows=4 * wide):
-        R = np.asarray(np.linalg.qr(np.vstack([R, block]), mode="r"))
+    R = triangle(design, penalty)
     if design.target is None:
         R = np.hstack([R, np.zeros((len(R), 1))])
     if len(R) >= q and np.all(np.diag(R)[:q] != 0):
@@ -129,6 +127,21 @@ def _by_qr(design: Design, penalty: np.ndarray) -> Factor:
     return _echelon(R, design)
 
 
+def triangle(design: Design, penalty: np.ndarray) -> np.ndarray:
+    """Return R of [A, target] over Λ, (at most q + 1, q + 1), in the dtype of the design.
+
+    R of all rows is R of [R of the rows so far; the next rows]: the orthogonal factors are never
+    kept (Golub, Plemmons and Sameh 1988, "Parallel block schemes for large-scale least-squares
+    computations"; the target as one more column gives z and the residual).
+    """
+    wide = design.width + (design.target is not None)
+    rows = np.diag(penalty)[penalty > 0]
+    R = np.hstack([rows, np.zeros((len(rows), wide - design.width))]).astype(design.dtype)
+    for _, block in design.blocks(rows=4 * wide):
+        R = np.asarray(np.linalg.qr(np.vstack([R, block]), mode="r"))
+    return R
+
+
 def _inverse(R: np.ndarray) -> np.ndarray:
     """Return the inverse of an upper triangular matrix.
 
@@ -138,19 +151,27 @@ def _inverse(R: np.ndarray) -> np.ndarray:
     return np.linalg.solve(R, np.eye(len(R)))
 
 
+def growth(n: int) -> float:
+    """Return how many roundoffs an elimination or a long sum over n rows may be off by.
+
+    It grows like √n: among a million rows of one-hot columns up to 500 roundoffs are left of a
+    column that depends on others.
+    """
+    return max(0.25 * math.sqrt(n), 1.0)
+
+
 def _noise(R: np.ndarray, design: Design, exact: np.ndarray | None = None) -> np.ndarray:
     """Return the rounding error in each column of the design, (q,).
 
-    That of the arithmetic is relative to the column as scaled, and grows like √n: among a million
-    rows of one-hot columns up to 500 roundoffs are left of a column that depends on others. That of
-    the dtype is relative to the raw column: a float32 year is known to 1e-4, whatever its spread.
+    That of the arithmetic is relative to the column as scaled. That of the dtype is relative to the
+    raw column: a float32 year is known to 1e-4, whatever its spread.
 
     Args:
         R: (any, q), a triangular factor.
         design: the design.
         exact: (columns,), which columns hold only integers and so carry none of the dtype's.
     """
-    noise = 2.0**-53 * max(0.25 * math.sqrt(design.n), 1.0) * np.linalg.norm(R, axis=0)
+    noise = design.roundoff * growth(design.n) * np.linalg.norm(R, axis=0)
     precision = design.table.precision
     if exact is not None:
         precision = np.where(exact, 2.0**-53, precision)
@@ -222,57 +243,3 @@ def _echelon(R: np.ndarray, design: Design) -> Factor:
         _condition(triangle, inverse) if rank else 1.0,
         inverse,
     )
-
-
-class Refined(NamedTuple):
-    """A solution after refinement."""
-
-    solution: np.ndarray  # (q,), scaled
-    squares: float  # Σ w r² with weights of mean 1, without the penalty
-    passes: int  # over the data
-    settled: bool  # whether the last correction was down to rounding
-
-
-def refine(design: Design, factor: Factor, l2: float, most: int) -> Refined:
-    """Return the solution corrected by residuals that are computed from the data.
-
-    The residual r of the current solution gives the gradient Aᵀr, and RᵀR d = Aᵀr the correction
-    (Björck 1987, "Stability analysis of the method of seminormal equations", the corrected
-    seminormal equations). It cures the squared condition number of the Gram matrix.
-
-    Args:
-        design: with a target.
-        factor: of the design; with dependent columns nothing is corrected.
-        l2: the strength of the penalty.
-        most: passes over the data at most.
-    """
-    q, penalty = design.width, design.penalty(l2)
-    solution, squares, passes = factor.solve(), np.nan, 0
-    scale = float(np.linalg.norm(factor.R @ solution))
-    before, error = scale or np.inf, scale
-    if len(factor.dependent) or not factor.condition < _REFINE_CONDITION:
-        penalized = float(np.linalg.norm(penalty * solution))
-        return Refined(solution, max(factor.residual**2 - penalized**2, 0.0), 0, True)
-    while passes < most:
-        gradient = -(penalty**2) * solution
-        squares = 0.0
-        for _, rows in design.pieces():
-            residual = rows @ np.append(-solution, 1.0)
-            gradient += (residual @ rows)[:q]
-            squares += float(residual @ residual)
-        passes += 1
-        half = gradient @ factor.inverse
-        step = float(np.linalg.norm(half))  # ‖R d‖, the change of the fit
-        if passes > 1 and step > 0.5 * before:
-            break
-        solution = solution + factor.inverse @ half
-        if not penalty.any():
-            squares = max(squares - step**2, 0.0)  # of the new solution
-        # Each step is to the last as that is to the one before it, or smaller.
-        error = step * min(step / before, 1.0)
-        before = step
-        if error <= 2.0**-53 * scale:
-            break
-    if not penalty.any() and np.isfinite(factor.residual):
-        squares = factor.residual**2
-    return Refined(solution, squares, passes, error <= 1e-11 * scale + 1e-300)

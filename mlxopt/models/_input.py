@@ -171,21 +171,20 @@ def _check_size(rows: int, columns: int) -> None:
 
 
 def read_target(y: Any, rows: int) -> np.ndarray:
-    """Return `y` as float64, shape (rows,), all finite."""
+    """Return `y` as it is, a view if that can be: numbers of any dtype, shape (rows,), finite."""
     return _read_numbers(y, "y", rows)
 
 
 def _read_numbers(values: Any, name: str, rows: int) -> np.ndarray:
     numbers = _to_numpy(read_column(values, name, rows), name)
     _check_kind(numbers.dtype, name)
-    numbers = numbers.astype(np.float64, copy=False)
     check_finite_column(numbers, name)
     return numbers
 
 
 def read_labels(y: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two labels in `y`, sorted, shape (2,), and which one each row has, (rows,) of 0.0
-    and 1.0.
+    """Return the two labels in `y`, sorted, shape (2,), and whether a row has the second, (rows,)
+    of bool.
     """
     labels = read_column(y, "y", rows)
     if labels.dtype.kind == "U" and isinstance(y, (list, tuple)):
@@ -202,7 +201,7 @@ def read_labels(y: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
         low, high = labels.min(), labels.max()
         second = labels == high
         if low < high and (second | (labels == low)).all():
-            return np.array([low, high]), second.astype(np.float64)
+            return np.array([low, high]), second
     try:
         classes, index = np.unique(labels, return_inverse=True)
     except TypeError as error:
@@ -210,7 +209,7 @@ def read_labels(y: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
             f"y mixes labels that cannot be compared ({error}); use labels of one type."
         ) from error
     if len(classes) == 2:
-        return classes, index.reshape(-1).astype(np.float64)
+        return classes, index.reshape(-1) == 1
     found = _listing([repr(value) for value in classes.tolist()])
     if len(classes) == 1:
         raise ValueError(f"y holds one class only, {found}; expected two classes to tell apart.")
@@ -255,7 +254,7 @@ def read_weights(sample_weight: Any, rows: int) -> np.ndarray | None:
     """Return the weights as float64, shape (rows,): finite, none negative, not all zero."""
     if sample_weight is None:
         return None
-    weights = _read_numbers(sample_weight, "sample_weight", rows)
+    weights = _read_numbers(sample_weight, "sample_weight", rows).astype(np.float64, copy=False)
     if (weights < 0).any():
         row = int(np.argmax(weights < 0))
         raise ValueError(

@@ -16,6 +16,8 @@ from mlxopt._result import Result
 from mlxopt._status import ConvergenceWarning, Status
 from mlxopt.optimizers import LBFGS, SGD, Momentum, Newton, Optimizer
 
+_LEAST_TOL = 1e-6  # in float32, of the gradient of a mean loss in scaled columns
+
 
 def run(
     evaluate: Callable[[np.ndarray], tuple[float, np.ndarray]],
@@ -24,6 +26,7 @@ def run(
     optimizer: Optimizer[Any],
     tol: float,
     max_steps: int,
+    precision: str,
 ) -> Result:
     """Return the result of `minimize`, without its warnings: the model judges and words its own.
 
@@ -31,31 +34,39 @@ def run(
     has neither exact functions nor room to spare. MLX sees a loss with its derivatives.
 
     Args:
-        evaluate: returns value and gradient, (k,), at a point, (k,), all float64.
+        evaluate: returns value and gradient, (k,), at a point, (k,), all arrays float64.
         hessian: returns the second derivative, (k, k), at a point.
         start: (k,).
         optimizer: any of mlxopt's.
-        tol: on the gradient.
+        tol: on the gradient, at least 1e-6 in float32.
         max_steps: at most.
+        precision: "float32" rounds parameters, value and gradient, and leaves the optimizer on the
+            default device; else all is float64.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, which `minimize` answers with its last point. Half a fit is none.
     """
+    dtype = mx.float64
+    if precision == "float32":
+        dtype, tol = mx.float32, max(tol, _LEAST_TOL)
 
-    def float64(values: Any) -> mx.array:
-        return mx.array(values, dtype=mx.float64)
+    def array(values: Any) -> mx.array:
+        return mx.array(values, dtype=dtype)
+
+    def point(params: mx.array) -> np.ndarray:
+        return np.array(params, dtype=np.float64)
 
     @functools.lru_cache(maxsize=1)  # the gradient is asked for after the value, at one point
-    def at(point: bytes) -> tuple[float, np.ndarray]:
-        return evaluate(np.frombuffer(point))
+    def at(place: bytes) -> tuple[float, np.ndarray]:
+        return evaluate(np.frombuffer(place))
 
     @mx.custom_function
     def loss(params: mx.array) -> mx.array:
-        return float64(at(np.array(params).tobytes())[0])
+        return array(at(point(params).tobytes())[0])
 
     @mx.custom_function
     def gradient(params: mx.array) -> mx.array:
-        return float64(at(np.array(params).tobytes())[1])
+        return array(at(point(params).tobytes())[1])
 
     @loss.vjp
     def _(params: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
@@ -63,12 +74,12 @@ def run(
 
     @gradient.vjp
     def _(params: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        return float64(hessian(np.array(params))) @ cotangent
+        return array(hessian(point(params))) @ cotangent
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         result = minimize(
-            cast(Callable[..., mx.array], loss), float64(start), optimizer,
+            cast(Callable[..., mx.array], loss), array(start), optimizer,
             tol=tol, max_steps=max_steps, progress=False, compile=False,
         )  # fmt: skip
     if result.status is Status.INTERRUPTED:
@@ -89,9 +100,13 @@ def optimizer_for(
     """
     if isinstance(solver, Optimizer):
         return solver
+
+    def structured(params: mx.array) -> mx.array:
+        return mx.array(hessian(np.array(params, dtype=np.float64)), dtype=mx.float64)
+
     rate = 1.0 / curvature if curvature > 0 else 1.0
     return {
-        "newton": Newton(hessian=lambda params: mx.array(hessian(np.array(params)), mx.float64)),
+        "newton": Newton(hessian=structured),
         "lbfgs": LBFGS(),
         "momentum": Momentum(rate, momentum=0.9, nesterov=True),
         "sgd": SGD(rate),

@@ -8,7 +8,9 @@ bad conditioning without losing a digit. The intercept stays a column of its own
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +24,19 @@ class Scale(NamedTuple):
 
 def too_large(what: str) -> str:
     return f"{what} holds numbers so large that their squares overflow; divide it by a constant."
+
+
+@contextlib.contextmanager
+def refusing_overflow(dtype: Any) -> Iterator[None]:
+    """Raise ValueError where a number is too large for float32; in float64 they are seen to."""
+    try:
+        with np.errstate(over="raise" if dtype == np.float32 else "ignore"):
+            yield
+    except FloatingPointError as error:
+        raise ValueError(
+            "X holds numbers too far from the others in their column for float32; fit with "
+            'precision="auto", and look at them.'
+        ) from error
 
 
 def moments(

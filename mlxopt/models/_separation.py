@@ -26,11 +26,17 @@ class Separation(NamedTuple):
     columns: list[str]  # that take part
 
 
-def find_separation(likelihood: Likelihood, b: np.ndarray) -> Separation | None:
+def find_separation(likelihood: Likelihood, b: np.ndarray, basis: np.ndarray) -> Separation | None:
     """Return the separation of the classes, or None if the likelihood has a maximum.
 
     The cheap proofs come first: a Newton step at b that proves a maximum; a single column that
     separates; b itself. What is left is decided by a linear program.
+
+    Args:
+        likelihood: of the data.
+        b: (k,), where the solver stopped.
+        basis: (k, k), B with A B well conditioned, of numbers near 1: in nearly dependent columns
+            the program would take for zero what tells them apart.
     """
     change, _, pull, margin = likelihood.newton(b)
     if change is not None and math.isfinite(pull) and has_maximum(pull):
@@ -38,7 +44,7 @@ def find_separation(likelihood: Likelihood, b: np.ndarray) -> Separation | None:
     alone, strict = _columns_alone(likelihood)
     if alone:
         return Separation(strict or margin > 0, alone)
-    direction = _direction(likelihood)
+    direction = _direction(likelihood, basis)
     if direction is None:
         if margin <= 0:
             return None
@@ -53,8 +59,9 @@ def _columns_alone(likelihood: Likelihood) -> tuple[list[str], bool]:
     k = len(likelihood.kept)
     low, high = np.full((2, k), np.inf), np.full((2, k), -np.inf)
     for where, A in likelihood.blocks():
+        second = likelihood.signs(where) > 0
         for label in (0, 1):
-            rows = A[likelihood.labels[where] == label]
+            rows = A[second == bool(label)]
             if len(rows):
                 low[label] = np.minimum(low[label], rows.min(axis=0))
                 high[label] = np.maximum(high[label], rows.max(axis=0))
@@ -71,22 +78,27 @@ def _columns_alone(likelihood: Likelihood) -> tuple[list[str], bool]:
     return names, bool((separates & strict).any())
 
 
-def _direction(likelihood: Likelihood) -> np.ndarray | None:
+def _direction(likelihood: Likelihood, basis: np.ndarray | None = None) -> np.ndarray | None:
     """Return β, (k,), with s aᵀβ ≥ 0 in every row and more in some; None if there is none.
 
     The linear program of Konis (2007, "Linear programming algorithms for detecting separated data
     in binary logistic regression models"): maximize Σ s aᵀβ under these constraints and |β| ≤ 1.
     A true direction can be lengthened until it meets the box; what the program's tolerance lets
     through is short. Of many rows, only those that object to the direction so far are put in.
+
+    Args:
+        likelihood: of the data.
+        basis: as above; the program looks for B⁻¹β. None for the identity.
     """
     from scipy.optimize import linprog
 
     k = len(likelihood.kept)
+    basis = np.eye(k) if basis is None else basis
     objective = np.zeros(k)
     every = max(likelihood.design.n // _FIRST_ROWS, 1)
     chosen = []
     for where, A in likelihood.blocks():
-        margins = (2.0 * likelihood.labels[where, None] - 1.0) * A
+        margins = likelihood.signs(where)[:, None] * (A @ basis)
         objective += margins.sum(axis=0)
         chosen.append(margins[::every])
     rows = np.concatenate(chosen)
@@ -96,19 +108,17 @@ def _direction(likelihood: Likelihood) -> np.ndarray | None:
         )
         if found.x is None or np.abs(found.x).max() < 0.5:
             return None
-        if every == 1:
-            return found.x
-        objecting = _objecting(likelihood, found.x)
+        objecting = [] if every == 1 else _objecting(likelihood, basis, found.x)
         if len(objecting) == 0:
-            return found.x
+            return basis @ found.x
         rows = np.concatenate([rows, objecting])
 
 
-def _objecting(likelihood: Likelihood, direction: np.ndarray) -> np.ndarray:
-    """Return the rows s a that lie furthest on the wrong side of a direction, at most a few."""
+def _objecting(likelihood: Likelihood, basis: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Return the rows s aᵀB that lie furthest on the wrong side of a direction, at most a few."""
     worst, values = [], []
     for where, A in likelihood.blocks():
-        rows = (2.0 * likelihood.labels[where, None] - 1.0) * A
+        rows = likelihood.signs(where)[:, None] * (A @ basis)
         margins = rows @ direction
         wrong = np.flatnonzero(margins < -_TINY * np.abs(rows).max())
         wrong = wrong[np.argsort(margins[wrong])[:_FIRST_ROWS]]
@@ -121,7 +131,7 @@ def _objecting(likelihood: Likelihood, direction: np.ndarray) -> np.ndarray:
 def _is_strict(likelihood: Likelihood, direction: np.ndarray) -> bool:
     low, high = math.inf, 0.0
     for where, A in likelihood.blocks():
-        margins = (2.0 * likelihood.labels[where] - 1.0) * (A @ direction)
+        margins = likelihood.signs(where) * (A @ direction)
         low, high = min(low, float(margins.min())), max(high, float(margins.max()))
     return low > _TINY * high
 

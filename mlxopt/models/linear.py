@@ -10,21 +10,16 @@ import numpy as np
 from scipy.special import fdtrc
 
 from mlxopt._result import Result
-from mlxopt._status import Status
 from mlxopt.models._base import Model, warn_of_rank, warn_of_status
 from mlxopt.models._design import Design
-from mlxopt.models._factor import Factor, factorize, refine
+from mlxopt.models._error import error_bounds, judge, rounding
 from mlxopt.models._input import read_table, read_target, read_weights
-from mlxopt.models._run import optimizer_for, run
+from mlxopt.models._solve import Solved, remainder, solve
 from mlxopt.models._summary import Summary, counted, probability_text
-
-_CLOSE = 1e-6  # a difference in the fitted values, in the same units, that counts as rounding
-_TOL = 1e-10  # on the gradient, with columns and target scaled to a spread near 1
-_GRAM_PASSES = 5
 
 
 class LinearRegression(Model):
-    """Linear regression: the coefficients that minimize the mean squared error, in float64.
+    """Linear regression: the coefficients that minimize the mean squared error.
 
         Σ wᵢ ½(yᵢ - intercept - xᵢᵀcoef)² / Σ wᵢ  +  ½ · l2 · ‖coef‖²
 
@@ -34,21 +29,31 @@ class LinearRegression(Model):
     ‖coef‖, without standard errors, and a `RankWarning` names those columns.
 
     Args:
-        solver: "auto": float64 QR while the design is small or ill-conditioned; where it is large,
+        solver: "auto": QR while the design is small or ill-conditioned; where it is large,
             its Gram matrix, with the answer refined by residuals from the data. "qr" takes QR in
             any case. "newton", "lbfgs", "momentum" and "sgd" (full-batch, with steps of 1 / the
             largest curvature) run `mlxopt.minimize`, and so does any optimizer of mlxopt's. All of
             them read X a block of rows at a time, cast to float64; of more than 16 MB no copy is
             kept, but of one-hot columns (where "auto" is many times faster) their nonzero entries.
+            A fit to large data takes less than a tenth of the memory of X in float32.
         l2: the strength of the penalty, zero or more; the intercept is free of it.
         fit_intercept: whether there is an intercept.
         max_steps: for the solvers that take steps.
+        precision: "auto" finishes in float64, on the CPU. "float64" computes in it from the start,
+            and so does "auto" at present, since nothing is quicker there. "float32" leaves the
+            solver in float32, with the products of blocks on MLX's default device, and its answer
+            as it is. Rank and computational error are judged in float64 even then, and
+            standard errors keep three digits or more.
 
     Attributes:
         coef_: (columns,) float64.
         intercept_: float.
         coef_se_, intercept_se_: standard errors of the same shapes; nan with `l2 > 0`, dependent
             columns or no rows to spare (`summary()` says which), and for an intercept left out.
+        coef_error_, intercept_error_: bounds of the computational error, of the same shapes: how
+            far from the exact coefficients of these data rounding, and steps not taken, leave the
+            ones here, at most or nearly. `summary()` sets them against the standard errors; nan
+            with dependent columns.
         rank_: columns that do not depend on others, the intercept included.
         dependent_columns_: the names of those that do.
         n_features_in_: columns of X.
@@ -64,6 +69,8 @@ class LinearRegression(Model):
     >>> model = mo.models.LinearRegression().fit([[0.0], [1.0], [2.0], [3.0]], [1.0, 3.0, 5.0, 8.0])
     >>> model.coef_.round(6), round(model.intercept_, 6)
     (array([2.3]), 0.8)
+    >>> bool(model.coef_error_.max() < 1e-14)
+    True
     >>> model.coef_se_.round(4), round(model.score([[0.0], [3.0]], [1.0, 8.0]), 4)
     (array([0.1732]), 0.9947)
     """
@@ -74,7 +81,8 @@ class LinearRegression(Model):
     intercept_: float
     coef_se_: np.ndarray
     intercept_se_: float
-    status_: Status
+    coef_error_: np.ndarray
+    intercept_error_: float
     n_iter_: int
     result_: Result | None
 
@@ -85,11 +93,13 @@ class LinearRegression(Model):
         l2: float = 0.0,
         fit_intercept: bool = True,
         max_steps: int = 1000,
+        precision: str = "auto",
     ) -> None:
         self.solver = solver
         self.l2 = l2
         self.fit_intercept = fit_intercept
         self.max_steps = max_steps
+        self.precision = precision
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the coefficients.
@@ -108,7 +118,8 @@ class LinearRegression(Model):
 
         Warns:
             RankWarning: columns depend on others.
-            ConvergenceWarning: a solver that takes steps did not converge.
+            ConvergenceWarning: a solver that takes steps did not converge, or the computational
+                error is over 1 % of a standard error.
         """
         self._check_parameters()
         self._forget()
@@ -116,69 +127,49 @@ class LinearRegression(Model):
         target = read_target(y, table.rows)
         weights = read_weights(sample_weight, table.rows)
         design = Design(table, weights, bool(self.fit_intercept), target)
-        by_name = self.solver if isinstance(self.solver, str) else ""
-        factor, solution, squares, passes = _direct(design, float(self.l2), by_name)
-        status, result = Status.CONVERGED, None
-        if by_name not in ("auto", "qr"):
-            result, reached = _iterate(design, factor, self)
-            status, passes = result.status, result.steps
-            # The error is quadratic, so from wherever a run converged one Newton step leads to the
-            # minimum, and that is the solution by the factor, right to more digits than a gradient
-            # can tell. A run that did not get there is left where it stopped.
-            gap = float(np.linalg.norm(factor.R @ (reached - solution)))
-            if status is Status.NO_PROGRESS and gap <= _CLOSE * math.sqrt(design.n):
-                status = Status.CONVERGED
-            if status is not Status.CONVERGED:
-                solution, squares = reached, _squares(design, reached)
+        l2 = float(self.l2)
+        solved = solve(design, self.solver, l2, int(self.max_steps), self.precision)
+        solution, rank = solved.solution, len(solved.factor.basis)
         notes = []
-        names = [design.name(index) for index in factor.dependent]
+        names = [design.name(index) for index in solved.factor.dependent]
         if names:
-            solution = factor.minimum_norm(design, solution)
-            notes.append(warn_of_rank(names, len(factor.basis), design.width))
-        warn_of_status(status, self.solver)
+            solution = solved.factor.minimum_norm(design, solution)
+            notes.append(warn_of_rank(names, rank, design.width))
+        warn_of_status(solved.status, self.solver, self.precision)
 
         self._remember_columns(table)
         self.coef_, self.intercept_ = design.unscale(solution)
-        self.rank_, self.dependent_columns_ = len(factor.basis), names
-        self.status_, self.n_iter_, self.result_ = status, passes, result
-        errors = self._standard_errors(design, factor, squares, notes)
-        self.coef_se_, self.intercept_se_ = errors
-        by_gram = "refined Gram matrix" if math.isnan(factor.residual) else "QR"
-        ran = by_gram if by_name in ("auto", "qr") else repr(self.solver)
-        self._summary = self._summarize(design, squares, ran, notes)
+        self.rank_, self.dependent_columns_ = rank, names
+        self.status_, self.n_iter_, self.result_ = solved.status, solved.passes, solved.result
+        standard_error = self._standard_errors(design, solved, notes)
+        error = np.full(design.width, math.nan)
+        if not names:
+            error = error_bounds(design, solution, remainder(design, solved, l2))
+        self.coef_se_, self.intercept_se_ = design.split(standard_error)
+        self.coef_error_, self.intercept_error_ = design.split(error)
+        words = judge(error, standard_error, self.precision, _is_exact(design, solved), notes)
+        self._summary = self._summarize(design, solved, words, notes)
         return self
 
-    def _standard_errors(
-        self, design: Design, factor: Factor, squares: float, notes: list[str]
-    ) -> tuple[np.ndarray, float]:
-        """Return the standard errors, or nan with a note of why."""
-        spare = design.n - len(factor.basis)
-        if self.l2 > 0:
-            notes.append(
-                "with l2 > 0 the coefficients are drawn towards zero on purpose, and standard "
-                "errors would not measure their distance from the truth."
-            )
-        elif not len(factor.dependent) and spare == 0:
+    def _standard_errors(self, design: Design, solved: Solved, notes: list[str]) -> np.ndarray:
+        """Return the standard errors, (q,), or nan with a note of why."""
+        spare = design.n - self.rank_
+        notes += self._reasons_for_no_standard_errors()
+        if not notes and spare == 0:
             notes.append(
                 f"{design.n} rows for {design.n} coefficients leave none to estimate the errors by."
             )
-        elif self.status_.is_failure:
-            notes.append(
-                f"the solver did not converge ({self.status_.name}): these are not the best "
-                f"coefficients, and they have no standard errors."
-            )
         if notes:
-            return np.full(design.table.columns, math.nan), math.nan
-        return design.standard_errors(factor.inverse * math.sqrt(squares / spare))
+            return np.full(design.width, math.nan)
+        rows = design.unscale_rows(solved.factor.inverse)
+        return np.linalg.norm(rows, axis=1) * math.sqrt(solved.squares / spare)
 
-    def _summarize(self, design: Design, squares: float, ran: str, notes: list[str]) -> Summary:
-        n, rank = design.n, self.rank_
-        assert design.target is not None
+    def _summarize(
+        self, design: Design, solved: Solved, error_in_words: str, notes: list[str]
+    ) -> Summary:
+        n, rank, squares = design.n, self.rank_, solved.squares
         unit = float(design.target_scale.unit[0])
-        share = None if design.root is None else design.root**2
-        mean = float(np.average(design.target, weights=share)) if self.fit_intercept else 0.0
-        away = design.target - mean if design.root is None else design.root * (design.target - mean)
-        total = float(away @ away)
+        total = _squares_of_target(design)
         rss = squares * unit**2 * design.mean_weight  # Σ w r²
         penalized = " with the penalty" if self.l2 > 0 else ""
         figures = {"rows": f"{n:,}", "rank": f"{rank} of {design.width}{penalized}"}
@@ -197,12 +188,13 @@ class LinearRegression(Model):
                 p = float(fdtrc(slopes, spare, max(ratio, 0.0)))
                 figures["F"] = f"{ratio:.5g} on {slopes} and {spare:,}, P {probability_text(p)}"
         if rss > 0:
-            logs = 0.0 if design.weights is None else float(np.sum(np.log(design.weights)))
+            logs = _sum_of_log_weights(design)
             likelihood = 0.5 * (logs - n * (math.log(2 * math.pi * rss / n) + 1.0))
             figures["log-likelihood"] = f"{likelihood:.8g}"
         if self.l2 > 0:
             figures["penalty"] = f"l2 = {self.l2:g}"
-        figures["solver"] = f"{ran}, {self.status_.name}"
+        figures["solver"] = f"{solved.way} in {self._precision()}, {self.status_.name}"
+        figures["computational error"] = error_in_words
         first = design.first
         return Summary(
             title=f"Linear regression, {counted(n, 'row')}, "
@@ -230,7 +222,7 @@ class LinearRegression(Model):
         For a constant y it is 1 where every prediction is right and 0 otherwise.
         """
         predictions = self.predict(X)
-        target = read_target(y, len(predictions))
+        target = read_target(y, len(predictions)).astype(np.float64, copy=False)
         weights = read_weights(sample_weight, len(predictions))
         if len(target) < 2:
             warnings.warn("R² is not defined for fewer than two rows.", UserWarning, stacklevel=2)
@@ -243,50 +235,27 @@ class LinearRegression(Model):
         return float(1.0 - squares / total)
 
 
-def _squares(design: Design, solution: np.ndarray) -> float:
-    """Return Σ w r² of a scaled solution, with weights of mean 1, in scaled units."""
-    residuals = (rows @ np.append(-solution, 1.0) for _, rows in design.pieces())
-    return float(sum(residual @ residual for residual in residuals))
+def _is_exact(design: Design, solved: Solved) -> bool:
+    """Whether the residuals are no larger than the rounding of the fitted values."""
+    sizes = np.linalg.norm(solved.factor.R, axis=0)
+    return math.sqrt(solved.squares) <= rounding(design) * float(sizes @ np.abs(solved.solution))
 
 
-def _direct(design: Design, l2: float, solver: str) -> tuple[Factor, np.ndarray, float, int]:
-    """Return the factor, the scaled solution, Σ w r² (scaled) and passes over the data."""
-    factor = factorize(design, l2, solver)
-    by_gram = math.isnan(factor.residual)
-    refined = refine(design, factor, l2, _GRAM_PASSES if by_gram else 1)
-    if by_gram and not refined.settled:
-        factor = factorize(design, l2, "qr")
-        refined = refine(design, factor, l2, 1)
-    return factor, refined.solution, refined.squares, 1 + refined.passes
+def _squares_of_target(design: Design) -> float:
+    """Return Σ w (target - mean)², about zero without intercept; scaled, weights of mean 1."""
+
+    def total(power: int, center: float) -> float:
+        result = 0.0
+        for where in design.spans():
+            terms, root = (design.targets(where) - center) ** power, design.roots(where)
+            result += float((terms if root is None else terms * root**2).sum())
+        return result
+
+    return total(2, total(1, 0.0) / design.n if design.fit_intercept else 0.0)
 
 
-def _iterate(design: Design, factor: Factor, model: LinearRegression) -> tuple[Result, np.ndarray]:
-    """Return the result of `minimize` over the independent columns, and the scaled solution.
-
-    The loss is the mean of ½r², with weights of mean 1, and the penalty.
-    """
-    kept = factor.basis
-    ridge = design.penalty(float(model.l2))[kept] ** 2
-    triangle = factor.R[:, kept]
-
-    def widen(b: np.ndarray) -> np.ndarray:
-        wide = np.zeros(design.width)
-        wide[kept] = b
-        return wide
-
-    def evaluate(b: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = float(ridge @ b**2), ridge * b
-        for _, rows in design.pieces():
-            residual = rows @ np.append(-widen(b), 1.0)
-            value += float(residual @ residual)
-            gradient -= (residual @ rows)[kept]
-        return 0.5 * value / design.n, gradient / design.n
-
-    def hessian(_: np.ndarray) -> np.ndarray:
-        return triangle.T @ triangle / design.n
-
-    curvature = float(np.linalg.norm(triangle, 2)) ** 2 / design.n
-    optimizer = optimizer_for(model.solver, curvature, hessian)
-    start = np.zeros(len(kept))
-    result = run(evaluate, hessian, start, optimizer, _TOL, int(model.max_steps))
-    return result, widen(np.array(result.params))
+def _sum_of_log_weights(design: Design) -> float:
+    weights = design.weights
+    if weights is None:
+        return 0.0
+    return float(sum(np.log(design.pick(weights, where)).sum() for where in design.spans()))

@@ -9,23 +9,17 @@ import numpy as np
 from scipy.special import expit, xlogy
 
 from mlxopt._result import Result
-from mlxopt._status import Status
 from mlxopt.models._base import Model, warn_of_rank, warn_of_status
+from mlxopt.models._climb import Climbed, climb
 from mlxopt.models._design import Design
-from mlxopt.models._factor import GRAM_CONDITION, Factor, factorize
+from mlxopt.models._error import error_bounds, judge
 from mlxopt.models._input import read_column, read_labels, read_table, read_weights
-from mlxopt.models._likelihood import Likelihood, Maximum, finish
-from mlxopt.models._run import optimizer_for, run
-from mlxopt.models._separation import find_separation, warn_of_separation
+from mlxopt.models._separation import warn_of_separation
 from mlxopt.models._summary import Summary, counted
-from mlxopt.optimizers import Newton
-
-_ENOUGH = 20  # rows for each coefficient make a sample worth fitting
-_TOL = 1e-8  # on the gradient of the mean loss in scaled columns; `finish` goes on from there
 
 
 class LogisticRegression(Model):
-    """Logistic regression: the probability of the second of two classes, fitted in float64.
+    """Logistic regression: the probability of the second of two classes.
 
         P(second class) = σ(intercept + xᵀcoef),    σ(z) = ½(1 + tanh(z/2))
         Σ wᵢ log(1 + exp(-sᵢ zᵢ)) / Σ wᵢ  +  ½ · l2 · ‖coef‖²,    sᵢ = ±1
@@ -40,11 +34,17 @@ class LogisticRegression(Model):
             of 1 / the largest curvature), or any optimizer of mlxopt's, run by `mlxopt.minimize`. A
             converged run is finished by Newton steps, so that all of them give the same digits.
             X is read a block of rows at a time, cast to float64; of more than 16 MB no copy is
-            kept. On large data "newton" starts from the maximum of a sample of the rows.
+            kept. On large data "newton" starts from the maximum of a sample of the rows, and a fit
+            takes less than a tenth of the memory of X in float32.
         l2: the strength of the penalty, zero or more; the intercept is free of it.
             scikit-learn's C is 1 / (l2 · Σw).
         fit_intercept: whether there is an intercept.
         max_steps: for the solver.
+        precision: "auto" finishes in float64, on the CPU. "float64" computes in it from the start,
+            and so does "auto" at present, since nothing is quicker there. "float32" leaves the
+            solver in float32, with the products of blocks on MLX's default device, and its answer
+            as it is. Rank, separation, standard errors and computational error are
+            float64 even then.
 
     Attributes:
         classes_: (2,) the labels, sorted; the probability is that of the second.
@@ -52,6 +52,10 @@ class LogisticRegression(Model):
         intercept_: (1,) float64.
         coef_se_, intercept_se_: standard errors of the same shapes; nan with `l2 > 0`, dependent
             columns or separation (`summary()` says which).
+        coef_error_, intercept_error_: bounds of the computational error, of the same shapes: how
+            far from the exact coefficients of these data rounding, and steps not taken, leave the
+            ones here, at most or nearly. `summary()` sets them against the standard errors; nan
+            with dependent columns, separation or a solver that did not converge.
         rank_: columns that do not depend on others, the intercept included.
         dependent_columns_: the names of those that do.
         separating_columns_: the names of the columns that separate the classes; mostly empty.
@@ -80,7 +84,8 @@ class LogisticRegression(Model):
     intercept_: np.ndarray
     coef_se_: np.ndarray
     intercept_se_: np.ndarray
-    status_: Status
+    coef_error_: np.ndarray
+    intercept_error_: np.ndarray
     n_iter_: int
     result_: Result
 
@@ -91,11 +96,13 @@ class LogisticRegression(Model):
         l2: float = 0.0,
         fit_intercept: bool = True,
         max_steps: int = 1000,
+        precision: str = "auto",
     ) -> None:
         self.solver = solver
         self.l2 = l2
         self.fit_intercept = fit_intercept
         self.max_steps = max_steps
+        self.precision = precision
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the coefficients.
@@ -115,7 +122,8 @@ class LogisticRegression(Model):
         Warns:
             RankWarning: columns depend on others.
             SeparationWarning: some combination of columns separates the classes.
-            ConvergenceWarning: the solver did not converge.
+            ConvergenceWarning: the solver did not converge, or the computational error is over 1 %
+                of a standard error.
         """
         self._check_parameters()
         self._forget()
@@ -123,83 +131,50 @@ class LogisticRegression(Model):
         weights = read_weights(sample_weight, table.rows)
         classes, labels = read_labels(y, table.rows)
         design = Design(table, weights, bool(self.fit_intercept))
-        used = design.pick(labels)
+        used = labels if design.used is None else labels[design.used]
         if used.min() == used.max():
             only = classes[int(used[0])].item()
             raise ValueError(
                 f"all rows of positive sample_weight are of one class, {only!r}; expected two."
             )
-        l2 = float(self.l2)
-        likelihood = Likelihood(design, used, np.arange(design.width), l2)
-        learned = _learn_from_sample(likelihood, labels, l2) if self.solver == "newton" else None
-        if learned is None:
-            factor = factorize(design, l2)
-            likelihood = Likelihood(design, used, factor.basis, l2)
-            learned = factor, np.zeros(len(factor.basis))
-        factor, start = learned
-        result, b = _iterate(likelihood, factor, start, self)
-        status = result.status
-
-        separation = None if self.l2 > 0 else find_separation(likelihood, b)
-        maximum = None
-        if separation is not None:
-            status = Status.UNBOUNDED
-        elif status in (Status.CONVERGED, Status.NO_PROGRESS):
-            maximum = finish(likelihood, b)
-            b = maximum.b
-            status = Status.CONVERGED if maximum.converged else Status.NO_PROGRESS
-        notes = []
-        names = [design.name(index) for index in factor.dependent]
+        climbed = climb(
+            design, labels, self.solver, float(self.l2), int(self.max_steps), self.precision
+        )
+        basis, notes = climbed.factor.basis, []
+        names = [design.name(index) for index in climbed.factor.dependent]
         solution = np.zeros(design.width)
-        solution[factor.basis] = b
+        solution[basis] = climbed.b
         if names:
-            solution = factor.minimum_norm(design, solution)
-            notes.append(warn_of_rank(names, len(factor.basis), design.width))
-        if separation is not None:
-            notes.append(warn_of_separation(separation))
+            solution = climbed.factor.minimum_norm(design, solution)
+            notes.append(warn_of_rank(names, len(basis), design.width))
+        if climbed.separation is not None:
+            notes.append(warn_of_separation(climbed.separation))
         else:
-            warn_of_status(status, self.solver)
+            warn_of_status(climbed.status, self.solver, self.precision)
 
         self._remember_columns(table)
         self.classes_ = classes
-        coef, intercept = design.unscale(solution)
-        self.coef_, self.intercept_ = coef[None], np.array([intercept])
-        self.rank_, self.dependent_columns_ = len(factor.basis), names
-        self.separating_columns_ = [] if separation is None else separation.columns
-        self.status_, self.n_iter_, self.result_ = status, result.steps, result
-        errors = self._standard_errors(design, maximum, notes)
-        self.coef_se_, self.intercept_se_ = errors[0][None], np.array([errors[1]])
-        value = (likelihood.slopes(b) if maximum is None else maximum.slopes).value
-        self._summary = self._summarize(likelihood, value, notes)
+        self.coef_, self.intercept_ = _shaped(*design.unscale(solution))
+        self.rank_, self.dependent_columns_ = len(basis), names
+        self.separating_columns_ = climbed.separation.columns if climbed.separation else []
+        self.status_, self.n_iter_ = climbed.status, climbed.result.steps
+        self.result_ = climbed.result
+        notes += self._reasons_for_no_standard_errors()
+        standard_error = error = np.full(design.width, math.nan)
+        if climbed.maximum is not None and not notes:
+            standard_error = np.linalg.norm(design.unscale_rows(climbed.inverse_root()), axis=1)
+        if climbed.maximum is not None and not names:
+            error = error_bounds(design, solution, climbed.remainder())
+        self.coef_se_, self.intercept_se_ = _shaped(*design.split(standard_error))
+        self.coef_error_, self.intercept_error_ = _shaped(*design.split(error))
+        words = judge(error, standard_error, self.precision, False, notes)
+        self._summary = self._summarize(climbed, words, notes)
         return self
 
-    def _standard_errors(
-        self, design: Design, maximum: Maximum | None, notes: list[str]
-    ) -> tuple[np.ndarray, float]:
-        """Return the standard errors, or nan with a note of why."""
-        if self.l2 > 0:
-            notes.append(
-                "with l2 > 0 the coefficients are drawn towards zero on purpose, and standard "
-                "errors would not measure their distance from the truth."
-            )
-        elif self.status_.is_failure and self.status_ is not Status.UNBOUNDED:
-            notes.append(
-                f"the solver did not converge ({self.status_.name}): these are not the best "
-                f"coefficients, and they have no standard errors."
-            )
-        if notes or maximum is None:
-            return np.full(design.table.columns, math.nan), math.nan
-        information = maximum.slopes.information
-        unit = np.sqrt(np.diag(information))
-        lower = np.linalg.cholesky(information / np.outer(unit, unit))
-        inverse = np.linalg.inv(lower).T / unit[:, None]  # V with V Vᵀ = information⁻¹
-        return design.standard_errors(inverse)
-
-    def _summarize(self, likelihood: Likelihood, value: float, notes: list[str]) -> Summary:
-        design, n = likelihood.design, likelihood.design.n
-        w, y = likelihood.weights, likelihood.labels
-        second = float(w @ y)
-        total = likelihood.total
+    def _summarize(self, climbed: Climbed, error_in_words: str, notes: list[str]) -> Summary:
+        likelihood, value = climbed.likelihood, climbed.slopes.value
+        design, n, total = likelihood.design, likelihood.design.n, likelihood.total
+        rows_of_second, second = likelihood.size_of_second_class()
         share = second / total
         # The model without columns: one probability for all, or one half without intercept.
         null = total * math.log(2.0)
@@ -207,7 +182,7 @@ class LogisticRegression(Model):
             null = -float(xlogy(second, share) + xlogy(total - second, 1.0 - share))
         first, last = (repr(label) for label in self.classes_.tolist())
         figures = {
-            "rows": f"{n:,}, of them {int(y.sum()):,} of class {last}",
+            "rows": f"{n:,}, of them {rows_of_second:,} of class {last}",
             "rank": f"{self.rank_} of {design.width}{' with the penalty' * (self.l2 > 0)}",
             "log-likelihood": f"{-value:.8g}",
             "deviance": f"{2 * value:.8g}",
@@ -218,7 +193,9 @@ class LogisticRegression(Model):
             figures["penalty"] = f"l2 = {self.l2:g}"
         else:
             figures["AIC"] = f"{2 * value + 2 * self.rank_:.8g}"
-        figures["solver"] = f"{self.solver!r}, {self.status_.name}, {counted(self.n_iter_, 'step')}"
+        steps = counted(self.n_iter_, "step")
+        figures["solver"] = f"{self.solver!r} in {self._precision()}, {self.status_.name}, {steps}"
+        figures["computational error"] = error_in_words
         intercept = [float(self.intercept_[0])] * design.first
         intercept_se = [float(self.intercept_se_[0])] * design.first
         return Summary(
@@ -263,65 +240,6 @@ class LogisticRegression(Model):
         return float(np.average(right, weights=read_weights(sample_weight, len(predictions))))
 
 
-def _iterate(
-    likelihood: Likelihood, factor: Factor, start: np.ndarray, model: LogisticRegression
-) -> tuple[Result, np.ndarray]:
-    """Return the result of `minimize` over the independent columns, and its params.
-
-    The loss is the mean of the losses, with its penalty.
-    """
-    total, ridge = likelihood.total, likelihood.ridge
-    is_newton = model.solver == "newton" or isinstance(model.solver, Newton)
-
-    def evaluate(b: np.ndarray) -> tuple[float, np.ndarray]:
-        slopes = likelihood.slopes(b, information=is_newton)
-        return (slopes.value + 0.5 * float(ridge @ b**2)) / total, slopes.gradient / total
-
-    def hessian(b: np.ndarray) -> np.ndarray:
-        return likelihood.slopes(b).information / total
-
-    # σ' ≤ ¼, and the factor's penalty is there already, in full.
-    triangle = factor.R[:, likelihood.kept]
-    curvature = float(np.linalg.norm(triangle, 2)) ** 2 / likelihood.design.n
-    if model.l2 == 0:
-        curvature /= 4.0
-    optimizer = optimizer_for(model.solver, curvature, hessian)
-    result = run(evaluate, hessian, start, optimizer, _TOL, int(model.max_steps))
-    return result, np.array(result.params)
-
-
-def _learn_from_sample(
-    likelihood: Likelihood, labels: np.ndarray, l2: float
-) -> tuple[Factor, np.ndarray] | None:
-    """Return the factor of a sample of the rows, and a start near the maximum of all; or None.
-
-    Columns that are independent in some rows are independent in all. From the maximum of the sample
-    one step leads on, with the slopes of all rows and the sample's curvature; from there Newton's
-    method takes half the steps that it takes from zero.
-
-    Args:
-        likelihood: of all rows and columns.
-        labels: (rows,), of the table.
-        l2: the strength of the penalty.
-    """
-    design = likelihood.design
-    if design.sample is None or design.sample.n < _ENOUGH * design.width:
-        return None
-    second = design.sample.pick(labels[:: design.stride])
-    if second.min() == second.max():
-        return None
-    factor = factorize(design.sample, l2)
-    if len(factor.dependent) or not factor.condition < GRAM_CONDITION:
-        return None
-    some = Likelihood(design.sample, second, factor.basis, l2)
-    maximum = finish(some, np.zeros(design.width), done=0.3)
-    if not maximum.converged:
-        return None
-    with np.errstate(over="ignore", invalid="ignore"):  # of numbers that the sample lacks
-        gradient = likelihood.slopes(maximum.b, information=False).gradient / likelihood.total
-        start = maximum.b - np.linalg.solve(maximum.slopes.information / some.total, gradient)
-        slopes = likelihood.slopes(start)
-    if np.isfinite(slopes.information).all() and slopes.value < likelihood.total * math.log(2.0):
-        return factor, start  # better than zero
-    design.measure()
-    return None
+def _shaped(coef: np.ndarray, intercept: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return coefficients of shape (1, columns) and intercept of shape (1,), one row a model."""
+    return coef[None], np.array([intercept])

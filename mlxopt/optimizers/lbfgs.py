@@ -120,16 +120,15 @@ class LBFGS(Optimizer[LBFGSState]):
         state = state._replace(params=trial, value=trial_value, grad=grad, optimality=largest)
         if search.verdict == "unbounded":
             return state._replace(status=Status.UNBOUNDED)
-        eps = float(np.finfo(numpy_dtype(rows.dtype)).eps)
-        columns = np.array(columns, dtype=np.float64)
-        products, order = remember(state.products, state.order, slot, columns, eps)
+        eps = 2.0**-52 if rows.dtype == mx.float64 else 2.0**-23
+        products, order = remember(state.products, state.order, slot, np.array(columns), eps)
         return self._aim(state._replace(rows=rows, products=products, order=order))
 
     def _aim(self, state: LBFGSState) -> LBFGSState:
         """Choose the direction at `params` and begin a line search along it."""
         combination = two_loop(state.products, state.order)
         slope = float(combination @ state.products[-1])
-        if not slope < 0 or not is_finite(*combination):
+        if not -math.inf < slope < 0:
             return self._restart(state)  # rounding has spoilt the memory
         dtype = state.rows.dtype
         direction = mx.array(combination.astype(numpy_dtype(dtype)), dtype=dtype) @ state.rows
@@ -167,8 +166,8 @@ def remember(
     m = (len(products) - 1) // 2
     s, y, _ = new = [slot, m + slot, 2 * m]
     products = products.copy()
-    products[:, new] = columns
-    products[new, :] = columns.T
+    for i, column in zip(new, columns.T, strict=True):
+        products[:, i] = products[i] = column
     order = tuple(i for i in order if i != slot)
     # Without positive curvature along s the pair would cost H its positive definiteness.
     size = math.sqrt(products[s, s] * products[y, y])
@@ -187,17 +186,19 @@ def two_loop(products: np.ndarray, order: Sequence[int]) -> np.ndarray:
         order: the pairs to use, oldest first: i stands for rows i (s) and m + i (y).
     """
     m = (len(products) - 1) // 2
+    curvatures = products.diagonal(m).tolist()  # sᵀy = 1 / ρ
     combination = np.zeros(2 * m + 1)
     combination[-1] = 1.0  # q = gradient
+    dot = combination.dot  # half the time of @ on vectors this short
     weights = {}
     for i in reversed(order):
-        weights[i] = (combination @ products[i]) / products[i, m + i]  # α = ρ sᵀq
+        weights[i] = float(dot(products[i])) / curvatures[i]  # α = ρ sᵀq
         combination[m + i] -= weights[i]  # q ← q - α y
     if order:
         i = order[-1]
-        combination *= products[i, m + i] / products[m + i, m + i]  # r = γ q
+        combination *= curvatures[i] / products[m + i, m + i]  # r = γ q
     for i in order:
-        correction = (combination @ products[m + i]) / products[i, m + i]  # β = ρ yᵀr
+        correction = float(dot(products[m + i])) / curvatures[i]  # β = ρ yᵀr
         combination[i] += weights[i] - correction  # r ← r + (α - β) s
     return -combination
 

@@ -1,7 +1,6 @@
-"""Rows of a design of which most columns are mostly zero, as one-hot encoded categories are.
+"""Rows of a design that are more than an array of NumPy: mostly zero, or in float32 on the device.
 
-The Gram matrix of 366 such columns takes a hundredth of the time of the dense one, and nothing is
-rounded that the dense one does not round.
+Both know what a solver asks of a matrix: `A @ vector`, `vector @ A` and `gram(A, root)`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
+
+from mlxopt.losses import _transposed_product
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 class SparseRows:
     """A matrix, (rows, columns), that keeps of some columns only what is not zero.
 
-    It knows what a solver asks of a matrix: `A @ vector`, `vector @ A` and `gram(A, root)`.
+    For columns such as one-hot encoded categories. The Gram matrix of 366 of them takes a hundredth
+    of the time of the dense one, and nothing is rounded that the dense one does not round.
 
     Args:
         dense: (rows, d), the other columns.
@@ -50,8 +53,10 @@ class SparseRows:
         sparse.data *= np.repeat(root, np.diff(sparse.indptr))
         return SparseRows(self.dense * root[:, None], self.dense_at, sparse, self.sparse_at)
 
-    def gram(self) -> np.ndarray:
-        """Return AᵀA, (columns, columns)."""
+    def gram(self, root: np.ndarray | None = None) -> np.ndarray:
+        """Return AᵀWA, (columns, columns), with W = diag(root²) or the identity."""
+        if root is not None:
+            return self.scaled(root).gram()
         d, s = self.dense_at, self.sparse_at
         result = np.empty((len(d) + len(s), len(d) + len(s)))
         result[np.ix_(d, d)] = self.dense.T @ self.dense
@@ -62,10 +67,41 @@ class SparseRows:
         return result
 
 
-def gram(A: np.ndarray | SparseRows, root: np.ndarray | None = None) -> np.ndarray:
+class DeviceRows:
+    """A matrix, (rows, columns), in float32 on MLX's default device.
+
+    What is long is multiplied there; vectors come and go as arrays of NumPy.
+    """
+
+    __array_ufunc__ = None
+
+    def __init__(self, block: np.ndarray) -> None:
+        self.rows = mx.array(block)
+
+    def __matmul__(self, vector: np.ndarray) -> np.ndarray:
+        return np.array(self.rows @ _narrowed(vector))
+
+    def __rmatmul__(self, vector: np.ndarray) -> np.ndarray:
+        # The gradient: of many rows, it wants sums that float32 alone does not give on a CPU.
+        return np.array(_transposed_product(self.rows, _narrowed(vector)[:, None])[:, 0])
+
+    def gram(self, root: np.ndarray | None = None) -> np.ndarray:
+        """Return AᵀWA, (columns, columns), with W = diag(root²) or the identity."""
+        A = self.rows if root is None else self.rows * _narrowed(root)[:, None]
+        return np.array(A.T @ A)
+
+
+def _narrowed(vector: np.ndarray) -> mx.array:
+    return mx.array(vector.astype(np.float32, copy=False))
+
+
+Rows = np.ndarray | SparseRows | DeviceRows
+
+
+def gram(A: Rows, root: np.ndarray | None = None) -> np.ndarray:
     """Return AᵀWA, (columns, columns), with W = diag(root²) or the identity."""
-    if isinstance(A, SparseRows):
-        return (A if root is None else A.scaled(root)).gram()
+    if not isinstance(A, np.ndarray):
+        return A.gram(root)
     if root is not None:
         A = A * root[:, None]
     return A.T @ A  # NumPy sees the transpose and calls the symmetric product

@@ -1,0 +1,206 @@
+"""The arguments of many problems, sorted into what each has of its own and what all share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from mlxopt._tree import Tree, leaves, leaves_with_paths, numpy_dtype, working_dtype
+
+Axes = Any  # an int or None, or a tree of them that ends no deeper than the argument's own
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """Many problems of one make."""
+
+    size: int
+    """B, how many there are."""
+    like: Tree
+    """The parameters of the first, a tree of arrays."""
+    start: np.ndarray
+    """The starts of all, shape (B, p), float64."""
+    own: list[mx.array]
+    """The leaves of the data that differ, each with the problems along its first axis."""
+    shared: list[mx.array]
+    """The leaves of the data that are the same for all."""
+    _data: tuple[Any, ...]
+    _axes: tuple[list[int | None], ...]
+
+    def data(self, own: list[mx.array], shared: list[mx.array]) -> tuple[Any, ...]:
+        """Return one problem's data as the loss takes it, from its leaves."""
+        mine, common = iter(own), iter(shared)
+
+        def pick(leaf: Any, axis: int | None) -> Any:
+            if not isinstance(leaf, mx.array):
+                return leaf
+            return next(common) if axis is None else next(mine)
+
+        return tuple(
+            _map_with(pick, item, iter(axes))
+            for item, axes in zip(self._data, self._axes, strict=True)
+        )
+
+    def single(self, index: int, x: np.ndarray) -> tuple[Tree, tuple[Any, ...]]:
+        """Return parameters and data of one problem, the parameters from a vector x (p,)."""
+        return tree_of(x, self.like), self.data([leaf[index] for leaf in self.own], self.shared)
+
+
+def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
+    """Return the problems that these arguments make up.
+
+    Args:
+        params: a tree of arrays.
+        data: trees of arrays; what is no array is shared.
+        in_axes: which axis of each array counts the problems, None where all share it; one for all
+            arguments, or one for each, `(params, *data)`.
+
+    Raises:
+        TypeError, ValueError: `in_axes` does not fit, or the numbers of problems differ.
+    """
+    given = list(in_axes) if isinstance(in_axes, (tuple, list)) else [in_axes] * (1 + len(data))
+    if len(given) != 1 + len(data):
+        raise ValueError(
+            f"in_axes has {len(given)} entries; expected {1 + len(data)}: one for params and one "
+            f"for each of the {len(data)} data arguments, or a single one for all."
+        )
+    names = ["params", *(f"data[{number}]" for number in range(len(data)))]
+    axes, fronted, sizes = [], [], {}
+    for name, tree, one in zip(names, (params, *data), given, strict=True):
+        listed = list(_axis_of_each(tree, one, name))
+        axes.append(listed)
+        fronted.append(_map_with(_front, tree, iter(listed)))
+        for (path, leaf), axis in zip(leaves_with_paths(fronted[-1]), listed, strict=True):
+            if axis is not None:
+                sizes[name + path] = leaf.shape[0]
+    if not sizes:
+        raise ValueError(
+            f"in_axes is {in_axes!r}, so nothing tells the problems apart; expected an axis for at "
+            f"least one argument, such as in_axes=({', '.join(['None'] * len(data) + ['0'])})."
+        )
+    size = next(iter(sizes.values()))
+    if any(one != size for one in sizes.values()):
+        counts = ", ".join(f"{one} in {name}" for name, one in sizes.items())
+        raise ValueError(
+            f"the arguments disagree about how many problems there are: {counts}. Give them equal "
+            f"lengths along the axes of in_axes, and None for what all problems share."
+        )
+    if size == 0:
+        raise ValueError("there are no problems: the batch axis has length 0.")
+
+    start = np.concatenate(
+        [
+            np.broadcast_to(_wide(leaf).reshape(size if axis is not None else 1, -1), (size, n))
+            for leaf, axis in zip(leaves(fronted[0]), axes[0], strict=True)
+            for n in [leaf.size // (size if axis is not None else 1)]
+        ],
+        axis=1,
+    )
+    like = _map_with(
+        lambda leaf, axis: leaf if axis is None else leaf[0], fronted[0], iter(axes[0])
+    )
+    pairs = [
+        (leaf, axis)
+        for tree, listed in zip(fronted[1:], axes[1:], strict=True)
+        for leaf, axis in zip(leaves(tree), listed, strict=True)
+        if isinstance(leaf, mx.array)
+    ]
+    return Problems(
+        size=size,
+        like=like,
+        start=start,
+        own=[leaf for leaf, axis in pairs if axis is not None],
+        shared=[leaf for leaf, axis in pairs if axis is None],
+        _data=tuple(fronted[1:]),
+        _axes=tuple(axes[1:]),
+    )
+
+
+def _axis_of_each(tree: Tree, axes: Axes, name: str) -> Iterator[int | None]:
+    """Yield the axis of each leaf of a tree."""
+    if axes is not None and (isinstance(axes, bool) or not isinstance(axes, int)):
+        yield from _axes_of_children(tree, axes, name)
+        return
+    for path, leaf in leaves_with_paths(tree):
+        if axes is None or not isinstance(leaf, mx.array):
+            yield None
+        elif not -leaf.ndim <= axes < leaf.ndim:
+            raise ValueError(
+                f"in_axes takes axis {axes} of {name}{path}, whose shape is {leaf.shape}; expected "
+                f"an axis that counts the problems, or None if all share it."
+            )
+        else:
+            yield axes
+
+
+def _axes_of_children(tree: Tree, axes: Axes, name: str) -> Iterator[int | None]:
+    same = isinstance(axes, dict) if isinstance(tree, dict) else isinstance(axes, (list, tuple))
+    if not (same and isinstance(tree, (dict, list, tuple)) and len(tree) == len(axes)):
+        raise TypeError(
+            f"in_axes has {axes!r} for {name}, which is of type {type(tree).__qualname__}; "
+            f"expected an axis (an int), None, or one of them for each of its parts."
+        )
+    if isinstance(tree, dict):
+        if tree.keys() != axes.keys():
+            raise ValueError(
+                f"in_axes names {list(axes)} in {name}, which has {list(tree)}; expected the same."
+            )
+        for key, child in tree.items():
+            yield from _axis_of_each(child, axes[key], f"{name}[{key!r}]")
+    else:
+        for index, (child, axis) in enumerate(zip(tree, axes, strict=True)):
+            yield from _axis_of_each(child, axis, f"{name}[{index}]")
+
+
+def _map_with(function: Callable[[Any, Any], Any], tree: Tree, second: Iterator[Any]) -> Tree:
+    """Return the tree of `function(leaf, the next of second)`."""
+    return tree_map(lambda leaf: function(leaf, next(second)), tree)
+
+
+def _front(leaf: Any, axis: int | None) -> Any:
+    return mx.moveaxis(leaf, axis, 0) if axis else leaf
+
+
+def _wide(leaf: mx.array) -> np.ndarray:
+    """Return an array as float64 on the host."""
+    return np.array(leaf.astype(mx.float32) if leaf.dtype == mx.bfloat16 else leaf, np.float64)
+
+
+# --- Rows of the host as trees -------------------------------------------------------------------
+
+
+def tree_of(x: np.ndarray, like: Tree) -> Tree:
+    """Return vectors x, shape (..., p) on the host, as a tree like `like` whose leaves have the
+    leading axes of x.
+    """
+    place = 0
+
+    def take(leaf: mx.array) -> mx.array:
+        nonlocal place
+        piece = x[..., place : place + leaf.size].reshape((*x.shape[:-1], *leaf.shape))
+        place += leaf.size
+        return to_device(piece, leaf.dtype)
+
+    return tree_map(take, like)
+
+
+def to_device(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    """Return an array of the host as one of MLX, rounded once at most on the way to float32."""
+    with np.errstate(over="ignore"):
+        wide = array.astype(np.float64 if dtype == mx.float64 else np.float32)
+    return mx.array(wide, dtype=dtype)
+
+
+def rounded(x: np.ndarray, like: Tree) -> np.ndarray:
+    """Return vectors x, shape (..., p), as the dtypes of the leaves of `like` hold them."""
+    dtypes = {leaf.dtype for leaf in leaves(like)}
+    if dtypes <= {mx.float32, mx.float64} and len(dtypes) == 1:
+        with np.errstate(over="ignore"):
+            return x.astype(numpy_dtype(working_dtype(like))).astype(np.float64)
+    flat = [_wide(leaf).reshape((*x.shape[:-1], -1)) for leaf in leaves(tree_of(x, like))]
+    return np.concatenate(flat, axis=-1)

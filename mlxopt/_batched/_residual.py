@@ -1,0 +1,114 @@
+"""The residuals of many problems, their Jacobians, and their linear models.
+
+The linear model of a residual r (m,) with Jacobian J (m, p) is kept as the triangular factor of
+[J, r]: R (p, p), Qᵀr (p,), of which all else follows. See `mlxopt.optimizers._residual`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._batched._agreement import in_general_position
+from mlxopt._batched._objective import BatchedObjective
+from mlxopt._batched._problems import Problems
+from mlxopt._batched._state import Points, dot
+from mlxopt._residual_objective import ResidualObjective
+from mlxopt._tree import Tree, count, epsilon, working_dtype
+from mlxopt.optimizers import _residual as one
+
+
+class Model(NamedTuple):
+    """The linear models at A points."""
+
+    r: np.ndarray  # (A, p, p): R
+    qtr: np.ndarray  # (A, p): Qᵀr
+    columns: np.ndarray  # (A, p): ‖Jⱼ‖
+    cosine: np.ndarray  # (A,): optimality without allowance for rounding
+    noise: np.ndarray  # (A,): the rounding error of the loss
+    negligible: np.ndarray  # (A,) bool: whether the residual is far below its own rounding
+
+
+class BatchedResidual(BatchedObjective):
+    """The residuals and their Jacobians at A points, one for each running problem."""
+
+    single: ResidualObjective
+
+    def __init__(self, single: ResidualObjective, problems: Problems, *, compile: bool) -> None:
+        self.m = single.rows(problems.like)
+        rows = min(self.m, count(problems.like))
+        super().__init__(single, problems, compile=compile, rows=rows)
+
+    def residual_and_jacobian(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return r, shape (A, m), and J, shape (A, m, p), at the points x, shape (A, p)."""
+        single, p, m = self.single, count(self.problems.like), self.m
+        by_rows = m <= 2 * p  # as `ResidualObjective.jacobian` has it
+
+        def jacobian(params: Tree, data: tuple[Any, ...]) -> mx.array:
+            units = mx.eye(m if by_rows else p, dtype=working_dtype(params))
+            function = single._row if by_rows else single._column
+            matrix = mx.vmap(lambda unit: function(unit, params, data))(units)
+            return matrix if by_rows else matrix.T
+
+        def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
+            residual = single._residual(params, *data)
+            return mx.concatenate([residual[:, None], jacobian(params, data)], axis=1)
+
+        def probe(params: Tree, data: tuple[Any, ...]) -> mx.array:
+            vector = in_general_position(1 + p, params)
+            residual = single._residual(params, *data)
+            return vector[0] * residual + _push(single, params, data, vector[1:])
+
+        both = self.evaluate("jacobian", at, x, probe)
+        return both[:, :, 0], both[:, :, 1:]
+
+
+def _push(
+    single: ResidualObjective, params: Tree, data: tuple[Any, ...], vector: mx.array
+) -> mx.array:
+    """Return J times a vector, shape (m,), by reverse mode alone."""
+
+    def product(cotangent: mx.array) -> mx.array:
+        return mx.sum(single._pullback(params, cotangent, data) * vector)
+
+    return mx.grad(product)(mx.ones(single.rows(params), dtype=vector.dtype))
+
+
+@np.errstate(all="ignore")  # a far trial may overflow, and is then refused
+def linearize(objective: BatchedResidual, x: np.ndarray) -> tuple[Points, Model]:
+    """Return points x, shape (A, p), and the linear models there; one evaluation.
+
+    The optimality is the largest |gⱼ| / (‖Jⱼ‖ ‖r‖), with the rounding of r added to g.
+    """
+    residual, jacobian = objective.residual_and_jacobian(x)
+    finite = np.all(np.isfinite(residual), axis=1) & np.all(np.isfinite(jacobian), axis=(1, 2))
+    value = np.where(finite, 0.5 * dot(residual, residual), np.nan)
+    residual = np.where(finite[:, None], residual, 0.0)
+    jacobian = np.where(finite[:, None, None], jacobian, 0.0)
+    transposed = np.swapaxes(jacobian, 1, 2)
+    gradient = (transposed @ residual[:, :, None])[:, :, 0]
+    eps, p = epsilon(objective.problems.like), x.shape[1]
+    contribution = (np.abs(jacobian) @ np.abs(x)[:, :, None])[:, :, 0]
+    rounding = eps * np.hypot(contribution, residual)
+    columns = np.sqrt(np.einsum("amp,amp->ap", jacobian, jacobian))
+    spread = np.sqrt((np.square(transposed) @ np.square(rounding)[:, :, None])[:, :, 0])
+    length = np.linalg.norm(residual, axis=1)
+    scale = columns * (length + one._SMALL * np.linalg.norm(contribution, axis=1))[:, None]
+    flat = gradient == 0  # a column of zeros: the parameter has no say here
+    scale = np.where(flat, 1.0, scale)
+    cosines = np.where(flat, 0.0, np.abs(gradient) / scale)
+    optimality = (cosines + np.where(flat, 0.0, spread / scale)).max(axis=1)
+    # Qᵀr without Q: the last column of the factor of [J, r].
+    factor: Any = np.linalg.qr(np.concatenate([jacobian, residual[:, :, None]], axis=2), mode="r")
+    model = Model(
+        r=factor[:, :p, :p],
+        qtr=factor[:, :p, p],
+        columns=columns,
+        cosine=cosines.max(axis=1),
+        noise=dot(np.abs(residual), rounding) + 10 * eps * np.abs(value),
+        negligible=length < one._NOTHING * np.linalg.norm(rounding, axis=1),
+    )
+    grad = np.where(finite[:, None], gradient, np.nan)
+    return Points(x, value, grad, np.where(finite, optimality, np.nan)), model

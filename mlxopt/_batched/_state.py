@@ -1,0 +1,85 @@
+"""Where many runs stand: named tuples of arrays with one row for each of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+
+class Points(NamedTuple):
+    """Points and what is known there; A is the number of runs, p that of their parameters."""
+
+    x: np.ndarray  # (A, p): the parameters, as their dtype holds them
+    value: np.ndarray  # (A,): the loss
+    grad: np.ndarray  # (A, p): its gradient
+    optimality: np.ndarray  # (A,): what is compared with tol
+
+
+class State(Protocol):
+    """What the loop reads of a state."""
+
+    @property
+    def points(self) -> Points:
+        """Where the runs are."""
+        ...
+
+    @property
+    def status(self) -> np.ndarray:
+        """Why they cannot go on, shape (A,): a Status each, or None."""
+        ...
+
+    @property
+    def moved(self) -> np.ndarray:
+        """Which took their last trial, shape (A,), bool."""
+        ...
+
+
+class Method(Protocol):
+    """An optimizer over the rows of arrays; as in one run, a step is one trial point for each."""
+
+    def init(self, objective: Any, x: np.ndarray) -> Any:
+        """Return the state at x, shape (A, p); one evaluation."""
+        ...
+
+    def step(self, objective: Any, state: Any) -> Any:
+        """Return the state after one evaluation at one trial point each."""
+        ...
+
+
+# Recursive by themselves: MLX's tree_map, written for trees of any kind, takes five times as long.
+
+
+def take(rows: np.ndarray, state: Any) -> Any:
+    """Return these rows, a mask, of every array of a tuple or tuples."""
+    if isinstance(state, tuple):
+        return _like(state, [take(rows, field) for field in state])
+    return state[rows]
+
+
+def where(rows: np.ndarray, new: Any, old: Any) -> Any:
+    """Return the new state in these rows, a mask of shape (A,), and the old one elsewhere."""
+    if rows.all():
+        return new
+    return _where(rows, new, old) if rows.any() else old
+
+
+def _where(rows: np.ndarray, new: Any, old: Any) -> Any:
+    if isinstance(new, tuple):
+        fields = zip(new, old, strict=True)
+        return _like(new, [_where(rows, one, other) for one, other in fields])
+    return np.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _like(state: Any, fields: list[Any]) -> Any:
+    return state._make(fields) if hasattr(state, "_make") else tuple(fields)
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the inner product of each row, shape (A,)."""
+    return np.vecdot(a, b)
+
+
+def running(status: np.ndarray) -> np.ndarray:
+    """Return which have no reason to stop, a mask of shape (A,)."""
+    return np.array([one is None for one in status], dtype=bool)
