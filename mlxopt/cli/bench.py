@@ -28,6 +28,7 @@ WORKLOADS = {
     "logistic": "logistic regression at equal accuracy",
     "flights": "least squares on a year's flights, one column a day",
     "lbfgs": "L-BFGS on losses of one's own",
+    "many": "a thousand small problems in one batch",
     "import": "the time of `import mlxopt`",
     "memory": "the memory that the models' fits take",
 }
@@ -124,7 +125,7 @@ def _compare(names: list[str], quick: bool, json_file: Path | None, plot: Path |
 
 def _tasks(name: str) -> Callable[[bool], Iterator[Task]]:
     """Return what yields the tasks of a workload, one at a time: the data of one fill memory."""
-    from mlxopt.cli._bench import descent, processes, quasi_newton, regression
+    from mlxopt.cli._bench import descent, many, processes, quasi_newton, regression
 
     return {
         "sgd": descent.large,
@@ -135,6 +136,7 @@ def _tasks(name: str) -> Callable[[bool], Iterator[Task]]:
         "logistic": regression.logistic,
         "flights": regression.flights,
         "lbfgs": quasi_newton.lbfgs,
+        "many": many.regressions,
         "import": processes.imports,
         "memory": processes.memory,
     }[name]

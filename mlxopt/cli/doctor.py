@@ -68,13 +68,9 @@ def _backend() -> list[tuple[str, str]]:
         rows.append(("compiler", compiler or "none: compiled functions run op by op"))
         if compiler:
             made = os.path.exists(precompiled_header())
+            text = "precompiled, which makes kernels quick to compile"
             rows.append(
-                (
-                    "",
-                    "its header is precompiled"
-                    if made
-                    else "its header is not precompiled yet: the first run does that, once",
-                )
+                ("its header", text if made else "not precompiled yet: a first run does it")
             )
     return rows
 

@@ -67,6 +67,7 @@ class GaussNewton(Optimizer[GaussNewtonState]):
         model = linearize(objective, params, residual, value)
         return _arrive(params, model, NO_SEARCH)
 
+    @np.errstate(over="ignore", invalid="ignore")  # a far trial may overflow, and is then refused
     def step(self, objective: Objective, state: GaussNewtonState) -> GaussNewtonState:
         """Evaluate one trial along the direction; keep it if the line search accepts it."""
         objective = needs_residual(objective, "GaussNewton")

@@ -1,0 +1,84 @@
+"""Many small problems in one batch, against a loop over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt import losses
+from mlxopt._many import ManyResult, minimize_many
+from mlxopt.cli._bench.contest import Contestant, Goals, Task
+from mlxopt.cli._bench.peers import has, load
+from mlxopt.optimizers import LBFGS, Newton
+
+_EQUAL = 2e-4  # an error of the parameters: what the default tol of float32 reaches
+_TOLERANCES = tuple(10.0**-k for k in range(4, 9))
+
+
+def regressions(quick: bool) -> Iterator[Task]:
+    """Yield logistic regressions, each with data of its own."""
+    problems, rows, columns = (100, 200, 5) if quick else (1_000, 200, 5)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((problems, rows, columns)).astype(np.float32)
+    slopes = rng.standard_normal((problems, columns))
+    slopes *= 2.0 / np.linalg.norm(slopes, axis=1, keepdims=True)  # the logits' spread is 2
+    logits = np.einsum("bnp,bp->bn", X, slopes) - 0.5
+    y = (rng.random(logits.shape) < 1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+    truth = _newton(X, y)
+    start = {"b": mx.array(0.0), "w": mx.zeros(columns)}
+
+    def ours(loss: Callable[..., mx.array], optimizer: LBFGS | Newton) -> Callable[[], ManyResult]:
+        return lambda: minimize_many(loss, start, optimizer, X, y, in_axes=(None, 0, 0))
+
+    contestants = [
+        Contestant("mlxopt minimize_many, LBFGS", ours(_loss, LBFGS()), "mlxopt", _params),
+        Contestant("mlxopt minimize_many, Newton", ours(_loss, Newton()), "mlxopt", _params),
+        Contestant(
+            "mlxopt, LBFGS, mx.logaddexp in the loss", ours(_by_hand, LBFGS()), "mlxopt", _params
+        ),
+    ]
+    if has("sklearn"):
+        linear = load("sklearn.linear_model")
+        # float64, with which it is faster than with float32.
+        data = list(zip(X.astype(np.float64), y.astype(np.float64), strict=True))
+
+        def loop(tol: float) -> np.ndarray:
+            fits = (linear.LogisticRegression(C=np.inf, tol=tol).fit(*one) for one in data)
+            return np.array([[*fit.intercept_, *fit.coef_[0]] for fit in fits])
+
+        scale = np.abs(truth).max()
+        tol = next(t for t in _TOLERANCES if np.abs(loop(t) - truth).max() <= _EQUAL * scale)
+        contestants.append(
+            Contestant(
+                "scikit-learn LogisticRegression, a loop", lambda: loop(tol), "scikit-learn",
+                np.asarray, remark=f"tol {tol:.0e}", goals=Goals(times_faster=20),
+            )
+        )  # fmt: skip
+    title = f"{problems:,} logistic regressions at once, {rows} × {columns} each, float32"
+    yield Task(title, contestants, truth.ravel(), most_error=_EQUAL)
+
+
+def _loss(params: dict[str, mx.array], X: mx.array, y: mx.array) -> mx.array:
+    return mx.mean(losses.logistic(X @ params["w"] + params["b"], y))
+
+
+def _by_hand(params: dict[str, mx.array], X: mx.array, y: mx.array) -> mx.array:
+    logits = X @ params["w"] + params["b"]
+    return mx.mean(mx.logaddexp(0, logits) - y * logits)
+
+
+def _params(result: ManyResult) -> np.ndarray:
+    return np.column_stack([np.array(result.params["b"]), np.array(result.params["w"])])
+
+
+def _newton(X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the intercepts and coefficients, (B, 1 + p), by Newton's method in float64."""
+    A = np.concatenate([np.ones((*y.shape, 1)), X], axis=2, dtype=np.float64)
+    b = np.zeros((len(A), A.shape[2], 1))
+    for _ in range(20):  # 7 or 8 reach rounding; more do no harm
+        p = 1.0 / (1.0 + np.exp(-(A @ b)))
+        gradient = np.swapaxes(A, 1, 2) @ (p - y[:, :, None])
+        b -= np.linalg.solve(np.swapaxes(A, 1, 2) @ (A * (p * (1.0 - p))), gradient)
+    return b[:, :, 0]
