@@ -200,7 +200,7 @@ def least_squares(
         params, box = _box(params, bounds, checked)
         objective = ResidualObjective(residual, items, robust=chosen, bounds=box, compile=compile)
         objective.trace(params)
-        _check_rows(objective, params)
+        check_rows(objective, params)
         return _run(loop, objective, optimizer, params, tol, max_steps, polish)
 
     finishes = finish is not None and any(leaf.dtype != mx.float64 for leaf in leaves(params))
@@ -260,7 +260,7 @@ def _check_optimizer(optimizer: Any, data: tuple[Any, ...]) -> None:
         )
 
 
-def _check_rows(objective: ResidualObjective, params: Tree) -> None:
+def check_rows(objective: ResidualObjective, params: Tree) -> None:
     rows, size = objective.rows(params), count(params)
     if rows < size:
         raise ValueError(

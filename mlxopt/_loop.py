@@ -20,7 +20,7 @@ from mlxopt.optimizers import FirstOrder, Optimizer, State
 
 # Reads in a row without a lower loss or a smaller gradient, after which a method that chooses its
 # own steps has reached the rounding floor.
-_STALL = 20
+STALL = 20
 
 Callback = Callable[[Info], bool | None]
 
@@ -139,10 +139,10 @@ def _is_stuck(optimizer: Optimizer[Any], limits: Limits, stalled: int, idle: int
     if isinstance(optimizer, FirstOrder):
         # With fixed steps it may oscillate for long before it settles; and a schedule may yet
         # lower its steps.
-        patience = math.inf if callable(optimizer.learning_rate) else 5 * _STALL
+        patience = math.inf if callable(optimizer.learning_rate) else 5 * STALL
     else:
-        patience = _STALL
-        if idle >= 3 * _STALL * limits.stride:  # a line search at the rounding floor takes many
+        patience = STALL
+        if idle >= 3 * STALL * limits.stride:  # a line search at the rounding floor takes many
             return True
     return stalled >= patience
 

@@ -23,7 +23,7 @@ from mlxopt._batched.levenberg_marquardt import BatchedLevenbergMarquardt
 from mlxopt._batched.newton import BatchedNewton
 from mlxopt._certificate import certify
 from mlxopt._checks import check_count, check_tol, describe_type
-from mlxopt._least_squares import _check_rows
+from mlxopt._least_squares import check_rows
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._residual_objective import ResidualObjective
@@ -188,7 +188,7 @@ def minimize_many(
         if of_squares:
             single = ResidualObjective(loss, its_data, compile=compile)
             single.trace(first)
-            _check_rows(single, first)
+            check_rows(single, first)
             objective = BatchedResidual(single, problems, compile=compile)
         else:
             single = Objective(loss, its_data, compile=compile)

@@ -84,7 +84,7 @@ def run(
                 current = alive, state, seen
                 status = _look(state, steps, tol, max_steps)
                 if tol > 0:
-                    stuck = (seen.stalled >= one._STALL) | (seen.idle >= 3 * one._STALL)
+                    stuck = (seen.stalled >= one.STALL) | (seen.idle >= 3 * one.STALL)
                     status[stuck & running(status)] = Status.NO_PROGRESS
     except KeyboardInterrupt:
         alive, state, seen = current

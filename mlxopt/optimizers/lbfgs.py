@@ -39,6 +39,8 @@ from mlxopt._tree import (
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._line_search import NO_SEARCH, LineSearch, begin, proceed
 
+_LONG = 20_000  # parameters: from here on reading the rows three times costs more than threads do
+
 
 class LBFGSState(NamedTuple):
     """The state of L-BFGS; p is the number of parameters, m the number of pairs kept."""
@@ -215,4 +217,15 @@ def _look(
     new = mx.stack([s, y, g])
     rows = mx.array(rows)  # a name of its own: assignment would change the old state
     rows[slots] = new
-    return rows, rows @ new.T, mx.inner(g, direction), largest_entry(grad)
+    return rows, inner_products(rows, new), mx.inner(g, direction), largest_entry(grad)
+
+
+def inner_products(rows: mx.array, new: mx.array) -> mx.array:
+    """Return rows · newᵀ, (2m + 1, 3).
+
+    MKL shares a product of matrices among threads however small it is, and on two cores those then
+    spin in the way of MLX's own; a product with a vector stays on one.
+    """
+    if rows.shape[1] > _LONG:
+        return rows @ new.T
+    return mx.stack([rows @ row for row in new], axis=1)

@@ -26,7 +26,7 @@ from mlxopt._tree import Tree, count, epsilon, is_finite, numpy_dtype, ravel, un
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._bounds import bound_vectors, check_bounds, check_inside
 from mlxopt.optimizers._line_search import C1, NO_SEARCH, LineSearch, begin, proceed
-from mlxopt.optimizers.lbfgs import free_slot, remember, two_loop
+from mlxopt.optimizers.lbfgs import free_slot, inner_products, remember, two_loop
 
 _NEAR = 1e-6  # relative distance from a bound at which an outward gradient holds a parameter there
 
@@ -275,7 +275,7 @@ def _look(
     slope = mx.inner(g, mx.where(clipped, 0, direction))
     largest = mx.max(mx.abs(_reach(x, g, lower, upper)))
     numbers = [value.astype(dtype), largest, slope, mx.inner(old_g, s), mx.sum(clipped)]
-    return rows, rows @ new.T, mx.stack([number.astype(dtype) for number in numbers])
+    return rows, inner_products(rows, new), mx.stack([number.astype(dtype) for number in numbers])
 
 
 def _split(
