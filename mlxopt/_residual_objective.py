@@ -112,7 +112,7 @@ class ResidualObjective(Objective):
 
         @functools.wraps(residual)
         def loss(params: Tree, *data: Any) -> mx.array:
-            return robust.loss(self._residual(params, *data))
+            return robust.loss(self.vector(params, *data))
 
         super().__init__(loss, data, compile=compile, fixed_draw=False)
 
@@ -136,7 +136,7 @@ class ResidualObjective(Objective):
     def residual(self, params: Tree) -> mx.array:
         """Return r, shape (m,), in the working dtype of `params`; one evaluation."""
         self.evaluations += 1
-        return self.compiled("residual", lambda: self._residual)(params, *self.data)
+        return self.compiled("residual", lambda: self.vector)(params, *self.data)
 
     def jacobian(self, params: Tree) -> mx.array:
         """Return ∂rᵢ/∂xⱼ, shape (m, p), the parameters in `tree_flatten` order.
@@ -148,7 +148,7 @@ class ResidualObjective(Objective):
         p, dtype = count(params), working_dtype(params)
         m = self.rows(params)
         by_rows = m <= 2 * p
-        function, size = (self._row, m) if by_rows else (self._column, p)
+        function, size = (self.pullback, m) if by_rows else (self.pushforward, p)
 
         def make() -> Callable[..., mx.array]:
             batch = can_batch(function, sample_rows(size, dtype), params, self.data)
@@ -161,29 +161,29 @@ class ResidualObjective(Objective):
     def rows(self, params: Tree) -> int:
         """Return m; nothing is evaluated for it."""
         if self._m is None:
-            self._m = self._residual(params, *self.data).size
+            self._m = self.vector(params, *self.data).size
         return self._m
 
-    def _residual(self, params: Tree, *data: Any) -> mx.array:
+    def vector(self, params: Tree, *data: Any) -> mx.array:
+        """Return r, shape (m,), of any data and uncounted: what is compiled and differentiated."""
         return self._flat(params, *data).astype(working_dtype(params))
 
-    def _pullback(self, params: Tree, cotangent: mx.array, data: tuple[Any, ...]) -> mx.array:
+    def pullback(self, cotangent: mx.array, params: Tree, data: tuple[Any, ...]) -> mx.array:
         """Return Jᵀ · cotangent, shape (p,)."""
 
         def product(at: Tree) -> mx.array:
-            return mx.sum(self._residual(at, *data) * cotangent)
+            return mx.sum(self.vector(at, *data) * cotangent)
 
         return ravel(mx.grad(product)(params), cotangent.dtype)
 
-    def _row(self, unit: mx.array, params: Tree, data: tuple[Any, ...]) -> mx.array:
-        return self._pullback(params, unit, data)
+    def pushforward(self, tangent: mx.array, params: Tree, data: tuple[Any, ...]) -> mx.array:
+        """Return J · tangent, shape (m,)."""
 
-    def _column(self, unit: mx.array, params: Tree, data: tuple[Any, ...]) -> mx.array:
         def product(cotangent: mx.array) -> mx.array:
-            return mx.sum(self._pullback(params, cotangent, data) * unit)
+            return mx.sum(self.pullback(cotangent, params, data) * tangent)
 
         # At ones: logcumsumexp's rule takes logarithms of what it is given.
-        return mx.grad(product)(mx.ones(self.rows(params), dtype=unit.dtype))
+        return mx.grad(product)(mx.ones(self.rows(params), dtype=tangent.dtype))
 
 
 def _checked_residual(residual: Callable[..., Any]) -> Callable[..., mx.array]:

@@ -48,32 +48,21 @@ class BatchedResidual(BatchedObjective):
 
         def jacobian(params: Tree, data: tuple[Any, ...]) -> mx.array:
             units = mx.eye(m if by_rows else p, dtype=working_dtype(params))
-            function = single._row if by_rows else single._column
+            function = single.pullback if by_rows else single.pushforward
             matrix = mx.vmap(lambda unit: function(unit, params, data))(units)
             return matrix if by_rows else matrix.T
 
         def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            residual = single._residual(params, *data)
+            residual = single.vector(params, *data)
             return mx.concatenate([residual[:, None], jacobian(params, data)], axis=1)
 
         def probe(params: Tree, data: tuple[Any, ...]) -> mx.array:
             vector = in_general_position(1 + p, params)
-            residual = single._residual(params, *data)
-            return vector[0] * residual + _push(single, params, data, vector[1:])
+            residual = single.vector(params, *data)
+            return vector[0] * residual + single.pushforward(vector[1:], params, data)
 
         both = self.evaluate("jacobian", at, x, probe)
         return both[:, :, 0], both[:, :, 1:]
-
-
-def _push(
-    single: ResidualObjective, params: Tree, data: tuple[Any, ...], vector: mx.array
-) -> mx.array:
-    """Return J times a vector, shape (m,), by reverse mode alone."""
-
-    def product(cotangent: mx.array) -> mx.array:
-        return mx.sum(single._pullback(params, cotangent, data) * vector)
-
-    return mx.grad(product)(mx.ones(single.rows(params), dtype=vector.dtype))
 
 
 @np.errstate(all="ignore")  # a far trial may overflow, and is then refused
