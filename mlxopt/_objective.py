@@ -74,8 +74,10 @@ class Objective:
         """Check once that the loss stays on the tape, and see whether it draws random numbers."""
         if not self._compiles:
             return
+        # With a fixed draw nothing hangs on the answer: this may be the function that will run.
+        function = self._both() if self._fixed_draw else mx.compile(self.loss)
         with kept_random_state() as random, tape_guard(self.loss):
-            mx.compile(self.loss)(params, *(self.data if data is None else data))
+            function(params, *(self.data if data is None else data))
         self._uses_random = random.used and not self._fixed_draw
 
     def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
@@ -109,14 +111,16 @@ class Objective:
         line search backs away.
         """
         self.evaluations += 1
-        function = self.compiled("value_and_grad", lambda: mx.value_and_grad(self.loss))
         try:
-            return function(params, *self.data)
+            return self._both()(params, *self.data)
         except np.linalg.LinAlgError:
             if self.evaluations == 1:
                 raise
             nan = mx.array(math.nan, dtype=working_dtype(params))
             return nan, tree_map(lambda leaf: mx.full(leaf.shape, math.nan, leaf.dtype), params)
+
+    def _both(self) -> Callable[..., Any]:
+        return self.compiled("value_and_grad", lambda: mx.value_and_grad(self.loss))
 
     def hvp(self, params: Tree, vector: Tree) -> Tree:
         """Return the Hessian at `params` times `vector`, both trees like `params`.

@@ -218,6 +218,7 @@ def test_fit_linear(linear_csv, tmp_path):
         np.testing.assert_allclose(model["coef"], oracle.params[1:], rtol=1e-10)
         np.testing.assert_allclose(model["intercept"], oracle.params[0], rtol=1e-10)
         np.testing.assert_allclose(model["coef_se"], oracle.bse[1:], rtol=1e-10)
+        assert (model["coef_error"] < 1e-6 * model["coef_se"]).all()
         np.testing.assert_allclose(model["intercept_se"], oracle.bse[0], rtol=1e-10)
         assert model["feature_names"].tolist() == ["area", "rooms", "age"]
         assert model["target"] == "y"

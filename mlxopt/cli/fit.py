@@ -308,14 +308,16 @@ def _draw(estimator: Any, table: Table, outcome: Outcome) -> Figure:
 def _save_model(estimator: Any, table: Table, out: Path) -> None:
     """Write the coefficients to a file that `np.load` reads without pickle.
 
-    It holds coef and coef_se (features,), intercept and intercept_se (), feature_names, target, for
-    a logistic model classes (2,), and the sha256 of the table.
+    It holds coef, coef_se and coef_error (features,), intercept, intercept_se and intercept_error
+    (), feature_names, target, for a logistic model classes (2,), and the sha256 of the table.
     """
     arrays: dict[str, Any] = {
         "coef": np.ravel(estimator.coef_),
         "intercept": np.squeeze(estimator.intercept_),
         "coef_se": np.ravel(estimator.coef_se_),
         "intercept_se": np.squeeze(estimator.intercept_se_),
+        "coef_error": np.ravel(estimator.coef_error_),
+        "intercept_error": np.squeeze(estimator.intercept_error_),
         "feature_names": np.array(table.features),
         "target": np.array(table.target),
         "sha256": np.array(table.sha256),
