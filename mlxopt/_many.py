@@ -130,8 +130,10 @@ def minimize_many(
 
     Args:
         loss: a function `loss(params, *data)` that returns a scalar array, made of MLX operations,
-            written for one problem. With LevenbergMarquardt or GaussNewton it returns a residual,
-            an array, and ½ Σ rᵢ² is minimized, as `least_squares` does (without its polish).
+            written for one problem. Random operations in it see one fixed draw, the same for all
+            problems: pass draws or keys among the data where they are to differ. With
+            LevenbergMarquardt or GaussNewton it returns a residual, an array, and ½ Σ rᵢ² is
+            minimized, as `least_squares` does (without its polish).
         params: where to start: a tree (array, list, tuple, dict, NamedTuple) of float arrays, with
             the problems along one axis of each, or one start for all.
         optimizer: `LBFGS()`, `Newton()`, `LevenbergMarquardt()` or `GaussNewton()`. Newton needs

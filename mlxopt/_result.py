@@ -121,9 +121,14 @@ class Result:
         if self.certify is None:
             raise ValueError(
                 "there is no certificate: it judges a loss of all the data, without bounds or a "
-                "penalty. Write mo.certify(loss, result.params, *data) for such a loss."
+                "penalty, and copies of a result have lost that loss. Write "
+                "mo.certify(loss, result.params, *data)."
             )
         return self.certify()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The loss cannot be pickled, but a certificate that was asked for before can.
+        return {**self.__dict__, "certify": None}
 
     @property
     def converged(self) -> bool:

@@ -98,8 +98,8 @@ def train(
             the rule remembers and the step that a schedule has reached are kept. Epochs are counted
             on, so that those of `mo.batches` have the order that they would have had; one that was
             under way is gone through to its end, from the batch after the last one taken, and is
-            the first of `epochs`. Random numbers in the loss are not kept: they come from
-            MLX's generator.
+            the first of `epochs` (0 where none is left). Random numbers in the loss are not kept:
+            they come from MLX's generator.
 
     Returns:
         a `TrainResult`: its `value` is the mean loss of the last epoch's batches, measured on the
@@ -111,7 +111,8 @@ def train(
     Raises:
         TapeError: the loss reads arrays back to Python.
         TypeError, ValueError: an argument is not as described, the loss of the first batch is not
-            finite, or `batches` is used up before the last epoch.
+            finite, `batches` is used up before the last epoch, or its batches are not as large as
+            those that `init` has taken.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> X = mx.random.normal((64, 2), key=mx.random.key(0))
@@ -134,7 +135,8 @@ def train(
         )
     check_params(params)
     check_callback(callback)
-    check_count(epochs, "epochs")
+    if init is None or epochs != 0:  # a state may have completed all its epochs
+        check_count(epochs, "epochs")
     if init is not None:
         check_init(init, params)
         params = init.params
@@ -272,10 +274,10 @@ class _Run:
         group: list[tuple[Any, ...]] = []
         first = shapes = None  # of the group's first batch, of its last
         batches = self.batches
-        stream = batches.epoch(epoch) if isinstance(batches, Batches) else batches
-        for batch in itertools.islice(stream, skip, None):
-            items = batch if isinstance(batch, (tuple, list)) else (batch,)
-            converted = tuple(to_data(item, dtype) for item in items)
+        stream = iter(batches.epoch(epoch) if isinstance(batches, Batches) else batches)
+        self._pass_over(itertools.islice(stream, skip), skip)
+        for batch in stream:
+            converted = _converted(batch, dtype)
             if shapes != first:
                 # More than the last batch of an epoch are odd: each mixture would be compiled anew.
                 yield from ([one] for one in group[:-1])
@@ -288,6 +290,18 @@ class _Run:
                 group = []
         if group:
             yield group
+
+    def _pass_over(self, batches: Iterator[Any], count: int) -> None:
+        """Take batches that `init` has taken before; raise ValueError if they are others."""
+        state = self.point.state
+        dtype = working_dtype(state.params)
+        rows = [_rows(_converted(batch, dtype)) for batch in batches]
+        if len(rows) != count or sum(rows) != state.rows:
+            raise ValueError(
+                f"init had taken {state.rows:,} rows in {count:,} batches of its epoch; here the "
+                f"first {len(rows):,} batches have {sum(rows):,}. Pass the batches of the first "
+                f"run; or, to go on from its parameters alone, init.params in place of params."
+            )
 
     def _start(self, batch: tuple[Any, ...]) -> None:
         """Check the loss on the first batch, and record it."""
@@ -361,6 +375,12 @@ def _stretches(groups: Iterator[list[Any]]) -> Iterator[Iterator[list[Any]]]:
 
     while (first := next(groups, None)) is not None:
         yield stretch(first)
+
+
+def _converted(batch: Any, dtype: mx.Dtype) -> tuple[Any, ...]:
+    """Return a batch as the loss takes it after its parameters."""
+    items = batch if isinstance(batch, (tuple, list)) else (batch,)
+    return tuple(to_data(item, dtype) for item in items)
 
 
 def _rows(batch: tuple[Any, ...]) -> int:

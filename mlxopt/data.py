@@ -76,6 +76,7 @@ class Batches:
             cuts = list(range(self.batch_size, part.shape[0], self.batch_size))
             return list(mx.split(part, cuts)) if cuts else [part]
         part = array[rows]
+        part.flags.writeable = False  # in order it is a view of the user's own array
         return [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
 
     def __repr__(self) -> str:

@@ -46,7 +46,8 @@ def _logistic_slopes(logits: mx.array, labels: mx.array) -> tuple[mx.array, mx.a
 
 @pairwise(_logistic_slopes)
 def logistic(logits: mx.array, labels: mx.array) -> mx.array:
-    """Return log(1 + exp(logits)) - labels · logits: minus the log-likelihood of labels in [0, 1].
+    """Return log(1 + exp(logits)) - labels · logits: minus the log-likelihood of labels in [0, 1],
+    for finite logits.
 
     Computed as a sum of terms that are never negative, so that nothing cancels or overflows; the
     derivative in the logits is σ(logits) - labels to the last digits, at 0 too, where the

@@ -66,3 +66,12 @@ def test_each_epoch_has_its_own_order_and_the_seed_fixes_it():
 def test_bad_input_says_what_is_wrong(arguments, options, error, words):
     with pytest.raises(error, match=words):
         mo.batches(*arguments, **options)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_do_not_let_the_data_be_overwritten(shuffle):
+    X = np.arange(10.0)
+    (batch,) = next(iter(mo.batches(X, batch_size=4, shuffle=shuffle)))
+    with pytest.raises(ValueError, match="read-only"):
+        batch[:] = 99.0
+    assert X.flags.writeable

@@ -755,3 +755,24 @@ def test_newton_directions_are_those_of_one():
             # Eigenvalues near zero are floored at √eps of the largest; 1e-8 of that is rounding.
             np.testing.assert_allclose(direction, one, rtol=1e-6, atol=1e-9 * abs(one).max())
             assert direction @ gradient < 0
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    "optimizer", [mo.LBFGS(), mo.Newton(), mo.LevenbergMarquardt(), mo.GaussNewton()], ids=repr
+)
+def test_a_start_that_is_not_finite_is_told_by_its_status_alone(optimizer):
+    centers = np.zeros((4, 3))
+    centers[1, 1], centers[2, 0] = np.nan, np.inf
+    of_squares = isinstance(optimizer, (mo.LevenbergMarquardt, mo.GaussNewton))
+
+    def loss(w, center):
+        return w - center if of_squares else mx.sum(mx.square(w - center))
+
+    with pytest.warns(mo.ConvergenceWarning, match="2 of 4 problems failed"):
+        result = mo.minimize_many(
+            loss, mx.zeros(3), optimizer, centers, in_axes=(None, np.int64(0)), progress=False
+        )
+    assert [status.name for status in result.status] == [
+        "CONVERGED", "NONFINITE", "NONFINITE", "CONVERGED"
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 from typing import Any, NamedTuple, cast
@@ -629,3 +630,55 @@ def test_wrong_states_for_train():
         mo.train(lambda p, *_: valley(p), start(), mo.Adam(), batches(), init=wrong)
     with pytest.raises(TypeError, match=r"TrainState; Adam goes on from .* FirstOrderState"):
         mo.minimize(squared_loss, BEGIN, mo.Adam(), *regression()[:2], init=good)
+
+
+def test_train_refuses_batches_of_another_size_than_the_state_has_taken():
+    X, y = mx.ones((700, 3)), mx.ones(700)
+    states = []
+
+    def loss(w, X, y):
+        return mx.mean(mx.square(X @ w - y))
+
+    def train(batch_size, **options):
+        batches = mo.batches(X, y, batch_size=batch_size)
+        return mo.train(loss, mx.zeros(3), mo.SGD(0.01), batches, progress=False, **options)
+
+    train(2, callback=lambda info: states.append(info.state))
+    assert states[0].batch == 50
+    for size in (20, 500):
+        with pytest.raises(ValueError, match="had taken 100 rows in 50 batches"):
+            train(size, init=states[0])
+    assert train(2, init=states[0]).steps == 300
+
+
+def test_nothing_is_left_to_do_where_all_epochs_are_done():
+    X = mx.ones((8, 2))
+    batches = mo.batches(X, batch_size=4)
+
+    def loss(w, X):
+        return mx.mean(mx.square(X @ w - 1.0))
+
+    first = mo.train(loss, mx.zeros(2), mo.SGD(0.1), batches, epochs=3, progress=False)
+    left = 3 - first.state.epoch
+    again = mo.train(
+        loss, mx.zeros(2), mo.SGD(0.1), batches, epochs=left, init=first.state, progress=False
+    )
+    assert (left, again.steps, again.status) == (0, 0, mo.Status.COMPLETED)
+    assert mx.array_equal(again.params, first.params)
+    assert again.value == first.value
+    with pytest.raises(ValueError, match="epochs"):
+        mo.train(loss, mx.zeros(2), mo.SGD(0.1), batches, epochs=0, progress=False)
+
+
+def test_a_result_is_pickled_with_the_certificate_that_was_asked_for():
+    def loss(w):
+        return mx.sum(mx.square(w - 1.0))
+
+    result = mo.minimize(loss, mx.zeros(2), mo.LBFGS(), progress=False)
+    bare = pickle.loads(pickle.dumps(result))
+    with pytest.raises(ValueError, match="copies of a result have lost that loss"):
+        _ = bare.certificate
+    verdict = result.certificate.verdict
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy.certificate.verdict == verdict
+    assert mx.array_equal(copy.params, result.params)

@@ -72,6 +72,7 @@ class Descent(ABC):
         value, grad = objective.value_and_grad(x)
         return Points(x, value, grad, np.abs(grad).max(axis=1)), ()
 
+    @np.errstate(all="ignore")  # a start may be infinite, and is then NONFINITE
     def init(self, objective: BatchedObjective, x: np.ndarray) -> DescentState:
         """Return the state at x, shape (A, p); one evaluation."""
         points, model = self.look(objective, x)

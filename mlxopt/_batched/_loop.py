@@ -115,6 +115,7 @@ def _look(state: State, steps: int, tol: float, max_steps: int) -> np.ndarray:
     return status
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of what is not finite, and ended
 def _watch(seen: _Seen, state: State, eps: float) -> _Seen:
     """Return what is remembered after one more step."""
     points, moved = state.points, state.moved
@@ -143,6 +144,7 @@ def _record(
     ends.steps[rows] = steps
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of what is not finite, and ended
 def _explain(status: np.ndarray, start: Points, end: Points) -> np.ndarray:
     """Return what losses that left the numbers, or moved away from a minimum, were doing."""
     fell = (end.value < start.value) & (end.optimality > start.optimality)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any
 
 import mlx.core as mx
@@ -123,19 +124,20 @@ def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
 
 def _axis_of_each(tree: Tree, axes: Axes, name: str) -> Iterator[int | None]:
     """Yield the axis of each leaf of a tree."""
-    if axes is not None and (isinstance(axes, bool) or not isinstance(axes, int)):
+    if axes is not None and (isinstance(axes, bool) or not isinstance(axes, Integral)):
         yield from _axes_of_children(tree, axes, name)
         return
+    axis = None if axes is None else int(axes)
     for path, leaf in leaves_with_paths(tree):
-        if axes is None or not isinstance(leaf, mx.array):
+        if axis is None or not isinstance(leaf, mx.array):
             yield None
-        elif not -leaf.ndim <= axes < leaf.ndim:
+        elif not -leaf.ndim <= axis < leaf.ndim:
             raise ValueError(
-                f"in_axes takes axis {axes} of {name}{path}, whose shape is {leaf.shape}; expected "
+                f"in_axes takes axis {axis} of {name}{path}, whose shape is {leaf.shape}; expected "
                 f"an axis that counts the problems, or None if all share it."
             )
         else:
-            yield axes
+            yield axis
 
 
 def _axes_of_children(tree: Tree, axes: Axes, name: str) -> Iterator[int | None]:
