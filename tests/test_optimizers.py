@@ -10,7 +10,7 @@ from problems import PROBLEMS, Problem, array64, regression, squared_loss
 
 import mlxopt as mo
 from mlxopt._objective import Objective
-from mlxopt.optimizers import lbfgs, newton
+from mlxopt.optimizers import _line_search, lbfgs, newton
 from mlxopt.optimizers._line_search import begin, proceed
 
 OPTIMIZERS = {
@@ -482,6 +482,32 @@ def test_lbfgs_ends_a_quadratic_in_about_as_many_steps_as_dimensions(size):
     assert result.converged
     # An exact line search would end in `size` steps; an inexact one takes a few more.
     assert result.steps <= 3 * size + 8
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12, 30])
+def test_lbfgs_with_an_exact_line_search_ends_a_quadratic_in_its_dimension(size, monkeypatch):
+    # Then its directions are conjugate (Nocedal and Wright 2006, section 7.2): n steps and, for the
+    # rounding, one more. A cubic through two points finds the minimizer on a line exactly.
+    monkeypatch.setattr(_line_search, "C2", 1e-9)
+    rng = np.random.default_rng(size)
+    A = rng.normal(size=(size, size))
+    A = A @ A.T / size + np.eye(size)
+
+    def loss(x, A):
+        return 0.5 * mx.sum(x * (A @ x))
+
+    points = []
+
+    def note(info):
+        if not points or info.params is not points[-1]:
+            points.append(info.params)
+
+    result = mo.minimize(
+        loss, array64(rng.normal(size=size)), mo.LBFGS(memory=size + 1), array64(A),
+        tol=1e-9, callback=note, progress=False,
+    )  # fmt: skip
+    assert result.converged
+    assert len(points) - 1 <= size + 1
 
 
 def test_lbfgs_needs_no_more_evaluations_than_scipy():
