@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -22,12 +23,12 @@ _FLAGS = ["-std=c++17", "-O3", "-Wall", "-fPIC"]  # those of MLX: with others GC
 _LIMIT = 60.0  # seconds
 
 
-def precompiled_header() -> str:
+def precompiled_header() -> Path:
     """Return where the precompiled header is, or would be."""
     names = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # C++'s temp_directory_path, which MLX asks
     folder = next((os.environ[name] for name in names if os.environ.get(name)), "/tmp")
     version = mx.__version__  # pyright: ignore[reportAttributeAccessIssue]
-    return os.path.join(folder, "mlx", version, "cpu", f"{_HEADER}.gch")
+    return Path(folder, "mlx", version, "cpu", f"{_HEADER}.gch")
 
 
 @functools.cache  # one attempt a process
@@ -39,24 +40,23 @@ def precompile_header() -> None:
     if sys.platform != "linux" or mx.default_device() != mx.cpu:
         return
     compiler = shutil.which("g++")
-    include = os.path.join(os.path.dirname(mx.__file__), "include")
-    header = os.path.join(include, _HEADER)
-    if compiler is None or not os.path.isfile(header):
+    include = Path(mx.__file__).parent / "include"
+    if compiler is None or not (include / _HEADER).is_file():
         return
     target = precompiled_header()
     # Several processes may be at it: each writes a file of its own, and the last one stays.
-    partial = f"{target}.{os.getpid()}"
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        if os.path.exists(target):
+        if target.exists():
             return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         command = [compiler, *_FLAGS, f"-I{include}", "-x", "c++-header"]
         subprocess.run(
-            [*command, header, "-o", partial],
+            [*command, str(include / _HEADER), "-o", str(partial)],
             check=True, capture_output=True, timeout=_LIMIT,
         )  # fmt: skip
-        os.replace(partial, target)
+        partial.replace(target)
     except (OSError, subprocess.SubprocessError):
         pass  # nothing is lost: kernels then take their usual time
     with contextlib.suppress(OSError):
-        os.unlink(partial)
+        partial.unlink(missing_ok=True)

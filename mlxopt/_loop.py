@@ -21,6 +21,8 @@ from mlxopt.optimizers import FirstOrder, Optimizer, State
 # Reads in a row without a lower loss or a smaller gradient, after which a method that chooses its
 # own steps has reached the rounding floor.
 STALL = 20
+# A long float32 sum, added up naively, is off by a thousand roundings.
+ROUNDINGS = 1000
 
 Callback = Callable[[Info], bool | None]
 
@@ -66,8 +68,7 @@ class Loop:
         if not self.phases:
             warn_of_ignored(objective, params, state.grad)
         best = state
-        # A long float32 sum, added up naively, is off by a thousand roundings.
-        rounding = 1000 * epsilon(params)
+        rounding = ROUNDINGS * epsilon(params)
         lowest, flattest, stalled, idle, steps = state.value, state.optimality, 0, 0, 0
         try:
             with late_interrupt():
@@ -161,16 +162,16 @@ def _explain(status: Status, start: State, state: State) -> Status:
         and state.value < start.value
         and state.optimality > start.optimality
     ):
-        return Status.UNBOUNDED if _far_below(start, state) else status
+        return Status.UNBOUNDED if far_below(start.value, state.value) else status
     if status in (Status.NONFINITE, Status.MAX_STEPS, Status.COMPLETED):
         grown = state.value > start.value and state.optimality > 10 * start.optimality
         return Status.DIVERGED if grown else status
     return status
 
 
-def _far_below(start: State, state: State) -> bool:
-    """Whether the loss fell by a factor that no loss with a minimum nearby falls by."""
-    return start.value - state.value > 1e6 * (1 + abs(start.value))
+def far_below(first: Any, last: Any) -> Any:
+    """Whether a loss, or each of an array of them, fell further than one with a minimum does."""
+    return first - last > 1e6 * (1 + abs(first))
 
 
 def warn_of_ignored(objective: Objective, params: Tree, grad: Tree) -> None:

@@ -37,15 +37,7 @@ ROOMS = [
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}
-LAZY |= {
-    "importlib",
-    "subprocess",
-    "shutil",
-    "html",
-    "difflib",
-    "sysconfig",
-    "traceback",
-}  # a millisecond or more each
+LAZY |= {"importlib", "subprocess", "shutil", "html", "difflib"}  # a millisecond or more each
 
 
 def room_of(path: Path) -> str:

@@ -121,7 +121,7 @@ def _watch(seen: _Seen, state: State, eps: float) -> _Seen:
     points, moved = state.points, state.moved
     better = moved & ((points.value < seen.lowest) | (points.optimality < seen.flattest))
     best = seen.best
-    level = np.abs(points.value - best.value) <= 1000 * eps * np.abs(best.value)
+    level = np.abs(points.value - best.value) <= one.ROUNDINGS * eps * np.abs(best.value)
     closer = np.where(level, points.optimality < best.optimality, points.value < best.value)
     return seen._replace(
         best=where(moved & closer, points, best),
@@ -148,11 +148,10 @@ def _record(
 def _explain(status: np.ndarray, start: Points, end: Points) -> np.ndarray:
     """Return what losses that left the numbers, or moved away from a minimum, were doing."""
     fell = (end.value < start.value) & (end.optimality > start.optimality)
-    far = start.value - end.value > 1e6 * (1 + np.abs(start.value))
     grown = (end.value > start.value) & (end.optimality > 10 * start.optimality)
     reasons = status.copy()
     nonfinite = status == Status.NONFINITE
-    reasons[nonfinite & fell & far] = Status.UNBOUNDED
+    reasons[nonfinite & fell & one.far_below(start.value, end.value)] = Status.UNBOUNDED
     ended = nonfinite & ~fell
     for reason in (Status.MAX_STEPS, Status.COMPLETED):
         ended |= status == reason

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxopt._tree import FLOATS, Tree, dtype_name, leaves, leaves_with_paths, structure
 
-if TYPE_CHECKING:
-    from traceback import FrameSummary, StackSummary
-
-_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
 class TapeError(ValueError):
@@ -197,8 +197,6 @@ class tape_guard:
             return
         if not is_refusal(error):
             return
-        import traceback
-
         frame = _user_frame(traceback.extract_tb(trace))
         raise TapeError(
             f"{self._name} reads an array back to Python in {frame.filename}, line {frame.lineno}"
@@ -215,13 +213,10 @@ def is_refusal(error: BaseException) -> bool:
     return "[eval] Attempting to eval an array during function transformations" in str(error)
 
 
-def _user_frame(frames: StackSummary) -> FrameSummary:
+def _user_frame(frames: traceback.StackSummary) -> traceback.FrameSummary:
     """Return the innermost frame of the user's own code, else the innermost frame of all."""
-    import sysconfig
-
-    libraries = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")]
     for frame in reversed(frames):
-        if not frame.filename.startswith((_PACKAGE, *libraries)):
+        if not frame.filename.startswith((_PACKAGE, *_LIBRARIES)):
             return frame
     return frames[-1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import statistics
@@ -67,7 +66,7 @@ def _backend() -> list[tuple[str, str]]:
     if sys.platform == "linux":
         rows.append(("compiler", compiler or "none: compiled functions run op by op"))
         if compiler:
-            made = os.path.exists(precompiled_header())
+            made = precompiled_header().exists()
             text = "precompiled, which makes kernels quick to compile"
             rows.append(
                 ("its header", text if made else "not precompiled yet: a first run does it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from typing import Any
 
@@ -230,8 +231,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _suggestion(pattern: str, names: list[str]) -> str:
     """Return which names come close to a pattern that fits none, or what names there are."""
-    import difflib
-
     bare = pattern.replace("*", "")
     inside = [name for name in names if bare and bare.lower() in name.lower()]
     close = inside or difflib.get_close_matches(bare, names, n=3, cutoff=0.5)
