@@ -1,44 +1,81 @@
-"""Checks of options and of the start, shared by the two loops."""
+"""Checks of arguments and of the start of a run.
+
+In all of them `name` is what a message calls the value: an argument, such as `max_steps`, or the
+whole label if it shows the value already, such as `LBFGS(memory=5.5)`.
+"""
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+_INF = math.inf
 
-class late_interrupt:
-    """Let a Ctrl-C that is under way arrive before an error that it has caused.
 
-    At a terminal Ctrl-C also reaches the compiler that `mx.compile` runs, and MLX reports the death
-    of that one (a RuntimeError) before Python gets to raise KeyboardInterrupt.
+def check_number(
+    value: Any, name: str, *, least=-_INF, above=-_INF, below=_INF, most=_INF, instead=""
+) -> float:
+    """Return a finite number as a float; raise TypeError or ValueError for anything else.
+
+    Args:
+        value: of any real type, NumPy's included; a bool is none.
+        name: see above.
+        least: the lowest allowed, or
+        above: the highest that is too low.
+        below: the lowest that is too high, or
+        most: the highest allowed.
+        instead: what else the caller allows, for the message: ", or None".
     """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        kind = type(value).__qualname__
+        raise TypeError(f"{_label(value, name)} expected a number{instead}, got {kind}.")
+    number = float(value)
+    if not (math.isfinite(number) and least <= number <= most and above < number < below):
+        limits = _limits(least, above, below, most)
+        raise ValueError(f"{_label(value, name)} expected a finite number{limits}.")
+    return number
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is RuntimeError:
-            time.sleep(0.05)
+def check_count(value: Any, name: str, least: float = 1, instead="") -> int:
+    """Return a whole number, at least `least`, as an int; raise TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        kind = type(value).__qualname__
+        raise TypeError(f"{_label(value, name)} expected a whole number{instead}, got {kind}.")
+    if value < least:
+        raise ValueError(f"{_label(value, name)} expected {_word(least)} or more.")
+    return int(value)
+
+
+def check_choice(value: Any, name: str, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of these strings; raise TypeError or ValueError."""
+    known = ", ".join(map(repr, choices))
+    if not isinstance(value, str):
+        raise TypeError(f"{_label(value, name)} expected one of {known}.")
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{_label(value, name)} expected one of {known}.{hint}")
+    return value
+
+
+def check_fields(owner: Any, *names: str, whole: bool = False, **limits: Any) -> None:
+    """Check hyper-parameters of a frozen dataclass by `check_number`, or `check_count` if whole."""
+    for name in names:
+        value = getattr(owner, name)
+        check = check_count if whole else check_number
+        number = check(value, f"{type(owner).__name__}({name}={value!r})", **limits)
+        # A NumPy number times an MLX array would be a NumPy array.
+        if type(value) not in (int, float):
+            object.__setattr__(owner, name, number)
 
 
 def check_tol(tol: Any) -> float:
     """Return `tol` if it is a number, zero or more."""
-    if isinstance(tol, bool) or not isinstance(tol, Real):
-        raise TypeError(f"tol is {describe_type(tol)}; expected a number, or None for the default.")
-    if not (math.isfinite(float(tol)) and float(tol) >= 0):
-        raise ValueError(f"tol is {tol}; expected zero or more, and finite.")
-    return float(tol)
-
-
-def check_count(number: Any, name: str) -> int:
-    """Return `number` if it is a whole number, one or more."""
-    if isinstance(number, bool) or not isinstance(number, Integral):
-        raise TypeError(f"{name} is {number!r}; expected a whole number.")
-    if number < 1:
-        raise ValueError(f"{name} is {number}; expected 1 or more.")
-    return int(number)
+    return check_number(tol, "tol", least=0, instead=", or None for the default")
 
 
 def check_callback(callback: Any) -> None:
@@ -61,7 +98,42 @@ def check_start(value: float, grad_norm: float) -> None:
 
 
 def describe_type(value: Any) -> str:
-    """Return how a message names a value of the wrong type."""
+    """Return the type of a wrong argument in words."""
     if isinstance(value, type):
         return f"the class {value.__name__} (call it: {value.__name__}())"
     return f"of type {type(value).__qualname__}"
+
+
+class late_interrupt:
+    """A context in which KeyboardInterrupt comes before an error that the same Ctrl-C caused.
+
+    At a terminal Ctrl-C also reaches the compiler that `mx.compile` runs, and MLX reports its death
+    (a RuntimeError) before Python raises KeyboardInterrupt.
+    """
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is RuntimeError:
+            time.sleep(0.05)
+
+
+def _label(value: Any, name: str) -> str:
+    return f"{name}:" if "=" in name else f"{name} is {value!r};"
+
+
+def _limits(least: float, above: float, below: float, most: float) -> str:
+    """Return a range in words, as it follows "a finite number"."""
+    if least > -_INF and most < _INF:
+        return f" from {least:g} to {most:g}"
+    if above > -_INF and below < _INF:
+        return f" between {above:g} and {below:g}"
+    low = f", {_word(least)} or more" if least > -_INF else ""
+    low = f", more than {_word(above)}" if above > -_INF else low
+    high = f", less than {_word(below)}" if below < _INF else ""
+    return low + (f", {_word(most)} or less" if most < _INF else high)
+
+
+def _word(limit: float) -> str:
+    return "zero" if limit == 0 else f"{limit:g}"

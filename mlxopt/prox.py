@@ -22,11 +22,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from numbers import Real
 from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
+
+from mlxopt._checks import check_fields
 
 
 class Penalty(ABC):
@@ -75,7 +76,7 @@ class L1(Penalty):
     strength: float
 
     def __post_init__(self) -> None:
-        _check_strength(self, "strength")
+        check_fields(self, "strength", least=0)
 
     def value(self, x: mx.array) -> mx.array:
         """Return strength · Σ|xᵢ|."""
@@ -98,8 +99,7 @@ class ElasticNet(Penalty):
     l2: float
 
     def __post_init__(self) -> None:
-        _check_strength(self, "l1")
-        _check_strength(self, "l2")
+        check_fields(self, "l1", "l2", least=0)
 
     def value(self, x: mx.array) -> mx.array:
         """Return l1 · Σ|xᵢ| + ½ · l2 · Σxᵢ²."""
@@ -132,9 +132,9 @@ class GroupLasso(Penalty):
     axis: int | None = None
 
     def __post_init__(self) -> None:
-        _check_strength(self, "strength")
-        if isinstance(self.axis, bool) or not isinstance(self.axis, (int, type(None))):
-            raise TypeError(f"GroupLasso(axis={self.axis!r}): expected a whole number or None.")
+        check_fields(self, "strength", least=0)
+        if self.axis is not None:
+            check_fields(self, "axis", whole=True, least=-math.inf, instead=", or None")
 
     def value(self, x: mx.array) -> mx.array:
         """Return strength · Σ ‖group‖."""
@@ -200,9 +200,7 @@ class Simplex(Constraint):
     total: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_strength(self, "total")
-        if self.total == 0:
-            raise ValueError(f"{self}: expected more than zero.")
+        check_fields(self, "total", above=0)
 
     def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
         """Return max(x - τ, 0), τ such that the sum is right (Held, Wolfe and Crowder 1974)."""
@@ -241,12 +239,3 @@ def _bound(box: Box, name: str) -> np.ndarray | None:
 def _check_axis(penalty: GroupLasso, x: mx.array) -> None:
     if penalty.axis is not None and not -x.ndim <= penalty.axis < x.ndim:
         raise ValueError(f"{penalty}: the array has shape {x.shape}, which has no such axis.")
-
-
-def _check_strength(penalty: Any, name: str) -> None:
-    value = getattr(penalty, name)
-    label = f"{type(penalty).__name__}({name}={value!r})"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{label}: expected a number.")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"{label}: expected a finite number, zero or more.")

@@ -14,10 +14,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, ClassVar
 
-from mlxopt._checks import check_count
+from mlxopt._checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class constant:
     learning_rate: float
 
     def __post_init__(self) -> None:
-        _check(self, learning_rate=math.inf)
+        check_fields(self, "learning_rate", least=0)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate."""
@@ -54,8 +53,9 @@ class step:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _check(self, learning_rate=math.inf, factor=1.0)
-        check_count(self.every, "every")
+        check_fields(self, "learning_rate", least=0)
+        check_fields(self, "factor", least=0, most=1)
+        check_fields(self, "every", whole=True)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -78,7 +78,8 @@ class exponential:
     factor: float
 
     def __post_init__(self) -> None:
-        _check(self, learning_rate=math.inf, factor=1.0)
+        check_fields(self, "learning_rate", least=0)
+        check_fields(self, "factor", least=0, most=1)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -103,8 +104,8 @@ class cosine:
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, learning_rate=math.inf, end=math.inf)
-        check_count(self.steps, "steps")
+        check_fields(self, "learning_rate", "end", least=0)
+        check_fields(self, "steps", whole=True)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -132,13 +133,13 @@ class warmup:
 
     def __post_init__(self) -> None:
         if not callable(self.then):
-            _check(self, then=math.inf)
+            check_fields(self, "then", least=0)
         if getattr(self.then, "reads_losses", False) is True:
             raise TypeError(
                 f"warmup(then={self.then!r}): expected a number or a function of the step alone; "
                 f"this one reads losses as well."
             )
-        check_count(self.steps, "steps")
+        check_fields(self, "steps", whole=True)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -175,11 +176,9 @@ class one_cycle:
     last: float = 1e4
 
     def __post_init__(self) -> None:
-        _check(self, learning_rate=math.inf, rise=1.0, first=math.inf, last=math.inf)
-        check_count(self.steps, "steps")
-        for name in ("first", "last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"one_cycle({name}={getattr(self, name)}): expected 1 or more.")
+        check_fields(self, "learning_rate", "rise", least=0)
+        check_fields(self, "first", "last", least=1)
+        check_fields(self, "steps", whole=True)
         if not 1 < self.rise * self.steps < self.steps:
             raise ValueError(
                 f"one_cycle(steps={self.steps}, rise={self.rise}): the rise takes rise · steps = "
@@ -226,8 +225,9 @@ class reduce_on_plateau:
     least: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, learning_rate=math.inf, factor=1.0, threshold=1.0, least=math.inf)
-        check_count(self.patience, "patience")
+        check_fields(self, "learning_rate", "least", least=0)
+        check_fields(self, "factor", "threshold", least=0, most=1)
+        check_fields(self, "patience", whole=True)
 
     def __call__(self, step: int, losses: tuple[float, ...]) -> float:
         """Return the learning rate after the losses, oldest first; the step does not matter."""
@@ -245,15 +245,3 @@ class reduce_on_plateau:
 def _half_cosine(begin: float, end: float, share: float) -> float:
     """Return the height of half a cosine from `begin` at share 0 to `end` from share 1 on."""
     return end + 0.5 * (begin - end) * (1 + math.cos(math.pi * min(share, 1.0)))
-
-
-def _check(schedule: Any, **highest: float) -> None:
-    """Raise unless each of these fields is a finite number from 0 to its highest value."""
-    for name, most in highest.items():
-        value: Any = getattr(schedule, name)
-        label = f"{type(schedule).__name__}({name}={value!r})"
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}.")
-        if not (math.isfinite(value) and 0 <= float(value) <= most):
-            limits = "zero or more" if most == math.inf else f"from 0 to {most:g}"
-            raise ValueError(f"{label}: expected a finite number, {limits}.")

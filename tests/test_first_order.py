@@ -255,13 +255,13 @@ def test_a_tree_of_several_dtypes():
     ("make", "error", "words"),
     [
         (lambda: mo.Adam(beta1=1.0), ValueError, "less than 1"),
-        (lambda: mo.Adam(beta2=-0.1), ValueError, "0 or more"),
+        (lambda: mo.Adam(beta2=-0.1), ValueError, "zero or more"),
         (lambda: mo.Adam(epsilon=float("nan")), ValueError, "finite"),
-        (lambda: mo.AdamW(weight_decay=-1.0), ValueError, "0 or more"),
+        (lambda: mo.AdamW(weight_decay=-1.0), ValueError, "zero or more"),
         (lambda: mo.RMSProp(decay=1.0), ValueError, "less than 1"),
         (lambda: mo.Adagrad(epsilon="small"), TypeError, "number"),  # pyright: ignore
         (lambda: mo.Lion(beta2=2.0), ValueError, "less than 1"),
-        (lambda: mo.Prodigy(distance=0), ValueError, "more than 0"),
+        (lambda: mo.Prodigy(distance=0), ValueError, "more than zero"),
     ],
 )
 def test_hyper_parameters_are_checked(make, error, words):

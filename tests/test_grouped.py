@@ -177,7 +177,7 @@ def test_a_gradient_that_is_not_finite_is_not_clipped_away():
     [
         (lambda: mo.Clipped(mo.SGD()), TypeError, "either norm or value"),
         (lambda: mo.Clipped(mo.SGD(), norm=1.0, value=1.0), TypeError, "nest two"),
-        (lambda: mo.Clipped(mo.SGD(), norm=0.0), ValueError, "more than 0"),
+        (lambda: mo.Clipped(mo.SGD(), norm=0.0), ValueError, "more than zero"),
         (lambda: mo.Clipped(mo.LBFGS(), norm=1.0), TypeError, "first-order"),  # pyright: ignore
         (lambda: mo.Grouped(mo.SGD, {}), TypeError, "first-order rules"),  # pyright: ignore
         (lambda: mo.Grouped(mo.SGD(), {"*": 0.1}), TypeError, "or None"),  # pyright: ignore

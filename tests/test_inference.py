@@ -600,7 +600,7 @@ def test_tables(classes):
             found.intervals(level)
     with pytest.raises(TypeError, match="expected a number"):
         found.intervals("95 %")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(ValueError, match="more than zero"):
         found.intervals(degrees_of_freedom=0)
 
 

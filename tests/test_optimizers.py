@@ -213,7 +213,7 @@ def test_an_optimizer_is_an_immutable_value():
         (lambda: mo.SGD("fast"), TypeError, "number, or a function"),  # pyright: ignore
         (lambda: mo.SGD(True), TypeError, "number, or a function"),
         (lambda: mo.Momentum(0.1, momentum=1.0), ValueError, "less than 1"),
-        (lambda: mo.Momentum(0.1, momentum=-0.1), ValueError, "0 or more"),
+        (lambda: mo.Momentum(0.1, momentum=-0.1), ValueError, "zero or more"),
         (lambda: mo.Momentum(0.1, momentum="big"), TypeError, "number"),  # pyright: ignore
         (lambda: mo.Newton(hessian=3), TypeError, "expected a function"),  # pyright: ignore
         (lambda: mo.LBFGS(memory=0), ValueError, "1 or more"),

@@ -470,7 +470,7 @@ def test_where_nothing_is_left_to_do():
         (lambda: ProximalGradient(0.1), TypeError, "one of mlxopt.prox"),
         (lambda: ProximalGradient({"w": prox.L1}), TypeError, r"\['w'\].*Write L1\(...\)"),
         (lambda: ProximalGradient(prox.L1(0.1), step_size=0), ValueError, "more than zero"),
-        (lambda: ProximalGradient(prox.L1(0.1), step_size=-1), ValueError, "or more"),
+        (lambda: ProximalGradient(prox.L1(0.1), step_size=-1), ValueError, "more than zero"),
     ],
 )
 def test_hyper_parameters_are_checked(make, error, words):

@@ -210,7 +210,7 @@ def test_schedules_are_immutable_values():
         (lambda: schedules.constant(-0.1), ValueError, r"constant\(learning_rate=-0.1\).*zero or"),
         (lambda: schedules.constant(math.nan), ValueError, "finite"),
         (lambda: schedules.constant("fast"), TypeError, "number, got str"),  # pyright: ignore
-        (lambda: schedules.step(0.1, every=0), ValueError, "every is 0"),
+        (lambda: schedules.step(0.1, every=0), ValueError, "every=0"),
         (lambda: schedules.step(0.1, every=10, factor=1.5), ValueError, "from 0 to 1"),
         (lambda: schedules.exponential(0.1, True), TypeError, "number, got bool"),
         (lambda: schedules.cosine(0.1, steps=1.5), TypeError, "whole number"),  # pyright: ignore
@@ -218,7 +218,7 @@ def test_schedules_are_immutable_values():
         (lambda: schedules.one_cycle(0.1, steps=3), ValueError, "more than 1"),
         (lambda: schedules.one_cycle(0.1, steps=50, rise=1.0), ValueError, "fewer than all"),
         (lambda: schedules.one_cycle(0.1, steps=50, first=0.5), ValueError, "1 or more"),
-        (lambda: schedules.reduce_on_plateau(0.1, patience=0), ValueError, "patience is 0"),
+        (lambda: schedules.reduce_on_plateau(0.1, patience=0), ValueError, "patience=0"),
         (
             lambda: schedules.warmup(schedules.reduce_on_plateau(0.1), steps=5),  # pyright: ignore
             TypeError,

@@ -245,8 +245,8 @@ def test_a_nan_beside_the_path_shrinks_the_radius(exact):
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: TrustRegion(radius=0), ValueError, "more than 0"),
-        (lambda: TrustRegion(radius=-1.0), ValueError, "0 or more"),
+        (lambda: TrustRegion(radius=0), ValueError, "more than zero"),
+        (lambda: TrustRegion(radius=-1.0), ValueError, "more than zero"),
         (lambda: TrustRegion(radius=math.nan), ValueError, "finite"),
         (lambda: TrustRegion(radius="big"), TypeError, "number"),  # pyright: ignore
         (lambda: TrustRegion(exact="yes"), TypeError, "True, False or None"),  # pyright: ignore

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._checks import check_choice
 from mlxopt._status import Status, warn
 from mlxopt.inference._estimates import Estimates
 from mlxopt.inference._likelihood import Likelihood
@@ -232,9 +233,7 @@ def _combination(weights: np.ndarray, names: tuple[str, ...]) -> str:
 
 def _check_kind(kind: Any, correction: Any, clusters: Any) -> str | None:
     """Return the correction that is meant, or say what does not go together."""
-    if kind not in _CORRECTIONS:
-        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(map(repr, _CORRECTIONS))}.")
-    allowed = _CORRECTIONS[kind]
+    allowed = _CORRECTIONS[check_choice(kind, "kind", _CORRECTIONS)]
     if correction is not None and correction not in allowed:
         expected = " or ".join(map(repr, allowed)) if kind != "observed" else "None"
         leverages = (

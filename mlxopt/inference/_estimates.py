@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._checks import describe_type
+from mlxopt._checks import check_number
 from mlxopt._tree import Tree, leaves, leaves_with_paths
 
 _MOST_ROWS = 60
@@ -129,10 +128,9 @@ class Estimates:
                  estimate    lower    upper
         params          2  1.02002  2.97998
         """
-        check_level(level)
-        _check_number(degrees_of_freedom, "degrees_of_freedom")
-        if not degrees_of_freedom > 0:
-            raise ValueError(f"degrees_of_freedom is {degrees_of_freedom}; expected more than 0.")
+        level = check_level(level)
+        if degrees_of_freedom != math.inf:
+            check_number(degrees_of_freedom, "degrees_of_freedom", above=0)
         margin = quantile(0.5 + level / 2, degrees_of_freedom) * self.standard_errors
         method = "Wald" + (f", t({degrees_of_freedom:g})" if degrees_of_freedom < math.inf else "")
         estimate = self.estimate
@@ -181,23 +179,14 @@ def entry_names(base: str, tree: Tree) -> tuple[str, ...]:
     )
 
 
-def check_level(level: Any) -> None:
-    """Raise unless `level` is a probability inside (0, 1)."""
-    _check_number(level, "level")
-    if not 0 < level < 1:
-        raise ValueError(
-            f"level is {level}; expected a number between 0 and 1, such as 0.95 for 95 %."
-        )
+def check_level(level: Any) -> float:
+    """Return the level of an interval, 0.95 for 95 %; raise if it is not between 0 and 1."""
+    return check_number(level, "level", above=0, below=1)
 
 
 def percent(level: float) -> str:
     """Return `95 %` for 0.95."""
     return f"{100 * level:.6g} %"
-
-
-def _check_number(number: Any, name: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, Real):
-        raise TypeError(f"{name} is {describe_type(number)}; expected a number.")
 
 
 def quantile(probability: float, degrees_of_freedom: float = math.inf) -> float:

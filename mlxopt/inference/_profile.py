@@ -78,7 +78,7 @@ def profile(
             estimate      lower     upper
     params  0.333333  0.0828961  0.864365
     """
-    check_level(level)
+    level = check_level(level)
     likelihood = Likelihood(negative_log_likelihood, result, data, total, compile)
     chosen = _chosen(names, likelihood.names)
     information = invert(likelihood)

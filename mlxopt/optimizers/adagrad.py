@@ -7,8 +7,9 @@ import dataclasses
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_fields
 from mlxopt._tree import Tree
-from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, descend, wide, zeros
+from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Adagrad(FirstOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "epsilon", least=0)
+        check_fields(self, "epsilon", least=0)
 
     def start(self, params: Tree) -> Tree:
         """Return sums of zero, a tree like `params`."""

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_fields
 from mlxopt._tree import Tree, working_dtype
-from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, descend, wide, zeros
+from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zeros
 
 
 class Moments(NamedTuple):
@@ -55,9 +56,8 @@ class Adam(FirstOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "beta1", least=0, below=1)
-        check_number(self, "beta2", least=0, below=1)
-        check_number(self, "epsilon", least=0)
+        check_fields(self, "beta1", "beta2", least=0, below=1)
+        check_fields(self, "epsilon", least=0)
 
     def start(self, params: Tree) -> Moments:
         """Return means of zero after no steps."""
@@ -111,7 +111,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "weight_decay", least=0)
+        check_fields(self, "weight_decay", least=0)
 
     def update(
         self, grad: Tree, buffers: Moments, params: Tree, learning_rate: mx.array

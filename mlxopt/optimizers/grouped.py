@@ -10,8 +10,9 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_fields
 from mlxopt._tree import Tree, largest_entry, leaves, leaves_with_paths, working_dtype
-from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number
+from mlxopt.optimizers._base import FirstOrder, LearningRate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +181,7 @@ class Clipped(FirstOrder):
             )
         if (self.norm is None) == (self.value is None):
             raise TypeError("Clipped: expected either norm or value; to clip by both, nest two.")
-        name = "norm" if self.value is None else "value"
-        check_number(self, name, least=0)
-        if getattr(self, name) == 0:
-            raise ValueError(f"Clipped({name}=0): expected more than 0.")
+        check_fields(self, "norm" if self.value is None else "value", above=0)
         object.__setattr__(self, "learning_rate", self.rule.learning_rate)
 
     def start(self, params: Tree) -> Tree:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._residual_objective import Bounds, ResidualObjective
 from mlxopt._status import Status
@@ -96,10 +97,7 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
     def __post_init__(self) -> None:
         if not isinstance(self.geodesic, bool):
             raise TypeError(f"LevenbergMarquardt(geodesic={self.geodesic!r}): expected a bool.")
-        if isinstance(self.radius, bool) or not isinstance(self.radius, (int, float)):
-            raise TypeError(f"LevenbergMarquardt(radius={self.radius!r}): expected a number.")
-        if not 0 < self.radius < np.inf:
-            raise ValueError(f"LevenbergMarquardt(radius={self.radius}): expected more than zero.")
+        check_fields(self, "radius", above=0)
 
     def init(self, objective: Objective, params: Tree) -> LevenbergMarquardtState:
         """Return the state at `params`; one evaluation."""

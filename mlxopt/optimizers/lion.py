@@ -7,8 +7,9 @@ import dataclasses
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_fields
 from mlxopt._tree import Tree
-from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, descend, wide, zeros
+from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,8 @@ class Lion(FirstOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "beta1", least=0, below=1)
-        check_number(self, "beta2", least=0, below=1)
-        check_number(self, "weight_decay", least=0)
+        check_fields(self, "beta1", "beta2", least=0, below=1)
+        check_fields(self, "weight_decay", least=0)
 
     def start(self, params: Tree) -> Tree:
         """Return a momentum of zero, a tree like `params`."""

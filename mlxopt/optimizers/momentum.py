@@ -7,8 +7,9 @@ import dataclasses
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_fields
 from mlxopt._tree import Tree
-from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number
+from mlxopt.optimizers._base import FirstOrder, LearningRate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Momentum(FirstOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "momentum", least=0, below=1)
+        check_fields(self, "momentum", least=0, below=1)
 
     def start(self, params: Tree) -> Tree:
         """Return a velocity of zero, a tree like `params`."""

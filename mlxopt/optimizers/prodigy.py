@@ -14,8 +14,9 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_fields
 from mlxopt._tree import Tree, leaves, working_dtype
-from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, wide, zeros
+from mlxopt.optimizers._base import FirstOrder, LearningRate, wide, zeros
 
 
 class ProdigyBuffers(NamedTuple):
@@ -69,12 +70,9 @@ class Prodigy(FirstOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "beta1", least=0, below=1)
-        check_number(self, "beta2", least=0, below=1)
-        check_number(self, "epsilon", least=0)
-        check_number(self, "distance", least=0)
-        if self.distance == 0:
-            raise ValueError("Prodigy(distance=0): expected more than 0; it grows by factors.")
+        check_fields(self, "beta1", "beta2", least=0, below=1)
+        check_fields(self, "epsilon", least=0)
+        check_fields(self, "distance", above=0)
 
     def start(self, params: Tree) -> ProdigyBuffers:
         """Return sums of zero, and the first estimate of the distance."""

@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
@@ -32,7 +33,7 @@ from mlxopt._tree import (
     read,
     working_dtype,
 )
-from mlxopt.optimizers._base import Optimizer, check_number
+from mlxopt.optimizers._base import Optimizer
 from mlxopt.prox import Penalty
 
 _SHRINK_LEAST, _SHRINK_MOST = 0.5, 0.1
@@ -107,9 +108,7 @@ class ProximalGradient(Optimizer[ProximalState]):
                     f"such as prox.L1(0.1), or None.{hint}"
                 )
         if self.step_size is not None:
-            check_number(self, "step_size", least=0.0)
-            if self.step_size == 0:
-                raise ValueError("ProximalGradient(step_size=0): expected more than zero.")
+            check_fields(self, "step_size", above=0)
 
     def nearest(self, params: Tree) -> Tree:
         """Return `params` projected onto the sets that it must lie in."""

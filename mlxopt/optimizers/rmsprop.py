@@ -7,8 +7,9 @@ import dataclasses
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_fields
 from mlxopt._tree import Tree
-from mlxopt.optimizers._base import FirstOrder, LearningRate, check_number, descend, wide, zeros
+from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class RMSProp(FirstOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "decay", least=0, below=1)
-        check_number(self, "epsilon", least=0)
+        check_fields(self, "decay", least=0, below=1)
+        check_fields(self, "epsilon", least=0)
 
     def start(self, params: Tree) -> Tree:
         """Return mean squares of zero, a tree like `params`."""

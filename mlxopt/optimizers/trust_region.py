@@ -13,6 +13,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
@@ -27,7 +28,7 @@ from mlxopt._tree import (
     read,
     working_dtype,
 )
-from mlxopt.optimizers._base import Optimizer, check_number
+from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers.newton_cg import truncated_cg
 
 _EXACT_UP_TO = 200  # parameters: an eigendecomposition of this size takes some 10 ms
@@ -78,9 +79,7 @@ class TrustRegion(Optimizer[TrustRegionState]):
     exact: bool | None = None
 
     def __post_init__(self) -> None:
-        check_number(self, "radius", least=0)
-        if self.radius == 0:
-            raise ValueError("TrustRegion(radius=0): expected more than 0.")
+        check_fields(self, "radius", above=0)
         if self.exact not in (None, True, False):
             raise TypeError(f"TrustRegion(exact={self.exact!r}): expected True, False or None.")
 
