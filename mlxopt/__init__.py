@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlxopt._result import Certificate, History, Info, Result, TrainResult
     from mlxopt._saved import load, save
     from mlxopt._status import ConvergenceWarning, Status
+    from mlxopt._stop import Seconds, Stall, Steps, StopRule, Tolerance
     from mlxopt._train import train
     from mlxopt.autodiff import (
         GradientCheck,
@@ -102,8 +103,13 @@ __all__ = [
     "RMSProp",
     "Race",
     "Result",
+    "Seconds",
+    "Stall",
     "Status",
+    "Steps",
+    "StopRule",
     "TapeError",
+    "Tolerance",
     "TrainResult",
     "TrustRegion",
     "argmin",
@@ -158,6 +164,7 @@ _HOMES = {
     "_result": "Certificate History Info Result TrainResult",
     "_saved": "load save",
     "_status": "ConvergenceWarning Status",
+    "_stop": "Seconds Stall Steps StopRule Tolerance",
     "_train": "train",
 }
 __getattr__ = lazy(__name__, _HOMES)

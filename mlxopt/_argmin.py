@@ -147,7 +147,7 @@ def argmin(
         if not any(_is_float(leaf) for leaf in leaves(args)):
             return result.params
         if result.converged:
-            _check_is_stationary(drawn, result.params, numbers, result.grad_norm)
+            _check_is_stationary(drawn, result.params, numbers, result.optimality)
         with device_for(params, args):
             return _Minimizer(drawn, result.params, numbers)(args)
 

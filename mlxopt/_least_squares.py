@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,13 +13,15 @@ import numpy as np
 
 from mlxopt._backend import device_for
 from mlxopt._checks import check_callback, check_count, check_tol, describe_type
-from mlxopt._loop import Callback, Limits, Loop
+from mlxopt._loop import Callback, Loop
 from mlxopt._minimize import SETTLED, check_finish, first_tol
 from mlxopt._progress import ProgressBar
 from mlxopt._residual_objective import ROBUST, SQUARES, Bounds, ResidualObjective, Robust
 from mlxopt._result import Result
 from mlxopt._status import Status, warn
+from mlxopt._stop import AllSteps, StopRule, check_stop, stop_rules
 from mlxopt._tree import (
+    Params,
     Tree,
     as_data,
     check_params,
@@ -33,6 +35,7 @@ from mlxopt._tree import (
 from mlxopt.autodiff import check_is_callable
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._bounds import bound_vectors, check_bounds, check_inside
+from mlxopt.optimizers._descent import DescentState
 from mlxopt.optimizers._polish import Polish
 from mlxopt.optimizers._residual import Linearization, host, tree_of
 from mlxopt.optimizers.gauss_newton import GaussNewton
@@ -50,13 +53,12 @@ class LeastSquaresResult(Result):
 
     m is the number of residuals and p that of the parameters, in the order of `tree_flatten`: for a
     dict of arrays, its arrays in their order, each row by row. `value` is ½ Σ rᵢ², or with a robust
-    loss ½ Σ c² ρ(rᵢ²/c²), and `grad_norm` the largest entry of its gradient in parameters that are
-    not held by a bound.
+    loss ½ Σ c² ρ(rᵢ²/c²), and `optimality` the largest cosine of the angle between the residual and
+    a column of the Jacobian, rounding allowed for.
     """
 
-    optimality: float
-    """What `tol` is compared with: the largest cosine of the angle between the residual and a
-    column of the Jacobian, rounding allowed for. So is `history.grad_norm`."""
+    grad_norm: float
+    """The largest absolute entry of the gradient, of parameters that no bound holds."""
     residual: np.ndarray
     """The residual at `params`, shape (m,), float64."""
     jacobian: np.ndarray
@@ -104,8 +106,8 @@ class LeastSquaresResult(Result):
         if self.converged:
             what = "the residual is orthogonal, within tol, to all that the parameters can change."
             rows[0] = ("status", f"CONVERGED: {what}")
-        place = [name for name, _ in rows].index("grad_norm")
-        rows.insert(place + 1, ("optimality", f"{self.optimality:.3g}"))
+        place = [name for name, _ in rows].index("optimality")
+        rows.insert(place, ("grad_norm", f"{self.grad_norm:.3g}"))
         m, p = self.jacobian.shape
         fit = f"{self.residual_sd:.6g} on {self.degrees_of_freedom:,} degrees of freedom"
         short = "" if self.rank == p else f"; only {self.rank} of {p} parameters are determined"
@@ -127,6 +129,7 @@ def least_squares(
     finish: str | None = None,
     tol: float | None = None,
     max_steps: int = 1000,
+    stop: StopRule | Sequence[StopRule] = (),
     callback: Callback | None = None,
     progress: bool | None = None,
     compile: bool = True,
@@ -158,8 +161,8 @@ def least_squares(
             finish), 1e-5 for float32. The units of parameters and residuals do not matter, nor does
             a residual that is zero but for rounding. 0 takes every step.
         max_steps: evaluations of the residual at most, the polish included.
-        callback: called with an `Info` after each step; returning True stops. Its grad_norm is the
-            cosine.
+        stop: stop rules beside `tol` and `max_steps`, as in `minimize`.
+        callback: called with an `Info` after each step; True stops.
         progress: show a progress bar; None shows one if the run lasts over a second.
         compile: False evaluates op by op, for a residual that branches on values.
 
@@ -192,6 +195,7 @@ def least_squares(
     tol = None if tol is None else check_tol(tol)
     check_callback(callback)
     check_count(max_steps, "max_steps")
+    stop = check_stop(stop)
     chosen = _robust_loss(robust)
 
     def run(
@@ -201,7 +205,8 @@ def least_squares(
         objective = ResidualObjective(residual, items, robust=chosen, bounds=box, compile=compile)
         objective.trace(params)
         check_rows(objective, params)
-        return _run(loop, objective, optimizer, params, tol, max_steps, polish)
+        polish = polish and tol > 0 and objective.rows(params) * count(params) <= _AFFORDABLE
+        return _run(loop, objective, optimizer, params, tol, max_steps, stop, polish)
 
     finishes = finish is not None and any(leaf.dtype != mx.float64 for leaf in leaves(params))
     with ProgressBar("least_squares", max_steps, progress) as bar:
@@ -222,21 +227,25 @@ def least_squares(
 
 
 def _run(
-    loop: Loop, objective: ResidualObjective, optimizer: Optimizer[Any], params: Tree, tol: float,
-    max_steps: int, polish: bool,
-) -> tuple[Any, Status]:  # fmt: skip
+    loop: Loop,
+    objective: ResidualObjective,
+    optimizer: Optimizer[Any],
+    params: Params,
+    tol: float,
+    max_steps: int,
+    stop: tuple[StopRule, ...],
+    polish: bool,
+) -> tuple[Any, Status]:
     """Run the optimizer and the polish, and both again for as long as the end was a saddle."""
-    polish = polish and tol > 0 and count(params) * objective.rows(params) <= _AFFORDABLE
     while True:
-        limits = Limits(tol, max(1, max_steps - loop.steps), 1)
-        state: Any
-        state, status = loop(objective, optimizer, params, limits)
+        rules = stop_rules(tol, max(1, max_steps - loop.steps), optimizer.patience, stop)
+        state, status = loop(objective, optimizer, params, rules)
         settled = status in (Status.CONVERGED, Status.NO_PROGRESS)
         if not (polish and settled and loop.steps < max_steps):
             return state, status
-        polished: Any
-        polished, ended = loop(objective, Polish(), state.params, Limits(0.0, _POLISH_STEPS, 1))
-        if ended in (Status.STOPPED, Status.INTERRUPTED):
+        rules = (*stop, AllSteps(_POLISH_STEPS))
+        polished, ended = loop(objective, Polish(), state.params, rules)
+        if ended in (Status.STOPPED, Status.INTERRUPTED, Status.MAX_SECONDS):
             return polished, ended
         if polished.escaped and loop.steps < max_steps:
             params = polished.params
@@ -312,20 +321,20 @@ def _box(params: Tree, bounds: Any, checked: bool = False) -> tuple[Tree, Bounds
 
 def _described(loop: Loop, state: Any, status: Status, robust: Robust) -> LeastSquaresResult:
     """Return the result, with all that follows from the residual and its Jacobian."""
-    model: Linearization = state.model
+    model: Linearization = state.memory if isinstance(state, DescentState) else state.model
     jacobian = model.jacobian / model.weights[:, None]
     rank, residual_sd, covariance = _covariance(model, jacobian, robust, epsilon(state.params))
     return LeastSquaresResult(
         params=state.params,
         value=state.value,
-        grad_norm=float(np.max(np.where(model.fixed, 0.0, np.abs(model.gradient)))),
+        optimality=state.optimality,
         status=status,
         steps=loop.steps,
         evaluations=loop.evaluations,
         seconds=time.perf_counter() - loop.began,
         history=loop.recorder.history(),
         phases=tuple(loop.phases),
-        optimality=state.optimality,
+        grad_norm=float(np.max(np.where(model.fixed, 0.0, np.abs(model.gradient)))),
         residual=model.plain,
         jacobian=jacobian,
         rank=rank,

@@ -258,7 +258,7 @@ def _alone(
     return Result(
         params=params,
         value=value,
-        grad_norm=float(np.abs(ends.points.grad[index]).max()),
+        optimality=optimality,
         status=ends.status[index],
         steps=steps,
         evaluations=steps + 1,

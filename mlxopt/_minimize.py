@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -11,19 +13,20 @@ import mlx.core as mx
 from mlxopt._backend import device_for
 from mlxopt._certificate import certify
 from mlxopt._checks import check_callback, check_count, check_tol, describe_type
-from mlxopt._loop import Callback, Limits, Loop
+from mlxopt._loop import Callback, Loop
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
-from mlxopt._result import Certificate, Result
+from mlxopt._result import Result
 from mlxopt._resume import check_init
 from mlxopt._status import Status, warn
-from mlxopt._tree import Tree, as_data, check_params, count, default_tol, widened
+from mlxopt._stop import AllSteps, Stall, StopRule, check_stop, stop_rules
+from mlxopt._tree import Params, as_data, check_params, count, default_tol, widened
 from mlxopt.autodiff import check_is_callable
 from mlxopt.optimizers import Newton, Optimizer, State
 from mlxopt.optimizers._mlx import as_rule
 
-# After these ends of a stage the next one goes on from there; after these of all, `finish` does.
-_GOES_ON = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
+# After these ends of a stage the next stage runs; after these of the last one, `finish` does.
+_CONTINUES = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
 SETTLED = {Status.CONVERGED, Status.COMPLETED, Status.NO_PROGRESS}
 _POLISHED = 500  # parameters at most for Newton steps at the end of `finish`
 _POLISH_STEPS = 5
@@ -33,11 +36,12 @@ Stages = Optimizer[Any] | list[Optimizer[Any] | tuple[Optimizer[Any], int]]
 
 def minimize(
     loss: Callable[..., mx.array],
-    params: Tree,
+    params: Params,
     optimizer: Stages,
     *data: Any,
     tol: float | None = None,
     max_steps: int = 1000,
+    stop: StopRule | Sequence[StopRule] = (),
     finish: str | None = None,
     init: Any = None,
     record_every: int | None = None,
@@ -49,42 +53,42 @@ def minimize(
 
     Args:
         loss: a function `loss(params, *data)` that returns a scalar array, made of MLX operations.
-            Random operations in it see one fixed draw.
-        params: where to start: a tree (array, list, tuple, dict, NamedTuple) of float arrays.
+            Random operations in it use one fixed draw.
+        params: the start, a tree (array, list, tuple, dict, NamedTuple) of float arrays.
         optimizer: `LBFGS()` is the one to try first; see `mlxopt.optimizers`. A list runs several
-            in turn, each from where the last one ended: `[(SGD(0.1), 200), LBFGS()]`, where a pair
-            names its own number of steps and `max_steps` is each other's.
-        *data: what the loss takes after its parameters. Floating-point NumPy arrays and lists take
-            the dtype of `params` (float32 beside 16-bit ones); if anything is float64, all is
+            in turn, each from the end of the one before: `[(SGD(0.1), 200), LBFGS()]`, where a pair
+            has its own number of steps in place of `max_steps`.
+        *data: the other arguments of the loss. Floating-point NumPy arrays and lists are converted
+            to the dtype of `params` (float32 beside 16-bit ones); if anything is float64, all is
             computed on the CPU.
         tol: stop when no entry of the gradient is larger in absolute value. None: 1e-5 for float32,
             1e-8 for float64, 1e-3 for the 16-bit dtypes. 0 takes every step.
-        max_steps: steps at most: updates of a first-order rule, else evaluations.
-        finish: "float64" goes on from there in float64 on the CPU, data converted, with the last
-            optimizer; then, for up to 500 parameters, with Newton steps on the exact Hessian until
-            these gain nothing more. The parameters come back in float64. `tol` then is that of the
-            end: 1e-8 where None.
-        init: a state to go on from in place of `params`, of which only the make then matters:
-            `result.state` of a run with the same loss, data and optimizer (the first one of a
-            list), or one from `mo.load`. What the optimizer has learnt, and the step that a
-            schedule has reached, are kept: 50 steps and 50 more are 100 steps. `max_steps` and the
-            result count those of this run.
-        record_every: steps between two reads of the loss, by default 10 for first-order rules and
-            1 for the others; each read is an entry of `result.history` and a call of `callback`,
-            and tests whether to stop.
-        callback: called with an `Info` (step, value, grad_norm, seconds, evaluations, params,
-            state) after each read; returning True stops.
-        progress: show a progress bar; None shows one if the run lasts over a second.
+        max_steps: the largest number of steps: updates of a first-order rule, else evaluations.
+        stop: stop rules beside `tol` and `max_steps`, such as `mo.Seconds(60)`; see `mo.StopRule`.
+        finish: "float64" continues in float64 on the CPU, data converted, with the last optimizer;
+            then, for up to 500 parameters, with Newton steps on the exact Hessian until these
+            improve nothing. The parameters are then float64. `tol` is that of the end: 1e-8 where
+            None.
+        init: a state to resume from: `result.state` of a run with the same loss, data and optimizer
+            (the first of a list), or from `mo.load`; `params` is then used only for its structure,
+            shapes and dtypes. The memory of the optimizer and the step of a schedule are restored:
+            50 steps and 50 more are 100 steps. `max_steps` and the result count those of this run.
+        record_every: steps between two records, by default 10 for first-order rules and 1 for the
+            others. Each record is an entry of `result.history` and a call of `callback`, and the
+            stop rules are checked then.
+        callback: called with an `Info` (step, value, optimality, seconds, evaluations, params,
+            state) at each record; returning True stops.
+        progress: show a progress bar; None shows one if the run takes more than a second.
         compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
-            whatever it refers to beside its arguments frozen into it.
+            everything it captures frozen into it.
 
     Returns:
         a `Result`. Ctrl-C ends the run and returns the last finite point, INTERRUPTED (before the
-        loss is known at the start it raises KeyboardInterrupt as ever).
+        loss at the start is known, KeyboardInterrupt is raised).
 
     Raises:
         TapeError: the loss reads arrays back to Python.
-        TypeError, ValueError: `params`, `data`, an option or what the loss returns is not as
+        TypeError, ValueError: `params`, `data`, an option or the value of the loss is not as
             described, the loss is not finite at the start, or `init` belongs to another optimizer,
             another loss or other parameters.
 
@@ -108,6 +112,7 @@ def minimize(
     tol = None if tol is None else check_tol(tol)
     if record_every is not None:
         check_count(record_every, "record_every")
+    rules = check_stop(stop)
     if init is not None:
         check_init(init, params)
         params = init.params
@@ -120,25 +125,25 @@ def minimize(
             objective = Objective(loss, items, compile=compile)
             objective.trace(params)
             first = first_tol(params, tol, finishes=finish is not None)
-            state, status = _run(loop, objective, params, stages, first, record_every, init)
+            state, status = _run(loop, objective, params, stages, first, rules, record_every, init)
         if finish and status in SETTLED:
             with mx.stream(mx.cpu):
                 params = stages[-1][0].nearest(widened(state.params))
                 objective = Objective(loss, widened(as_data(data, params)), compile=compile)
                 last = stages[-1:]
                 tol = default_tol(params) if tol is None else tol
-                state, status = _run(loop, objective, params, last, tol, record_every)
+                state, status = _run(loop, objective, params, last, tol, rules, record_every)
                 alone = stages[-1][0].loss_alone
                 if alone and status in SETTLED and count(params) <= _POLISHED:
-                    state, status = _polish(loop, objective, state, tol)
+                    state, status = _polish(loop, objective, state, tol, rules)
 
-    def judge() -> Certificate:
-        return certify(objective.loss, state.params, *data, tol=tol)
+    drawn = objective.loss  # not the objective, which holds a second copy of the data
+    judge = functools.partial(certify, drawn, state.params, *data, tol=tol)
 
     result = Result(
         params=state.params,
         value=state.value,
-        grad_norm=state.optimality,
+        optimality=state.optimality,
         status=status,
         steps=loop.steps,
         evaluations=loop.evaluations,
@@ -154,12 +159,12 @@ def minimize(
 
 
 def check_finish(finish: Any) -> None:
-    """Raise ValueError unless this says how to finish, or not to."""
+    """Raise ValueError unless `finish` is None or "float64"."""
     if finish not in (None, "float64"):
         raise ValueError(f'finish is {finish!r}; expected None or "float64".')
 
 
-def first_tol(params: Tree, tol: float | None, finishes: bool = False) -> float:
+def first_tol(params: Params, tol: float | None, finishes: bool = False) -> float:
     """Return the tolerance of a run from `params`, which a finish in float64 may follow."""
     least = default_tol(params)
     if tol is None:
@@ -188,23 +193,32 @@ def _stages(optimizer: Any, max_steps: int) -> list[tuple[Optimizer[Any], int]]:
 
 
 def _run(
-    loop: Loop, objective: Objective, params: Tree, stages: list[tuple[Optimizer[Any], int]],
-    tol: float, stride: int | None, init: Any = None,
-) -> tuple[State, Status]:  # fmt: skip
-    """Run each stage from where the last one ended."""
+    loop: Loop,
+    objective: Objective,
+    params: Params,
+    stages: list[tuple[Optimizer[Any], int]],
+    tol: float,
+    stop: tuple[StopRule, ...],
+    stride: int | None,
+    init: Any = None,
+) -> tuple[State, Status]:
+    """Run each stage from the end of the one before."""
     for number, (optimizer, steps) in enumerate(stages, start=1):
-        limits = Limits(tol, steps, stride or optimizer.stride)
-        state, status = loop(objective, optimizer, params, limits, init)
-        if number == len(stages) or status not in _GOES_ON:
+        rules = stop_rules(tol, steps, optimizer.patience, stop)
+        every = stride or optimizer.stride
+        state, status = loop(objective, optimizer, params, rules, every, init)
+        if number == len(stages) or status not in _CONTINUES:
             return state, status
         params, init = state.params, None
     raise AssertionError("there is a stage")
 
 
-def _polish(loop: Loop, objective: Objective, state: State, tol: float) -> tuple[State, Status]:
-    """Take Newton steps on the exact Hessian for as long as they gain something."""
-    limits = Limits(0.0, _POLISH_STEPS, 1, patience=1)
-    polished, status = loop(objective, Newton(), state.params, limits)
+def _polish(
+    loop: Loop, objective: Objective, state: State, tol: float, stop: tuple[StopRule, ...]
+) -> tuple[State, Status]:
+    """Take Newton steps on the exact Hessian until one improves nothing."""
+    rules = (*stop, AllSteps(_POLISH_STEPS), Stall(1, math.inf))
+    polished, status = loop(objective, Newton(), state.params, rules)
     if status not in SETTLED:
         return polished, status
     if polished.optimality <= max(tol, state.optimality):

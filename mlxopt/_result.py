@@ -24,11 +24,11 @@ class History(NamedTuple):
 
     step: np.ndarray  # int64: steps taken at the time
     value: np.ndarray  # float64: the loss
-    grad_norm: np.ndarray  # float64: the gradient's largest absolute entry
+    optimality: np.ndarray  # float64: the number that `tol` tests
     seconds: np.ndarray  # float64: since the start
 
     def __repr__(self) -> str:
-        return f"History({len(self.step)} entries: step, value, grad_norm, seconds)"
+        return f"History({len(self.step)} entries: step, value, optimality, seconds)"
 
 
 class Phase(NamedTuple):
@@ -41,7 +41,7 @@ class Phase(NamedTuple):
     evaluations: int  # likewise
     seconds: float  # likewise
     value: float  # the loss where it ended
-    grad_norm: float  # the gradient's largest absolute entry there
+    optimality: float  # the number that `tol` tests, there
 
 
 class Certificate(NamedTuple):
@@ -72,7 +72,7 @@ class Info(NamedTuple):
 
     step: int  # steps taken
     value: float  # the loss
-    grad_norm: float  # the gradient's largest absolute entry
+    optimality: float  # the number that `tol` tests
     seconds: float  # since the start
     evaluations: int  # of the loss and its gradient
     params: Tree  # the parameters
@@ -86,17 +86,18 @@ class Info(NamedTuple):
 # Compared as objects: arrays do not answer == with yes or no.
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Result:
-    """What `minimize` returns.
+    """The result of `minimize`.
 
-    `value` and `grad_norm` are those of `params`, never of another point.
+    `value` and `optimality` are those of `params`, never of another point.
     """
 
     params: Tree
     """The parameters, a tree like the one that was passed in."""
     value: float
     """The loss at `params`."""
-    grad_norm: float
-    """The largest absolute entry of the gradient at `params` (its infinity norm)."""
+    optimality: float
+    """The number that `tol` tests, at `params`: the largest absolute entry of the gradient; with
+    bounds or a penalty, of the projected gradient or the prox-gradient map."""
     status: Status
     """Why the run stopped; `status.value` says what to try."""
     steps: int
@@ -113,26 +114,35 @@ class Result:
     """The state of the optimizer that reached `params`, to go on from (`init=`) or to save
     (`mo.save`): a NamedTuple with what it has learnt. None from `least_squares`."""
     certify: Callable[[], Certificate] | None = None
-    """What `certificate` calls."""
+    """Computes the certificate; holds the loss and the data until then. See `release`."""
 
     @functools.cached_property
     def certificate(self) -> Certificate:
-        """What kind of point this is, told in float64; computed when it is first asked for."""
+        """The kind of point that `params` is, judged in float64; computed at the first access."""
         if self.certify is None:
             raise ValueError(
                 "there is no certificate: it judges a loss of all the data, without bounds or a "
-                "penalty, and copies of a result have lost that loss. Write "
+                "penalty, and neither a copy of a result nor a released one holds that loss. Write "
                 "mo.certify(loss, result.params, *data)."
             )
-        return self.certify()
+        certificate = self.certify()
+        self.release()
+        return certificate
+
+    def release(self) -> None:
+        """Drop the loss and the data, which are held for `certificate`.
+
+        A certificate computed before stays. Call it on results that are kept for long.
+        """
+        object.__setattr__(self, "certify", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The loss cannot be pickled, but a certificate that was asked for before can.
+        # The loss cannot be pickled; a certificate computed before can.
         return {**self.__dict__, "certify": None}
 
     @property
     def converged(self) -> bool:
-        """Whether `grad_norm` is within the tolerance."""
+        """Whether `optimality` is within the tolerance."""
         return self.status is Status.CONVERGED
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -144,7 +154,7 @@ class Result:
             ("status", f"{self.status.name}: {self.status.value}"),
             *(("", _of_phase(phase)) for phase in self.phases if len(self.phases) > 1),
             ("value", f"{self.value:.9g}"),
-            ("grad_norm", f"{self.grad_norm:.3g}"),
+            ("optimality", f"{self.optimality:.3g}"),
             ("steps", f"{self.steps:,} ({self.evaluations:,} evaluations)"),
             ("seconds", f"{self.seconds:.3g}"),
             ("params", _describe(self.params)),
@@ -171,13 +181,13 @@ class TrainResult(Result):
 
     On mini-batches the loss at one point is never computed on all the data, so here `value` is the
     mean loss of the last epoch's batches, each measured where the parameters then were, and
-    `grad_norm` is the largest absolute entry of the last batch's gradient.
+    `optimality` is the largest absolute entry of the last batch's gradient.
     """
 
 
 def _of_phase(phase: Phase) -> str:
     return (
-        f"{phase.optimizer}, {phase.dtype}: {phase.status.name} at {phase.grad_norm:.2g} after "
+        f"{phase.optimizer}, {phase.dtype}: {phase.status.name} at {phase.optimality:.2g} after "
         f"{phase.steps:,} steps"
     )
 
@@ -207,11 +217,11 @@ class Recorder:
     def __init__(self) -> None:
         self._rows: list[tuple[int, float, float, float]] = []
 
-    def add(self, step: int, value: float, grad_norm: float, seconds: float) -> None:
+    def add(self, step: int, value: float, optimality: float, seconds: float) -> None:
         """Append one read."""
-        self._rows.append((step, value, grad_norm, seconds))
+        self._rows.append((step, value, optimality, seconds))
 
     def history(self) -> History:
         """Return all reads as arrays."""
-        step, value, grad_norm, seconds = np.array(self._rows, dtype=np.float64).reshape(-1, 4).T
-        return History(step.astype(np.int64), value, grad_norm, seconds)
+        step, value, optimality, seconds = np.array(self._rows, dtype=np.float64).reshape(-1, 4).T
+        return History(step.astype(np.int64), value, optimality, seconds)

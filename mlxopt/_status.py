@@ -15,11 +15,15 @@ class Status(Enum):
 
     CONVERGED = "the largest entry of the gradient is within tol."
     COMPLETED = "every step that was asked for has been taken."
-    STOPPED = "the callback asked to stop."
+    STOPPED = "the callback or a stop rule asked to stop."
     INTERRUPTED = "interrupted from the keyboard; this is the last point reached."
     MAX_STEPS = (
         "max_steps was reached before the gradient came within tol. Raise max_steps, or use a "
         "method that needs fewer steps (LBFGS, Newton)."
+    )
+    MAX_SECONDS = (
+        "the time was up before the run converged. Allow more seconds, or resume from the state of "
+        "the result: init=result.state."
     )
     NO_PROGRESS = (
         "no step lowers the loss any more, though the gradient is above tol: the rounding of the "

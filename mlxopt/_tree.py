@@ -14,6 +14,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 Tree = Any  # an mx.array, or a list, tuple, dict or NamedTuple of trees
+Params = Tree  # a tree of floating-point arrays
+Vector = mx.array  # the entries of a tree as one array of shape (p,)
 
 HALF = (mx.float16, mx.bfloat16)
 FLOATS = (*HALF, mx.float32, mx.float64)
@@ -98,6 +100,17 @@ def unravel(vector: mx.array, like: Tree) -> Tree:
         return piece.reshape(leaf.shape).astype(leaf.dtype)
 
     return tree_map(take, like)
+
+
+def to_host(tree: Tree) -> np.ndarray:
+    """Return all entries as one float64 vector of NumPy, shape (p,), in `tree_flatten` order."""
+    return np.array(ravel(tree, working_dtype(tree))).astype(np.float64, copy=False)
+
+
+def to_device(vector: np.ndarray, like: Tree) -> Vector:
+    """Return a vector of NumPy as one of MLX, in the working dtype of `like`."""
+    dtype = working_dtype(like)
+    return mx.array(vector.astype(numpy_dtype(dtype)), dtype=dtype)
 
 
 def move(params: Tree, direction: mx.array, step_size: mx.array) -> Tree:

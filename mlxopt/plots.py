@@ -15,7 +15,7 @@ def history(history: Any, ax: Axes | None = None, label: str = "loss") -> Axes:
     """Draw the loss and the gradient norm of a run against its steps.
 
     Args:
-        history: with arrays `step`, `value` and `grad_norm`, as `Result.history` has.
+        history: with arrays `step`, `value` and `optimality`, as `Result.history` has.
         ax: where to draw; None makes a new figure.
         label: what to call the loss.
 
@@ -34,10 +34,10 @@ def history(history: Any, ax: Axes | None = None, label: str = "loss") -> Axes:
     ax.grid(alpha=0.3)
     norm_axis = ax.twinx()
     lines += norm_axis.plot(
-        history.step, history.grad_norm, color="tab:orange", linestyle="--", linewidth=1,
+        history.step, history.optimality, color="tab:orange", linestyle="--", linewidth=1,
         label="largest gradient entry",
     )  # fmt: skip
-    _log_if_wide(norm_axis, history.grad_norm)
+    _log_if_wide(norm_axis, history.optimality)
     norm_axis.set_ylabel("largest gradient entry")
     ax.legend(handles=lines, loc="upper right")
     return ax

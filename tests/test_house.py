@@ -31,6 +31,7 @@ ROOMS = [
     ["_result"],
     ["losses", "data", "plots", "prox", "schedules", "_functional", "_progress", "_resume"],
     ["special", "linalg"],
+    ["_stop"],
     ["_backend", "_checks"],
     ["_tree", "_status", "_blas", "_compiler", "_lazy"],
     ["_elf"],

@@ -211,7 +211,7 @@ def test_the_bfgs_update_is_equation_6_17(seed):
     y *= np.sign(s @ y)
     rho = 1 / (s @ y)
     V = np.eye(6) - rho * np.outer(y, s)
-    updated = bfgs.update(H, s, y)
+    updated = bfgs.updated(H, s, y)
     np.testing.assert_allclose(updated, V.T @ H @ V + rho * np.outer(s, s), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(updated @ y, s, atol=1e-9 * np.abs(updated).max())  # the secant
     assert np.linalg.eigvalsh(updated).min() > 0

@@ -68,7 +68,7 @@ def test_solver_by_problem_matrix(name, problem: Problem):
     start = array64(problem.start)
     result = mo.minimize(problem.loss, start, OPTIMIZERS[name], max_steps=20_000)
     assert result.converged
-    assert result.grad_norm <= 1e-8
+    assert result.optimality <= 1e-8
     # Value and place follow from the gradient by the curvature, 0.1 or more in all of them.
     np.testing.assert_allclose(result.value, problem.value, atol=1e-12)
     np.testing.assert_allclose(np.array(result.params), problem.minimizer, atol=2e-7)
@@ -455,13 +455,18 @@ def test_lbfgs_follows_the_textbook_step_by_step(memory):
     values, _ = textbook_lbfgs(f, gradient, np.array([-1.2, 1.0]), memory, 30)
     rosenbrock = next(p.loss for p in PROBLEMS if p.name == "rosenbrock")
     trials = []
-    objective = Objective(rosenbrock)
+
+    class Spy(Objective):
+        def value_and_grad(self, params):
+            trials.append(f(np.array(params)))
+            return super().value_and_grad(params)
+
+    objective = Spy(rosenbrock)
     with mx.stream(mx.cpu):
         optimizer = mo.LBFGS(memory=memory)
         state = optimizer.init(objective, array64([-1.2, 1.0]))
+        trials.clear()
         for _ in range(30):
-            point = np.array(state.params) + state.search.step_size * np.array(state.direction)
-            trials.append(f(point))
             state = optimizer.step(objective, state)
     # Rounding differences grow along a run on a chaotic map: the early part agrees to 1e-8.
     np.testing.assert_allclose(trials[:20], values[:20], rtol=1e-8)

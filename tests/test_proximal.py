@@ -452,7 +452,7 @@ def test_where_nothing_is_left_to_do():
     X, y = data()
     result = mo.minimize(plain, array64(np.zeros(12)), ProximalGradient(prox.L1(100.0)), X, y)
     assert result.converged
-    assert (result.steps, result.grad_norm) == (0, 0.0)
+    assert (result.steps, result.optimality) == (0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ class WalkState(NamedTuple):
     grad: Any
     optimality: float
     status: mo.Status | None
+    moved: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Walk(mo.optimizers.Optimizer[WalkState]):
     def step(self, objective, state):
         new = self.look(objective, self.trial(state))
         if not (np.isfinite(new.value) and np.isfinite(new.optimality)):
-            return state._replace(status=mo.Status.NONFINITE)
+            return state._replace(status=mo.Status.NONFINITE, moved=False)
         return new
 
 

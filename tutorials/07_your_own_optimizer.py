@@ -37,8 +37,8 @@ plt.style.use(["tableau-colorblind10", looks])
 #
 # The optimizer is a frozen dataclass: what it is told, and never changes. What does change is the
 # state, a named tuple. Five fields are asked for: where we are, the loss and the gradient there,
-# the largest entry of the gradient, and a reason if no step can be taken any more. The step size of
-# the next step is ours.
+# the largest entry of the gradient, a reason if no further step is possible, and whether the last
+# step moved. The step size of the next step is ours.
 
 
 # %%
@@ -53,6 +53,7 @@ class NaiveState(NamedTuple):
     grad: Any  # its gradient there
     optimality: float  # the gradient's largest absolute entry
     status: mo.Status | None  # why no further step can be taken
+    moved: bool  # whether the last step changed the parameters
     step_size: float  # of the next step
 
 
@@ -63,7 +64,7 @@ class Naive(mo.optimizers.Optimizer[NaiveState]):
     def init(self, objective, params):
         value, grad = objective.value_and_grad(params)
         largest = max(mx.max(mx.abs(leaf)).item() for _, leaf in tree_flatten(grad))
-        return NaiveState(params, value.item(), grad, largest, None, self.first)
+        return NaiveState(params, value.item(), grad, largest, None, True, self.first)
 
     def step(self, objective, state):
         trial = tree_map(lambda x, g: x - state.step_size * g, state.params, state.grad)
@@ -107,9 +108,9 @@ print(complaint)
 #
 # What calls it back must not be too strict: to ask for a lower loss at every step would spoil the
 # method. Marcos Raydan's remedy (1997) is to ask only that the loss be below the *largest of the
-# last ten*. So the state remembers ten values, and a trial is looked at before it is kept. If it is
-# too high, or NaN, we stay where we are with a shorter step in mind: the next call of `step` is the
-# next trial. A step is never a loop.
+# last ten*. So the state holds ten values, and a trial is checked before it is accepted. If it is too
+# high, or NaN, the parameters stay as they are, `moved` says so, and the next call of `step` is a
+# shorter trial. A step is never a loop.
 
 
 # %%
@@ -119,6 +120,7 @@ class State(NamedTuple):
     grad: Any
     optimality: float
     status: mo.Status | None
+    moved: bool
     step_size: float  # of the next trial
     recent: tuple[float, ...]  # the loss at the last points, ten at most
 
@@ -129,17 +131,17 @@ class BarzilaiBorwein(mo.optimizers.Optimizer[State]):
         value, grad = objective.value_and_grad(params)
         largest = max(mx.max(mx.abs(leaf)).item() for _, leaf in tree_flatten(grad))
         first = min(1.0, 0.1 / largest) if largest > 0 else 1.0
-        return State(params, value.item(), grad, largest, None, first, (value.item(),))
+        return State(params, value.item(), grad, largest, None, True, first, (value.item(),))
 
     def step(self, objective, state):
         t = state.step_size
         if t < 1e-20:
-            return state._replace(status=mo.Status.NO_PROGRESS)
+            return state._replace(status=mo.Status.NO_PROGRESS, moved=False)
         trial = tree_map(lambda x, g: x - t * g, state.params, state.grad)
         new = self.init(objective, trial)
         enough = max(state.recent) - 1e-4 * t * dot(state.grad, state.grad)
         if not (new.value <= enough and math.isfinite(new.optimality)):
-            return state._replace(step_size=0.25 * t)
+            return state._replace(moved=False, step_size=0.25 * t)
         s = tree_map(mx.subtract, new.params, state.params)
         y = tree_map(mx.subtract, new.grad, state.grad)
         curvature = dot(s, y)

@@ -9,14 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlxopt import _loop as one
 from mlxopt._batched._objective import BatchedObjective
 from mlxopt._batched._problems import tree_of
 from mlxopt._batched._state import Method, Points, State, running, take, where
 from mlxopt._checks import check_start, late_interrupt
+from mlxopt._loop import warn_of_ignored
 from mlxopt._progress import ProgressBar
 from mlxopt._status import Status
+from mlxopt._stop import ROUNDINGS
 from mlxopt._tree import epsilon
+
+_STALL = 20
 
 
 class Ends(NamedTuple):
@@ -84,7 +87,7 @@ def run(
                 current = alive, state, seen
                 status = _look(state, steps, tol, max_steps)
                 if tol > 0:
-                    stuck = (seen.stalled >= one.STALL) | (seen.idle >= 3 * one.STALL)
+                    stuck = (seen.stalled >= _STALL) | (seen.idle >= 3 * _STALL)
                     status[stuck & running(status)] = Status.NO_PROGRESS
     except KeyboardInterrupt:
         alive, state, seen = current
@@ -98,7 +101,7 @@ def _warn_of_ignored(objective: BatchedObjective, grad: np.ndarray) -> None:
     if (grad == 0).all(axis=0).any():  # else each matters to one problem or another
         problems = objective.problems
         first, _ = problems.single(0, problems.start[0])
-        one.warn_of_ignored(objective.single, first, tree_of(np.abs(grad).max(axis=0), first))
+        warn_of_ignored(objective.single, first, tree_of(np.abs(grad).max(axis=0), first))
 
 
 def _look(state: State, steps: int, tol: float, max_steps: int) -> np.ndarray:
@@ -121,7 +124,7 @@ def _watch(seen: _Seen, state: State, eps: float) -> _Seen:
     points, moved = state.points, state.moved
     better = moved & ((points.value < seen.lowest) | (points.optimality < seen.flattest))
     best = seen.best
-    level = np.abs(points.value - best.value) <= one.ROUNDINGS * eps * np.abs(best.value)
+    level = np.abs(points.value - best.value) <= ROUNDINGS * eps * np.abs(best.value)
     closer = np.where(level, points.optimality < best.optimality, points.value < best.value)
     return seen._replace(
         best=where(moved & closer, points, best),
@@ -151,7 +154,9 @@ def _explain(status: np.ndarray, start: Points, end: Points) -> np.ndarray:
     grown = (end.value > start.value) & (end.optimality > 10 * start.optimality)
     reasons = status.copy()
     nonfinite = status == Status.NONFINITE
-    reasons[nonfinite & fell & one.far_below(start.value, end.value)] = Status.UNBOUNDED
+    reasons[nonfinite & fell & (start.value - end.value > 1e6 * (1 + np.abs(start.value)))] = (
+        Status.UNBOUNDED
+    )
     ended = nonfinite & ~fell
     for reason in (Status.MAX_STEPS, Status.COMPLETED):
         ended |= status == reason

@@ -6,19 +6,20 @@ from mlxopt._lazy import lazy
 from mlxopt.optimizers._base import FirstOrder, FirstOrderState, Optimizer, State
 
 if TYPE_CHECKING:
+    from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
     from mlxopt.optimizers.adagrad import Adagrad
     from mlxopt.optimizers.adam import Adam, AdamW
     from mlxopt.optimizers.bfgs import BFGS
     from mlxopt.optimizers.conjugate_gradient import ConjugateGradient
-    from mlxopt.optimizers.gauss_newton import GaussNewton, GaussNewtonState
+    from mlxopt.optimizers.gauss_newton import GaussNewton
     from mlxopt.optimizers.gradient_descent import GradientDescent
     from mlxopt.optimizers.grouped import Clipped, Grouped
-    from mlxopt.optimizers.lbfgs import LBFGS, LBFGSState
+    from mlxopt.optimizers.lbfgs import LBFGS
     from mlxopt.optimizers.lbfgsb import LBFGSB
     from mlxopt.optimizers.levenberg_marquardt import LevenbergMarquardt, LevenbergMarquardtState
     from mlxopt.optimizers.lion import Lion
     from mlxopt.optimizers.momentum import Momentum
-    from mlxopt.optimizers.newton import Newton, NewtonState
+    from mlxopt.optimizers.newton import Newton
     from mlxopt.optimizers.newton_cg import NewtonCG
     from mlxopt.optimizers.prodigy import Prodigy
     from mlxopt.optimizers.proximal import ProximalGradient
@@ -36,42 +37,44 @@ __all__ = [
     "AdamW",
     "Clipped",
     "ConjugateGradient",
+    "Descent",
+    "DescentState",
+    "Direction",
     "FirstOrder",
     "FirstOrderState",
     "GaussNewton",
-    "GaussNewtonState",
     "GradientDescent",
     "Grouped",
-    "LBFGSState",
     "LevenbergMarquardt",
     "LevenbergMarquardtState",
     "Lion",
     "Momentum",
     "Newton",
     "NewtonCG",
-    "NewtonState",
     "Optimizer",
     "Prodigy",
     "ProximalGradient",
     "RMSProp",
     "State",
+    "Trial",
     "TrustRegion",
 ]
 
 _HOMES = {
+    "_descent": "Descent DescentState Direction Trial",
     "adagrad": "Adagrad",
     "adam": "Adam AdamW",
     "bfgs": "BFGS",
     "conjugate_gradient": "ConjugateGradient",
-    "gauss_newton": "GaussNewton GaussNewtonState",
+    "gauss_newton": "GaussNewton",
     "gradient_descent": "GradientDescent",
     "grouped": "Clipped Grouped",
-    "lbfgs": "LBFGS LBFGSState",
+    "lbfgs": "LBFGS",
     "lbfgsb": "LBFGSB",
     "levenberg_marquardt": "LevenbergMarquardt LevenbergMarquardtState",
     "lion": "Lion",
     "momentum": "Momentum",
-    "newton": "Newton NewtonState",
+    "newton": "Newton",
     "newton_cg": "NewtonCG",
     "prodigy": "Prodigy",
     "proximal": "ProximalGradient",

@@ -1,13 +1,13 @@
-"""The contract that every optimizer keeps.
+"""The contract of every optimizer.
 
 An optimizer is an immutable value: a frozen dataclass of hyper-parameters. Its state is separate, a
-NamedTuple. A solver's author writes `init` and `step` and never a loop, a callback, a progress bar
-or a stop rule; those belong to `minimize`.
+NamedTuple. An optimizer defines `init` and `step`; the loop, callbacks, progress bars and stop
+rules belong to `minimize`.
 
-The invariant, on entry to and exit from `step`: `state.value` and `state.grad` are the loss and its
-gradient at `state.params`, both finite, and `state.optimality` is the largest absolute entry of the
-gradient. One step is one evaluation at one trial point, which is then kept or not. An optimizer
-that cannot go on from where it stands says why in `state.status`.
+The invariant, on entry to `step` and on exit: `state.value` and `state.grad` are the loss and its
+gradient at `state.params`, both finite, and `state.optimality` is the number that `tol` tests. One
+step is one evaluation at one trial point, which is then accepted or rejected. `state.status` is the
+reason why no further step is possible.
 """
 
 from __future__ import annotations
@@ -17,23 +17,32 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+from mlxopt._checks import check_number
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import HALF, Tree, dtype_name, is_finite, largest_entry, read, working_dtype
+from mlxopt._tree import (
+    HALF,
+    Params,
+    Tree,
+    dtype_name,
+    is_finite,
+    largest_entry,
+    read,
+    working_dtype,
+)
 
 
 class State(Protocol):
-    """What the loop reads of any optimizer's state."""
+    """The fields that the loop reads in the state of any optimizer."""
 
     @property
-    def params(self) -> Tree:
+    def params(self) -> Params:
         """The parameters, a tree of arrays."""
         ...
 
@@ -43,52 +52,71 @@ class State(Protocol):
         ...
 
     @property
-    def grad(self) -> Tree:
+    def grad(self) -> Params:
         """The gradient at `params`, a tree like it."""
         ...
 
     @property
     def optimality(self) -> float:
-        """The largest absolute entry of `grad`; what the loop compares with `tol`."""
+        """The number that `tol` tests: by default the largest absolute entry of `grad`."""
         ...
 
     @property
     def status(self) -> Status | None:
-        """Why the optimizer cannot go on; None while it can."""
+        """Why no further step is possible; None while one is."""
         ...
+
+    @property
+    def moved(self) -> bool:
+        """Whether the last step accepted its trial; `params` is unchanged where it did not."""
+        ...
+
+    def _replace(self, **fields: Any) -> Any:
+        """Return the state with other values in these fields, as a NamedTuple does."""
+        ...
+
+
+STATE_FIELDS = ("params", "value", "grad", "optimality", "status", "moved")
 
 
 S = TypeVar("S", bound=State)
 
 
 class Optimizer(ABC, Generic[S]):
-    """What `minimize` drives: `init` once, then `step` until a stop rule ends it."""
+    """A method for `minimize`, which calls `init` once, then `step` until a stop rule applies."""
 
     stride: ClassVar[int] = 1
-    """How many steps the loop asks for between two looks at the state."""
+    """Steps between two records of the loop."""
 
     loss_alone: ClassVar[bool] = True
     """Whether its answer is a minimum of the loss itself, without bounds or a penalty."""
 
+    @property
+    def patience(self) -> float:
+        """Accepted steps in a row without a lower loss or optimality that mean no progress."""
+        return 20
+
     @abstractmethod
-    def init(self, objective: Objective, params: Tree) -> S:
+    def init(self, objective: Objective, params: Params) -> S:
         """Return the state at `params`; one evaluation."""
 
     @abstractmethod
     def step(self, objective: Objective, state: S) -> S:
         """Return the state after one evaluation at one trial point."""
 
-    def nearest(self, params: Tree) -> Tree:
-        """Return the allowed point nearest to `params`, which rounding may have moved off it."""
+    def nearest(self, params: Params) -> Params:
+        """Return the feasible point nearest to `params`, which rounding may have moved off it."""
         return params
 
     def advance(self, objective: Objective, state: S, count: int) -> tuple[S, int]:
-        """Return the state after up to `count` steps, and how many were taken."""
+        """Return the state after up to `count` steps, `moved` for all of them, and their number."""
+        moved = False
         for taken in range(count):
             if state.status is not None:
                 return state, taken
             state = self.step(objective, state)
-        return state, count
+            moved = moved or state.moved
+        return (state._replace(moved=moved) if moved and not state.moved else state), count
 
 
 class FirstOrderState(NamedTuple):
@@ -99,9 +127,10 @@ class FirstOrderState(NamedTuple):
     grad: Tree  # its gradient there, like params
     optimality: float  # the gradient's largest absolute entry
     status: Status | None  # NONFINITE when the next step leads to NaN or infinity
+    moved: bool  # whether the last call took a step
     step: int  # steps taken so far; the schedule's argument
-    buffers: Tree  # what the rule remembers, a tree of arrays (empty for SGD)
-    losses: tuple[float, ...] = ()  # read so far, kept for a schedule that asks for them
+    buffers: Tree  # the rule's arrays, a tree (empty for SGD)
+    losses: tuple[float, ...] = ()  # read so far, for a schedule that takes them
 
 
 LearningRate = float | Callable[..., float | mx.array]
@@ -114,15 +143,21 @@ tuple: those that `minimize` read every `record_every` steps, the mean of each e
 
 @dataclasses.dataclass(frozen=True)
 class FirstOrder(Optimizer[FirstOrderState]):
-    """A rule that turns a gradient into a step by arithmetic alone; subclasses write that rule.
+    """A rule that computes a step from the gradient by arithmetic alone; subclasses define it.
 
-    Both loops run it in compiled calls of several steps, so `start` and `update` must be made of
-    MLX operations. A rule that needs to know how many steps were taken keeps the count as a buffer.
+    Both loops run it in compiled calls of several steps, so `start` and `update` must consist of
+    MLX operations. A rule that depends on the number of steps keeps the count as a buffer.
     """
 
     stride: ClassVar[int] = 10
 
     learning_rate: LearningRate
+
+    @property
+    def patience(self) -> float:
+        """As in `Optimizer`; infinite with a schedule, which may still lower the steps."""
+        # Fixed steps oscillate for long before they settle down.
+        return math.inf if callable(self.learning_rate) else 100
 
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
@@ -130,24 +165,24 @@ class FirstOrder(Optimizer[FirstOrderState]):
 
     @abstractmethod
     def start(self, params: Tree) -> Tree:
-        """Return the buffers before the first step: a tree of arrays, or an empty tuple."""
+        """Return the initial buffers: a tree of arrays, or an empty tuple."""
 
     @abstractmethod
     def update(
         self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
     ) -> tuple[Tree, Tree]:
-        """Return the parameters and the buffers after one step; dtypes must stay as they are.
+        """Return the parameters and the buffers after one step, their dtypes unchanged.
 
         Args:
             grad: the gradient at `params`.
-            buffers: what `start` or the last `update` returned.
+            buffers: from `start` or the last `update`.
             params: the parameters.
-            learning_rate: a scalar array, float32 (float64 where a leaf is); cast it to each leaf's
-                dtype, or it would promote float16 and bfloat16 leaves.
+            learning_rate: a scalar array, float32 (float64 if a leaf is); cast it to each leaf's
+                dtype, or it promotes float16 and bfloat16 leaves.
         """
 
     def optimality(self, grad: Tree) -> mx.array:
-        """Return what the loop compares with `tol`, a scalar array."""
+        """Return the number that `tol` tests, a scalar array."""
         return largest_entry(grad)
 
     def reads_losses(self) -> bool:
@@ -171,36 +206,13 @@ class FirstOrder(Optimizer[FirstOrderState]):
         _check_rate(rate, f"learning_rate({step})")
         return float(rate)
 
-    def begin(self, params: Tree) -> Tree:
-        """Return `start(params)`, having checked that `update` keeps its part of the contract."""
-        buffers = self.start(params)
-        rate = mx.array(0.0, dtype=working_dtype(params))
-        # Nothing of this is evaluated: shapes and dtypes are known without.
-        result = self.update(params, buffers, params, rate)
-        name = type(self).__name__
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                f"{name}.update returned {type(result).__qualname__}; expected a tuple of two: the "
-                f"parameters and the buffers."
-            )
-        for what, before, after in (
-            ("parameters", params, result[0]),
-            ("buffers", buffers, result[1]),
-        ):
-            if (found := _make(after)) != (expected := _make(before)):
-                raise TypeError(
-                    f"{name}.update changed the make of the {what}: expected {expected}, got "
-                    f"{found}. Cast the learning rate to each leaf's dtype."
-                )
-        return buffers
-
-    def init(self, objective: Objective, params: Tree) -> FirstOrderState:
+    def init(self, objective: Objective, params: Params) -> FirstOrderState:
         """Return the state at `params`; one evaluation."""
-        buffers = self.begin(params)
+        buffers = initial_buffers(self, params)
         value, grad = objective.value_and_grad(params)
         number, largest = read(value, self.optimality(grad))
         losses = (number,) if self.reads_losses() else ()
-        return FirstOrderState(params, number, grad, largest, None, 0, buffers, losses)
+        return FirstOrderState(params, number, grad, largest, None, False, 0, buffers, losses)
 
     def step(self, objective: Objective, state: FirstOrderState) -> FirstOrderState:
         """Return the state after one update and one evaluation."""
@@ -209,10 +221,10 @@ class FirstOrder(Optimizer[FirstOrderState]):
     def advance(
         self, objective: Objective, state: FirstOrderState, count: int
     ) -> tuple[FirstOrderState, int]:
-        """Take `count` steps with no read-back in between; then look, once, at where they led.
+        """Take `count` steps, and read the value and the optimality once, at their end.
 
-        If that is not finite, the steps are replayed one at a time and the last finite point is
-        kept, with status NONFINITE.
+        If these are not finite, the steps are repeated one at a time; the state is then the last
+        finite one, with status NONFINITE.
         """
         began = time.perf_counter()
         dtype = working_dtype(state.params)
@@ -236,20 +248,20 @@ class FirstOrder(Optimizer[FirstOrderState]):
             objective.time_steps(count, time.perf_counter() - began)
             losses = (*state.losses, numbers[0]) if self.reads_losses() else ()
             state = FirstOrderState(
-                params, numbers[0], grad, numbers[1], None, step, buffers, losses
+                params, numbers[0], grad, numbers[1], None, True, step, buffers, losses
             )
             return state, count
         if count == 1:
-            return state._replace(status=Status.NONFINITE), 0
+            return state._replace(status=Status.NONFINITE, moved=False), 0
         losses = state.losses  # those known when the steps were first taken
         for taken in range(count):
             state, _ = self.advance(objective, state._replace(losses=losses), 1)
             if state.status is not None:
-                return state, taken
+                return state._replace(moved=taken > 0), taken
         return state, count
 
     def _steps(self, objective: Objective) -> Callable[..., Any]:
-        """Return a function that takes as many steps as it is given learning rates."""
+        """Return a function that takes one step for each of its learning rates."""
 
         def steps(
             params: Tree, grad: Tree, buffers: Tree, rates: list[mx.array], *data: Any
@@ -258,15 +270,39 @@ class FirstOrder(Optimizer[FirstOrderState]):
             value = mx.array(0.0)
             for rate in rates:
                 params, buffers = self.update(grad, buffers, params, rate)
-                # The value is computed only where somebody reads it: at the end.
+                # MLX is lazy: only the last value is computed, which is the one read.
                 value, grad = derivative(params, *data)
             return params, buffers, value, grad, self.optimality(grad)
 
         return steps
 
 
+def initial_buffers(rule: FirstOrder, params: Params) -> Tree:
+    """Return `rule.start(params)`, having checked what `rule.update` returns.
+
+    Raises:
+        TypeError: `update` changes the structure, a shape or a dtype.
+    """
+    buffers = rule.start(params)
+    # Nothing is evaluated: structure, shapes and dtypes are known from the graph.
+    after = rule.update(params, buffers, params, mx.array(0.0, dtype=working_dtype(params)))
+    name = type(rule).__name__
+    if not (isinstance(after, tuple) and len(after) == 2):
+        raise TypeError(
+            f"{name}.update returned {type(after).__qualname__}; expected a tuple of two: the "
+            f"parameters and the buffers."
+        )
+    for what, old, new in zip(("parameters", "buffers"), (params, buffers), after, strict=True):
+        if (found := _make(new)) != (expected := _make(old)):
+            raise TypeError(
+                f"{name}.update changed the structure, shapes or dtypes of the {what}: expected "
+                f"{expected}, got {found}. Cast the learning rate to each leaf's dtype."
+            )
+    return buffers
+
+
 def wide(tree: Tree) -> Tree:
-    """Return a tree with its 16-bit leaves in float32, in which sums over many steps are kept."""
+    """Return a tree with its 16-bit leaves in float32, for sums over many steps."""
     return tree_map(lambda x: x.astype(mx.float32) if x.dtype in HALF else x, tree)
 
 
@@ -307,26 +343,4 @@ def _make(tree: Tree) -> Any:
 
 
 def _check_rate(rate: Any, name: str) -> None:
-    if isinstance(rate, bool) or not isinstance(rate, Real):
-        raise TypeError(
-            f"{name} is {type(rate).__qualname__}; expected a number, or a function of the step."
-        )
-    if not is_finite(float(rate)) or rate < 0:
-        raise ValueError(f"{name} is {rate}; expected a finite number, zero or more.")
-
-
-def check_number(
-    owner: Any, name: str, *, least: float = -math.inf, below: float = math.inf
-) -> None:
-    """Raise unless the hyper-parameter `name` of `owner` is a number inside its range."""
-    value = getattr(owner, name)
-    label = f"{type(owner).__name__}({name}={value!r})"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}.")
-    number = float(value)
-    if not is_finite(number):
-        raise ValueError(f"{label}: expected a finite number.")
-    if number < least:
-        raise ValueError(f"{label}: expected {least} or more.")
-    if number >= below:
-        raise ValueError(f"{label}: expected less than {below}.")
+    check_number(rate, name, least=0, instead=", or a function of the step")

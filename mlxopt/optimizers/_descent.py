@@ -1,12 +1,12 @@
-"""What methods that look along one direction at a time have in common: all but the direction.
+"""The part common to all methods with a line search: everything but the direction and the memory.
 
-Notation: d = the direction, g = the gradient at the trial point, y = g less the gradient at
-`params`. Every product that a method may need of its trial is computed in one compiled call and
-read at once.
+Notation: d = the direction, g = the gradient at the trial, y = g minus the gradient at `params`.
+The inner products of a trial are computed in one compiled call and read at once.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,7 +15,17 @@ import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, epsilon, is_finite, largest_entry, move, ravel, read, working_dtype
+from mlxopt._tree import (
+    Params,
+    Vector,
+    epsilon,
+    is_finite,
+    largest_entry,
+    move,
+    ravel,
+    read,
+    working_dtype,
+)
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._line_search import C2, NO_SEARCH, LineSearch, begin, proceed
 
@@ -23,133 +33,162 @@ from mlxopt.optimizers._line_search import C2, NO_SEARCH, LineSearch, begin, pro
 class DescentState(NamedTuple):
     """The state of a method with a line search; p is the number of parameters."""
 
-    params: Tree  # the parameters
+    params: Params  # the parameters
     value: float  # the loss there
-    grad: Tree  # its gradient there, like params
-    optimality: float  # the gradient's largest absolute entry
-    status: Status | None  # why no further step can be taken
-    squared: float  # gᵀg of the gradient there
-    direction: mx.array | None  # (p,): where the line search looks; None until it is needed
-    search: LineSearch  # where it stands
-    memory: Any  # what the method has learnt: a NamedTuple of its own, or a number
-    fresh: bool  # whether memory is that of a start, with nothing learnt
+    grad: Params  # its gradient there, like params
+    optimality: float  # the number that `tol` tests
+    status: Status | None  # why no further step is possible
+    moved: bool  # whether the last trial was accepted
+    direction: Any  # (p,): the direction of the line search; None before it is chosen
+    search: LineSearch  # the state of the line search
+    memory: Any  # the method's own: a NamedTuple, a number, or empty
 
 
 class Trial(NamedTuple):
-    """A trial point that the line search accepted, and the products that methods learn from."""
+    """A trial of the line search, with the products that methods update their memory from."""
 
-    params: Tree
+    params: Params
     value: float
-    grad: Tree
+    grad: Params
     optimality: float
     slope: float  # gᵀd
-    gg: float  # gᵀg
-    gy: float  # gᵀy
-    yy: float  # yᵀy
-    dd: float  # dᵀd
+    gg: float = math.nan  # gᵀg
+    gy: float = math.nan  # gᵀy
+    yy: float = math.nan  # yᵀy
+    dd: float = math.nan  # dᵀd
+    model: Any = None  # whatever else the method computes at a trial
 
 
-class Aim(NamedTuple):
-    """Where to look next."""
+class Direction(NamedTuple):
+    """The line to search."""
 
-    direction: mx.array  # (p,), in the working dtype
+    vector: Any  # (p,): an array of MLX in the working dtype, or of NumPy
     slope: float  # its product with the gradient
     step_size: float  # the first trial
 
 
 class Descent(Optimizer[DescentState]):
-    """A method with a line search; subclasses say what to learn and where to look.
+    """A method with a line search; subclasses define the memory and the direction.
 
-    A search along what was learnt that fails is tried again with all of it forgotten, which is down
-    the gradient; if that fails too, the status is NO_PROGRESS.
+    Where no step along the direction is accepted, the memory is dropped and the search repeated; if
+    there is none to drop, the status is NO_PROGRESS.
     """
 
     flatness: ClassVar[float] = C2
-    """How flat an accepted step must be: |φ'(t)| ≤ flatness · |φ'(0)|."""
+    """The curvature condition of an accepted step: |φ'(t)| ≤ flatness · |φ'(0)|."""
+
+    def init_memory(self, params: Params, grad: Vector, squared: float) -> Any:
+        """Return the memory at the start.
+
+        Args:
+            params: the start.
+            grad: the gradient there, shape (p,), in the working dtype.
+            squared: gᵀg.
+        """
+        return ()
 
     @abstractmethod
-    def start(self, state: DescentState) -> Any:
-        """Return the memory with nothing learnt yet, at `state.params`."""
+    def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
+        """Return the direction to search from `state.params`, or why there is none."""
 
-    @abstractmethod
-    def learn(self, state: DescentState, trial: Trial) -> Any:
+    def update(self, state: DescentState, trial: Trial) -> Any:
         """Return the memory after the step from `state.params` to `trial.params`."""
+        return ()
 
-    @abstractmethod
-    def aim(self, objective: Objective, state: DescentState) -> Aim:
-        """Return where to look from `state.params`."""
+    def restart(self, state: DescentState) -> Any:
+        """Return the memory of a start at `state.params`; None if it is that already."""
+        return None
 
-    def init(self, objective: Objective, params: Tree) -> DescentState:
+    @staticmethod
+    def measure(value: mx.array, grad: Params, old_grad: Params, direction: Vector) -> mx.array:
+        """Return the numbers of a `Trial`, from its value to dᵀd, as one array."""
+        dtype = direction.dtype
+        g, d = ravel(grad, dtype), direction
+        y = g - ravel(old_grad, dtype)
+        products = [mx.inner(a, b) for a, b in ((g, d), (g, g), (g, y), (y, y), (d, d))]
+        return mx.stack([value.astype(dtype), largest_entry(grad), *products])
+
+    def evaluate(self, objective: Objective, state: DescentState) -> Trial | None:
+        """Return the trial at `state.search.step_size`; None if it rounds to `state.params`."""
+        direction = state.direction
+        shift = objective.compiled(move, lambda: move)
+        step_size = mx.array(state.search.step_size, dtype=direction.dtype)
+        params = shift(state.params, direction, step_size)
+        value, grad = objective.value_and_grad(params)
+        measure = objective.compiled(self.measure, lambda: self.measure)
+        # The only read of a step.
+        numbers = np.array(measure(value, grad, state.grad, direction)).tolist()
+        return Trial(params, numbers[0], grad, *numbers[1:])
+
+    def judge(self, search: LineSearch, trial: Trial) -> LineSearch:
+        """Return the line search after the trial."""
+        return proceed(search, trial.value, trial.slope)
+
+    def init(self, objective: Objective, params: Params) -> DescentState:
         """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
         g = ravel(grad, working_dtype(params))
         number, largest, squared = read(value, largest_entry(grad), mx.inner(g, g))
-        state = DescentState(
-            params, number, grad, largest, None, squared, None, NO_SEARCH, None, True
-        )
-        return state._replace(memory=self.start(state))
+        memory = self.init_memory(params, g, squared)
+        return DescentState(params, number, grad, largest, None, False, None, NO_SEARCH, memory)
 
     def step(self, objective: Objective, state: DescentState) -> DescentState:
-        """Evaluate one trial along the direction; keep it if the line search accepts it."""
+        """Evaluate one trial along the direction; accept it if the line search does."""
         if state.direction is None:
             state = self._begin(objective, state)
-        if state.status is not None or state.direction is None:
+        if state.status is not None:
             return state
-        trial = _evaluate(objective, state, state.direction)
-        search = proceed(state.search, trial.value, trial.slope)
+        trial = self.evaluate(objective, state)
+        if trial is None:
+            return state._replace(status=Status.NO_PROGRESS, moved=False)
+        search = self.judge(state.search, trial)
         if search.verdict == "":
-            return state._replace(search=search)
+            return state._replace(search=search, moved=False)
         if search.verdict == "failed":
-            return self._forget(state)
+            return self._restarted(state)
         unbounded = search.verdict == "unbounded"
         status = Status.UNBOUNDED if unbounded else None
         if unbounded and not is_finite(trial.value, trial.slope):
-            return state._replace(status=status)
-        state = state._replace(search=search)
-        memory = self.learn(state, trial)
+            return state._replace(status=status, moved=False)
         return DescentState(
-            trial.params, trial.value, trial.grad, trial.optimality, status, trial.gg,
-            None, search, memory, state.fresh and memory is state.memory,
-        )  # fmt: skip
+            trial.params,
+            trial.value,
+            trial.grad,
+            trial.optimality,
+            status,
+            True,
+            None,
+            search,
+            self.update(state, trial),
+        )
 
     def _begin(self, objective: Objective, state: DescentState) -> DescentState:
         """Choose the direction at `params` and begin a line search along it."""
-        direction, slope, step_size = self.aim(objective, state)
+        chosen = self.direction(objective, state)
+        if isinstance(chosen, Status):
+            return state._replace(status=chosen, moved=False)
+        vector, slope, step_size = chosen
         if not (slope < 0 and step_size > 0 and is_finite(slope, step_size)):
-            return self._forget(state)
+            # Rounding has spoilt the memory.
+            state = self._restarted(state)
+            return state if state.status is not None else self._begin(objective, state)
         search = begin(state.value, slope, step_size, epsilon(state.params))
-        # The search asks for |φ'(t)| ≤ C2 · slope: a smaller slope asks for a flatter end.
-        search = search._replace(slope=slope * self.flatness / C2)
-        return state._replace(direction=direction, search=search)
+        # The search accepts |φ'(t)| ≤ C2 · |slope|; with a smaller slope, a flatter end only.
+        search = search._replace(slope=slope * (self.flatness / C2))
+        return state._replace(direction=vector, search=search)
 
-    def _forget(self, state: DescentState) -> DescentState:
-        """Start anew from `params`; give up if that was just done."""
-        if state.fresh:
-            return state._replace(status=Status.NO_PROGRESS)
-        return state._replace(direction=None, memory=self.start(state), fresh=True)
+    def _restarted(self, state: DescentState) -> DescentState:
+        """Return the state with the memory of a start; NO_PROGRESS if it has that already."""
+        memory = self.restart(state)
+        if memory is None:
+            return state._replace(status=Status.NO_PROGRESS, moved=False)
+        return state._replace(direction=None, memory=memory, moved=False)
 
 
 def first_step_size(squared: float) -> float:
-    """Return a first trial down the gradient, where no scale is known: to move by at most 1."""
+    """Return the first trial along -gradient where no scale is known: a move by at most 1.
+
+    Args:
+        squared: gᵀg.
+    """
     return min(1.0, float(1.0 / np.sqrt(squared))) if squared > 0 else 1.0
-
-
-def _evaluate(objective: Objective, state: DescentState, direction: mx.array) -> Trial:
-    """Return the trial at `state.search.step_size` along the direction; one evaluation."""
-    shift = objective.compiled(move, lambda: move)
-    step_size = mx.array(state.search.step_size, dtype=direction.dtype)
-    params = shift(state.params, direction, step_size)
-    value, grad = objective.value_and_grad(params)
-    look = objective.compiled(_look, lambda: _look)
-    numbers = np.array(look(value, grad, state.grad, direction)).tolist()  # the step's only read
-    value, optimality, *products = numbers
-    return Trial(params, value, grad, optimality, *products)
-
-
-def _look(value: mx.array, grad: Tree, old_grad: Tree, direction: mx.array) -> mx.array:
-    """Return the numbers of a `Trial` as one array."""
-    dtype = direction.dtype
-    g, d = ravel(grad, dtype), direction
-    y = g - ravel(old_grad, dtype)
-    products = [mx.inner(a, b) for a, b in ((g, d), (g, g), (g, y), (y, y), (d, d))]
-    return mx.stack([value.astype(dtype), largest_entry(grad), *products])

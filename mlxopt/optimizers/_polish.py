@@ -52,6 +52,7 @@ class PolishState(NamedTuple):
     grad: Tree  # its gradient there, like params
     optimality: float  # the largest cosine between the residual and a column of the Jacobian
     status: Status | None  # COMPLETED where Newton's method gains nothing more
+    moved: bool  # whether the last trial was accepted
     model: Linearization  # the residual and its Jacobian there, on the host
     escape: Escape | None = None  # where the point turned out to be no minimum
     escaped: bool = False  # whether a lower point was found that way
@@ -73,13 +74,14 @@ class Polish(Optimizer[PolishState]):
         """Return the state at `params`; one evaluation."""
         objective = needs_residual(objective, "Polish")
         residual, value = evaluate(objective, params)
-        return _at(params, linearize(objective, params, residual, value))
+        return _at(params, linearize(objective, params, residual, value))._replace(moved=False)
 
     @np.errstate(over="ignore", invalid="ignore")  # a far trial may overflow, and is then refused
     def step(self, objective: Objective, state: PolishState) -> PolishState:
         """Evaluate one trial of the parameters that no bound holds; keep it if it is good."""
         objective = needs_residual(objective, "Polish")
         free = np.flatnonzero(~state.model.fixed)
+        state = state._replace(moved=False)
         if state.escape is not None:
             return self._leave(objective, state, free, state.escape)
         matrix = host(objective.hessian(state.params))[np.ix_(free, free)]
@@ -141,4 +143,4 @@ class Polish(Optimizer[PolishState]):
 
 def _at(params: Tree, model: Linearization) -> PolishState:
     grad = tree_of(model.gradient, params)
-    return PolishState(params, model.value, grad, model.optimality, None, model)
+    return PolishState(params, model.value, grad, model.optimality, None, True, model)

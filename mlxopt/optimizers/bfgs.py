@@ -9,21 +9,21 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
 
 from mlxopt._objective import Objective
-from mlxopt._tree import Tree, count, numpy_dtype, ravel, working_dtype
-from mlxopt.optimizers._descent import Aim, Descent, DescentState, Trial, first_step_size
+from mlxopt._tree import Params, Vector, numpy_dtype, to_device, to_host, working_dtype
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
 
 _MOST_PARAMETERS = 20_000  # H then takes 3.2 GB
 
 
 class BFGSMemory(NamedTuple):
-    """What BFGS has learnt; p is the number of parameters."""
+    """The memory of BFGS; p is the number of parameters."""
 
     inverse: np.ndarray  # (p, p) float64: H
-    scaled: bool  # whether H has a scale yet, which the first pair gives it
+    scaled: bool  # whether a pair has given H its scale
+    squared: float  # gᵀg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,43 +50,45 @@ class BFGS(Descent):
     (True, [1.0, 1.0])
     """
 
-    def start(self, state: DescentState) -> BFGSMemory:
+    def init_memory(self, params: Params, grad: Vector, squared: float) -> BFGSMemory:
         """Return the identity."""
-        size = count(state.params)
-        if size > _MOST_PARAMETERS:
+        if grad.size > _MOST_PARAMETERS:
             raise ValueError(
-                f"BFGS keeps a matrix of {size} × {size} numbers for {size} parameters; expected "
-                f"at most {_MOST_PARAMETERS} parameters. Use LBFGS()."
+                f"BFGS keeps a matrix of {grad.size} × {grad.size} numbers for {grad.size} "
+                f"parameters; expected at most {_MOST_PARAMETERS} parameters. Use LBFGS()."
             )
-        return BFGSMemory(np.eye(size), False)
+        return BFGSMemory(np.eye(grad.size), False, squared)
 
-    def learn(self, state: DescentState, trial: Trial) -> BFGSMemory:
-        """Return the memory with the last step's pair taken in."""
-        s = _difference(trial.params, state.params)  # as rounded, not as intended
-        y = _difference(trial.grad, state.grad)
-        H, scaled = state.memory
+    def direction(self, objective: Objective, state: DescentState) -> Direction:
+        """Return -H · gradient."""
+        H, scaled, squared = state.memory
+        gradient = to_host(state.grad)
+        direction = -(H @ gradient)
+        # Once scaled, H sets the length too.
+        step_size = 1.0 if scaled else first_step_size(squared)
+        return Direction(to_device(direction, state.params), float(direction @ gradient), step_size)
+
+    def update(self, state: DescentState, trial: Trial) -> BFGSMemory:
+        """Return H updated with the pair of the last step."""
+        s = to_host(trial.params) - to_host(state.params)  # as rounded, not as intended
+        y = to_host(trial.grad) - to_host(state.grad)
+        H, scaled, _ = state.memory
         sy, ss, yy = float(s @ y), float(s @ s), float(y @ y)
         eps = np.finfo(numpy_dtype(working_dtype(state.params))).eps
         # Without positive curvature along s the pair would cost H its positive definiteness.
         if not sy > eps * np.sqrt(ss * yy):
-            return state.memory
+            return BFGSMemory(H, scaled, trial.gg)
         if not scaled:
             H = H * np.sqrt(ss / yy)
-        return BFGSMemory(update(H, s, y), True)
+        return BFGSMemory(updated(H, s, y), True, trial.gg)
 
-    def aim(self, objective: Objective, state: DescentState) -> Aim:
-        """Return -H · gradient."""
-        H, scaled = state.memory
-        dtype = working_dtype(state.params)
-        gradient = _host(ravel(state.grad, dtype))
-        direction = -(H @ gradient)
-        # With its scale known, H sets the length too, and 1 is the step to try first.
-        step_size = 1.0 if scaled else first_step_size(state.squared)
-        vector = mx.array(direction.astype(numpy_dtype(dtype)), dtype=dtype)
-        return Aim(vector, float(direction @ gradient), step_size)
+    def restart(self, state: DescentState) -> BFGSMemory | None:
+        """Return the identity."""
+        inverse, scaled, squared = state.memory
+        return BFGSMemory(np.eye(len(inverse)), False, squared) if scaled else None
 
 
-def update(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
+def updated(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return (I - ρ s yᵀ) H (I - ρ y sᵀ) + ρ s sᵀ, Nocedal and Wright (2006), equation 6.17.
 
     Multiplied out, it takes one product with H instead of two of matrices.
@@ -100,13 +102,3 @@ def update(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
     Hy = H @ y
     cross = np.outer(rho * Hy, s)
     return H - cross - cross.T + (rho * (1 + rho * (y @ Hy))) * np.outer(s, s)
-
-
-def _difference(after: Tree, before: Tree) -> np.ndarray:
-    """Return after - before as one vector, subtracted in float64."""
-    dtype = working_dtype(after)
-    return _host(ravel(after, dtype)) - _host(ravel(before, dtype))
-
-
-def _host(vector: mx.array) -> np.ndarray:
-    return np.array(vector, dtype=np.float64)

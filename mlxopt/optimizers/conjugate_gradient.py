@@ -13,18 +13,18 @@ from typing import ClassVar, Literal, NamedTuple
 import mlx.core as mx
 
 from mlxopt._objective import Objective
-from mlxopt._tree import ravel, working_dtype
-from mlxopt.optimizers._descent import Aim, Descent, DescentState, Trial, first_step_size
+from mlxopt._tree import Params, Vector, ravel, working_dtype
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
 
 _ETA = 0.01  # Hager and Zhang (2005), equation 1.6
 
 
 class ConjugateMemory(NamedTuple):
-    """Where conjugate gradients look next; p is the number of parameters."""
+    """The memory of conjugate gradients: the next line to search."""
 
-    direction: mx.array  # (p,): d
-    slope: float  # gᵀd
-    step_size: float  # the first trial along it
+    line: Direction  # along d
+    squared: float  # gᵀg
+    restarted: bool  # whether d is -g
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,27 +64,33 @@ class ConjugateGradient(Descent):
                 f"'polak-ribiere'."
             )
 
-    def start(self, state: DescentState) -> ConjugateMemory:
-        """Return the way down the gradient."""
-        direction = -ravel(state.grad, working_dtype(state.params))
-        return ConjugateMemory(direction, -state.squared, first_step_size(state.squared))
+    def init_memory(self, params: Params, grad: Vector, squared: float) -> ConjugateMemory:
+        """Return the line along -gradient."""
+        line = Direction(-grad, -squared, first_step_size(squared))
+        return ConjugateMemory(line, squared, True)
 
-    def learn(self, state: DescentState, trial: Trial) -> ConjugateMemory:
-        """Return the next direction, conjugate to the last where the loss is quadratic."""
-        old: ConjugateMemory = state.memory
-        beta = self._beta(old.slope, state.squared, trial)
+    def direction(self, objective: Objective, state: DescentState) -> Direction:
+        """Return the line in memory."""
+        return state.memory.line
+
+    def update(self, state: DescentState, trial: Trial) -> ConjugateMemory:
+        """Return the next line, conjugate to the last where the loss is quadratic."""
+        (old, old_slope, _), old_squared, _ = state.memory
+        beta = self._beta(old_slope, old_squared, trial)
         slope = -trial.gg + beta * trial.slope
-        if not slope < 0:  # Polak and Ribière's may lead up: start again
+        if not slope < 0:  # Polak and Ribière's may lead up: restart
             beta, slope = 0.0, -trial.gg
-        g = ravel(trial.grad, old.direction.dtype)
-        direction = mx.array(beta, dtype=g.dtype) * old.direction - g
+        direction = mx.array(beta, dtype=old.dtype) * old - ravel(trial.grad, old.dtype)
         # As great a change to first order as in the last step: Nocedal and Wright, section 3.5.
-        step_size = state.search.step_size * old.slope / slope if slope else 1.0
-        return ConjugateMemory(direction, slope, step_size)
+        step_size = state.search.step_size * old_slope / slope if slope else 1.0
+        return ConjugateMemory(Direction(direction, slope, step_size), trial.gg, False)
 
-    def aim(self, objective: Objective, state: DescentState) -> Aim:
-        """Return the direction in memory."""
-        return Aim(*state.memory)
+    def restart(self, state: DescentState) -> ConjugateMemory | None:
+        """Return the line along -gradient."""
+        if state.memory.restarted:
+            return None
+        gradient = ravel(state.grad, working_dtype(state.params))
+        return self.init_memory(state.params, gradient, state.memory.squared)
 
     def _beta(self, old_slope: float, old_squared: float, trial: Trial) -> float:
         if self.method == "polak-ribiere":

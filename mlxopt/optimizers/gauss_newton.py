@@ -7,16 +7,13 @@ Notation: r, J = the residual and its Jacobian; d = the direction, the shortest 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 
 from mlxopt._objective import Objective
-from mlxopt._residual_objective import ResidualObjective
-from mlxopt._status import Status
-from mlxopt._tree import Tree, epsilon
-from mlxopt.optimizers._base import Optimizer
-from mlxopt.optimizers._line_search import NO_SEARCH, LineSearch, begin, proceed
+from mlxopt._tree import Params
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
+from mlxopt.optimizers._line_search import NO_SEARCH, LineSearch
 from mlxopt.optimizers._residual import (
     Linearization,
     evaluate,
@@ -27,21 +24,8 @@ from mlxopt.optimizers._residual import (
 )
 
 
-class GaussNewtonState(NamedTuple):
-    """The state of Gauss–Newton; p is the number of parameters."""
-
-    params: Tree  # the parameters
-    value: float  # the loss there
-    grad: Tree  # its gradient there, like params
-    optimality: float  # the largest cosine between the residual and a column of the Jacobian
-    status: Status | None  # why no further step can be taken
-    model: Linearization  # the residual and its Jacobian there, on the host
-    direction: np.ndarray | None  # (p,): where the line search looks; None until it is needed
-    search: LineSearch  # where it stands
-
-
 @dataclasses.dataclass(frozen=True)
-class GaussNewton(Optimizer[GaussNewtonState]):
+class GaussNewton(Descent):
     """Gauss–Newton: linear least squares on the linear model, again and again, for `least_squares`.
 
     The direction is found by a singular value decomposition of the Jacobian, whose columns are
@@ -58,53 +42,45 @@ class GaussNewton(Optimizer[GaussNewtonState]):
     array([1, 1], dtype=float32)
     """
 
-    def init(self, objective: Objective, params: Tree) -> GaussNewtonState:
-        """Return the state at `params`; one evaluation."""
+    def init(self, objective: Objective, params: Params) -> DescentState:
+        """Return the state at `params`; one evaluation. Its memory is the linear model there."""
         objective = needs_residual(objective, "GaussNewton")
         if objective.bounds is not None:
             raise ValueError("GaussNewton knows no bounds; use LevenbergMarquardt().")
-        residual, value = evaluate(objective, params)
-        model = linearize(objective, params, residual, value)
-        return _arrive(params, model, NO_SEARCH)
+        model = linearize(objective, params, *evaluate(objective, params))
+        grad = tree_of(model.gradient, params)
+        return DescentState(
+            params, model.value, grad, model.optimality, None, False, None, NO_SEARCH, model
+        )
 
-    @np.errstate(over="ignore", invalid="ignore")  # a far trial may overflow, and is then refused
-    def step(self, objective: Objective, state: GaussNewtonState) -> GaussNewtonState:
-        """Evaluate one trial along the direction; keep it if the line search accepts it."""
+    def direction(self, objective: Objective, state: DescentState) -> Direction:
+        """Return the minimizer of the linear model."""
+        model = state.memory
+        direction = gauss_newton_direction(model.jacobian, model.residual)
+        return Direction(direction, float(direction @ model.gradient), 1.0)
+
+    @np.errstate(over="ignore", invalid="ignore")  # a far trial may overflow, and is then rejected
+    def evaluate(self, objective: Objective, state: DescentState) -> Trial | None:
+        """Return the trial, with the linear model there; None if it rounds to `state.params`."""
         objective = needs_residual(objective, "GaussNewton")
-        model = state.model
-        if state.direction is None:
-            direction = gauss_newton_direction(model.jacobian, model.residual)
-            slope = float(direction @ model.gradient)
-            if not (slope < 0 and np.isfinite(slope)):
-                return state._replace(status=Status.NO_PROGRESS)
-            search = begin(state.value, slope, 1.0, epsilon(state.params))
-            state = state._replace(direction=direction, search=search)
-        assert state.direction is not None
-        at = model.x + state.search.step_size * state.direction
-        trial, x = trial_at(objective, state.params, at)
-        if (x == model.x).all():
-            return state._replace(status=Status.NO_PROGRESS)
-        arrived = self._look(objective, trial, state)
-        slope = float(arrived.gradient @ state.direction)
-        search = proceed(state.search, arrived.value, slope)
-        if search.verdict == "":
-            return state._replace(search=search)
-        if search.verdict != "accepted":  # a sum of squares cannot fall for ever
-            return state._replace(status=Status.NO_PROGRESS)
-        return _arrive(trial, arrived, search)
+        x = state.memory.x + state.search.step_size * state.direction
+        params, rounded = trial_at(objective, state.params, x)
+        if (rounded == state.memory.x).all():
+            return None
+        model = linearize(objective, params, *evaluate(objective, params))
+        slope = float(model.gradient @ state.direction)
+        grad = tree_of(model.gradient, params)
+        return Trial(params, model.value, grad, model.optimality, slope, model=model)
 
-    def _look(
-        self, objective: ResidualObjective, trial: Tree, state: GaussNewtonState
-    ) -> Linearization:
-        residual, value = evaluate(objective, trial)
-        return linearize(objective, trial, residual, value)
+    def judge(self, search: LineSearch, trial: Trial) -> LineSearch:
+        """Return the line search after the trial: a sum of squares is never unbounded."""
+        search = super().judge(search, trial)
+        unbounded = search.verdict == "unbounded"
+        return search._replace(verdict="failed") if unbounded else search
 
-
-def _arrive(params: Tree, model: Linearization, search: LineSearch) -> GaussNewtonState:
-    grad = tree_of(model.gradient, params)
-    return GaussNewtonState(
-        params, model.value, grad, model.optimality, None, model, None, search
-    )  # fmt: skip
+    def update(self, state: DescentState, trial: Trial) -> Linearization:
+        """Return the linear model at the trial."""
+        return trial.model
 
 
 def gauss_newton_direction(jacobian: np.ndarray, residual: np.ndarray) -> np.ndarray:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from mlxopt._objective import Objective
-from mlxopt._tree import ravel, working_dtype
-from mlxopt.optimizers._descent import Aim, Descent, DescentState, Trial, first_step_size
+from mlxopt._tree import Params, Vector, ravel, working_dtype
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
+
+
+class StepMemory(NamedTuple):
+    """The memory of gradient descent."""
+
+    squared: float  # gᵀg
+    step_size: float  # of the next first trial
+    restarted: bool  # whether it is that of a start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +38,22 @@ class GradientDescent(Descent):
     (True, [3.0, 3.0])
     """
 
-    def start(self, state: DescentState) -> float:
-        """Return the first trial's step size."""
-        return first_step_size(state.squared)
+    def init_memory(self, params: Params, grad: Vector, squared: float) -> StepMemory:
+        """Return the first step size."""
+        return StepMemory(squared, first_step_size(squared), True)
 
-    def learn(self, state: DescentState, trial: Trial) -> float:
+    def direction(self, objective: Objective, state: DescentState) -> Direction:
+        """Return -gradient."""
+        squared, step_size, _ = state.memory
+        return Direction(-ravel(state.grad, working_dtype(state.params)), -squared, step_size)
+
+    def update(self, state: DescentState, trial: Trial) -> StepMemory:
         """Return sᵀy / yᵀy; with s = t·d and d = -gradient, sᵀy follows from the two slopes."""
         t = state.search.step_size
-        sy = t * (trial.slope + state.squared)
-        return sy / trial.yy if sy > 0 else t
+        sy = t * (trial.slope + state.memory.squared)
+        return StepMemory(trial.gg, sy / trial.yy if sy > 0 else t, False)
 
-    def aim(self, objective: Objective, state: DescentState) -> Aim:
-        """Return the way down the gradient."""
-        direction = -ravel(state.grad, working_dtype(state.params))
-        return Aim(direction, -state.squared, state.memory)
+    def restart(self, state: DescentState) -> StepMemory | None:
+        """Return the first step size at `state.params`."""
+        squared, _, restarted = state.memory
+        return None if restarted else StepMemory(squared, first_step_size(squared), True)

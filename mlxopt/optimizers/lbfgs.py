@@ -5,11 +5,10 @@ Notation, as in Nocedal and Wright (2006), "Numerical Optimization", section 7.2
     ρ = 1 / (sᵀy)                                          γ = sᵀy / (yᵀy)
     H = the approximate inverse Hessian                    d = -H · gradient
 
-The m pairs (s, y) and the gradient are kept as the rows of one matrix B, on the device. Everything
-that decides lives on the host: the two-loop recursion needs only the inner products B·Bᵀ, and its
-result is a combination of the rows of B (the "vector-free" form of Chen, Wang and Zhou 2014,
-"Large-scale L-BFGS using MapReduce"). So a step is two matrix products and one read, however many
-pairs are kept.
+The m pairs (s, y) and the gradient are the rows of one matrix B on the device. The host holds their
+inner products B·Bᵀ, which are all that the two-loop recursion needs; its result is a combination of
+the rows of B (the "vector-free" form of Chen, Wang and Zhou 2014, "Large-scale L-BFGS using
+MapReduce"). So a step is two matrix products and one read, for any number of pairs.
 """
 
 from __future__ import annotations
@@ -17,53 +16,35 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
-from mlxopt._status import Status
-from mlxopt._tree import (
-    Tree,
-    count,
-    epsilon,
-    is_finite,
-    largest_entry,
-    move,
-    numpy_dtype,
-    ravel,
-    read,
-    working_dtype,
-)
-from mlxopt.optimizers._base import Optimizer
-from mlxopt.optimizers._line_search import NO_SEARCH, LineSearch, begin, proceed
+from mlxopt._tree import Params, Vector, largest_entry, move, numpy_dtype, ravel, read
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
 
-_LONG = 20_000  # parameters: from here on reading the rows three times costs more than threads do
+# From this number of parameters on, three reads of the rows cost more than MKL's threads do.
+_LONG = 20_000
 
 
-class LBFGSState(NamedTuple):
-    """The state of L-BFGS; p is the number of parameters, m the number of pairs kept."""
+class Pairs(NamedTuple):
+    """The memory of L-BFGS; p is the number of parameters, m the number of pairs kept."""
 
-    params: Tree  # the parameters
-    value: float  # the loss there
-    grad: Tree  # its gradient there, like params
-    optimality: float  # the gradient's largest absolute entry
-    status: Status | None  # why no further step can be taken
     rows: mx.array  # (2m + 1, p): row i is s, row m + i is y, for i < m; the last is the gradient
     products: np.ndarray  # (2m + 1, 2m + 1) float64: rows · rowsᵀ
-    order: tuple[int, ...]  # which i are in use, oldest pair first
-    direction: mx.array  # (p,): where the line search looks
-    search: LineSearch  # where it stands
+    order: tuple[int, ...]  # the i in use, oldest pair first
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGS(Optimizer[LBFGSState]):
-    """Limited-memory BFGS with a line search: the method to try first on all the data.
+class LBFGS(Descent):
+    """Limited-memory BFGS with a line search: the first method to try on a full batch.
 
-    It learns curvature from the last `memory` steps (Liu and Nocedal 1989, "On the limited memory
-    BFGS method for large scale optimization"; Nocedal and Wright 2006, algorithms 7.4 and 7.5), and
-    looks along each direction for a step that satisfies the strong Wolfe conditions, or the
+    The inverse Hessian is approximated from the last `memory` steps (Liu and Nocedal 1989, "On the
+    limited memory BFGS method for large scale optimization"; Nocedal and Wright 2006, algorithms
+    7.4 and 7.5). The line search accepts steps by the strong Wolfe conditions, or by the
     approximate ones of Hager and Zhang (2005) where rounding hides the decrease. One step of
     `minimize` is one evaluation of the loss and its gradient.
 
@@ -80,70 +61,60 @@ class LBFGS(Optimizer[LBFGSState]):
     memory: int = 10
 
     def __post_init__(self) -> None:
-        if isinstance(self.memory, bool) or not isinstance(self.memory, int):
-            raise TypeError(f"LBFGS(memory={self.memory!r}): expected a whole number.")
-        if self.memory < 1:
-            raise ValueError(f"LBFGS(memory={self.memory}): expected 1 or more.")
+        check_fields(self, "memory", whole=True)
 
-    def init(self, objective: Objective, params: Tree) -> LBFGSState:
-        """Return the state at `params`, ready to look down the gradient; one evaluation."""
-        value, grad = objective.value_and_grad(params)
-        dtype, size = working_dtype(params), 2 * self.memory + 1
-        g = ravel(grad, dtype)
-        rows = mx.concatenate([mx.zeros((size - 1, count(params)), dtype=dtype), g[None]])
-        number, largest, squared = read(value, largest_entry(grad), mx.inner(g, g))
-        products = np.zeros((size, size))
-        products[-1, -1] = squared
-        state = LBFGSState(params, number, grad, largest, None, rows, products, (), g, NO_SEARCH)
-        return self._aim(state) if squared > 0 else state._replace(status=Status.NO_PROGRESS)
+    def init_memory(self, params: Params, grad: Vector, squared: float) -> Pairs:
+        """Return no pairs."""
+        return no_pairs(self.memory, grad, squared)
 
-    def step(self, objective: Objective, state: LBFGSState) -> LBFGSState:
-        """Evaluate one trial along the direction; keep it if the line search accepts it."""
+    def direction(self, objective: Objective, state: DescentState) -> Direction:
+        """Return -H · gradient."""
+        rows, products, order = state.memory
+        combination = two_loop(products, order)
+        slope = float(combination @ products[-1])
+        vector = mx.array(combination.astype(numpy_dtype(rows.dtype)), dtype=rows.dtype) @ rows
+        # Without pairs there is no scale (as in L-BFGS-B); with them H sets it.
+        return Direction(vector, slope, 1.0 if order else first_step_size(products[-1, -1]))
+
+    def evaluate(self, objective: Objective, state: DescentState) -> Trial:
+        """Return the trial, with its pair among the rows."""
+        direction, (rows, _, order) = state.direction, state.memory
         shift = objective.compiled(move, lambda: move)
-        step_size = mx.array(state.search.step_size, dtype=state.rows.dtype)
-        trial = shift(state.params, state.direction, step_size)
-        value, grad = objective.value_and_grad(trial)
-        slot = free_slot(state.order, self.memory)
-        look = objective.compiled(_look, lambda: _look)
-        rows, columns, slope, largest = look(
-            trial, grad, state.params, state.grad, state.rows, state.direction,
-            mx.array([slot, self.memory + slot, 2 * self.memory]),
-        )  # fmt: skip
+        step_size = mx.array(state.search.step_size, dtype=rows.dtype)
+        params = shift(state.params, direction, step_size)
+        value, grad = objective.value_and_grad(params)
+        slot = free_slot(order, self.memory)
+        with_pair = objective.compiled(_with_pair, lambda: _with_pair)
+        slots = mx.array([slot, self.memory + slot, 2 * self.memory])
+        rows, columns, slope, largest = with_pair(
+            params, grad, state.params, state.grad, rows, direction, slots
+        )
         mx.eval(value, rows, columns, slope, largest)  # the only wait of the step
-        trial_value, slope, largest = read(value, slope, largest)
+        number, slope, largest = read(value, slope, largest)
+        return Trial(params, number, grad, largest, slope, model=(slot, rows, columns))
 
-        search = proceed(state.search, trial_value, slope)
-        if search.verdict == "":
-            return state._replace(search=search)
-        if search.verdict == "unbounded" and not is_finite(trial_value, slope):
-            return state._replace(status=Status.UNBOUNDED)
-        if search.verdict == "failed":
-            return self._restart(state)
-        state = state._replace(params=trial, value=trial_value, grad=grad, optimality=largest)
-        if search.verdict == "unbounded":
-            return state._replace(status=Status.UNBOUNDED)
-        eps = 2.0**-52 if rows.dtype == mx.float64 else 2.0**-23
-        products, order = remember(state.products, state.order, slot, np.array(columns), eps)
-        return self._aim(state._replace(rows=rows, products=products, order=order))
+    def update(self, state: DescentState, trial: Trial) -> Pairs:
+        """Return the pairs with the newest one, without the oldest."""
+        return with_newest(state.memory, *trial.model)
 
-    def _aim(self, state: LBFGSState) -> LBFGSState:
-        """Choose the direction at `params` and begin a line search along it."""
-        combination = two_loop(state.products, state.order)
-        slope = float(combination @ state.products[-1])
-        if not -math.inf < slope < 0:
-            return self._restart(state)  # rounding has spoilt the memory
-        dtype = state.rows.dtype
-        direction = mx.array(combination.astype(numpy_dtype(dtype)), dtype=dtype) @ state.rows
-        # The first step knows no scale: move by at most 1 (as L-BFGS-B does). Later, H sets it.
-        step_size = 1.0 if state.order else min(1.0, 1.0 / math.sqrt(state.products[-1, -1]))
-        search = begin(state.value, slope, step_size, epsilon(state.params))
-        return state._replace(direction=direction, search=search)
+    def restart(self, state: DescentState) -> Pairs | None:
+        """Return no pairs."""
+        return state.memory._replace(order=()) if state.memory.order else None
 
-    def _restart(self, state: LBFGSState) -> LBFGSState:
-        """Forget all pairs and look down the gradient; if that was just done, give up."""
-        if not state.order:
-            return state._replace(status=Status.NO_PROGRESS)
-        return self._aim(state._replace(order=()))
+
+def no_pairs(memory: int, grad: Vector, squared: float) -> Pairs:
+    """Return the memory of a start with room for `memory` pairs.
+
+    Args:
+        memory: m.
+        grad: shape (p,).
+        squared: gᵀg.
+    """
+    size = 2 * memory + 1
+    rows = mx.concatenate([mx.zeros((size - 1, grad.size), dtype=grad.dtype), grad[None]])
+    products = np.zeros((size, size))
+    products[-1, -1] = squared
+    return Pairs(rows, products, ())
 
 
 def free_slot(order: Sequence[int], memory: int) -> int:
@@ -153,29 +124,27 @@ def free_slot(order: Sequence[int], memory: int) -> int:
     return next(i for i in range(memory) if i not in order)
 
 
-def remember(
-    products: np.ndarray, order: tuple[int, ...], slot: int, columns: np.ndarray, eps: float
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the products and the order with the pair at `slot` and the gradient taken in.
+def with_newest(pairs: Any, slot: int, rows: mx.array, columns: Any) -> Any:
+    """Return the memory with the pair at `slot` and the gradient of an accepted trial.
 
     Args:
-        products: (2m + 1, 2m + 1), inner products of the rows (s..., y..., gradient).
-        order: the pairs in use, oldest first.
-        slot: where the new pair stands.
+        pairs: the memory before, a `Pairs` or one with more fields.
+        slot: the place of the new pair.
+        rows: the rows with it.
         columns: (2m + 1, 3), the products of all rows with the new s, y and gradient.
-        eps: the least cosine of the angle between s and y.
     """
-    m = (len(products) - 1) // 2
+    m = (len(pairs.products) - 1) // 2
     s, y, _ = new = [slot, m + slot, 2 * m]
-    products = products.copy()
-    for i, column in zip(new, columns.T, strict=True):
+    products = pairs.products.copy()
+    for i, column in zip(new, np.array(columns, dtype=np.float64).T, strict=True):
         products[:, i] = products[i] = column
-    order = tuple(i for i in order if i != slot)
+    order = tuple(i for i in pairs.order if i != slot)
     # Without positive curvature along s the pair would cost H its positive definiteness.
     size = math.sqrt(products[s, s] * products[y, y])
+    eps = 2.0**-52 if rows.dtype == mx.float64 else 2.0**-23
     if products[s, y] > eps * size:
         order = (*order, slot)
-    return products, order
+    return pairs._replace(rows=rows, products=products, order=order)
 
 
 def two_loop(products: np.ndarray, order: Sequence[int]) -> np.ndarray:
@@ -205,19 +174,31 @@ def two_loop(products: np.ndarray, order: Sequence[int]) -> np.ndarray:
     return -combination
 
 
-def _look(
-    trial: Tree, grad: Tree, params: Tree, old_grad: Tree, rows: mx.array, direction: mx.array,
+def _with_pair(
+    trial: Params,
+    grad: Params,
+    params: Params,
+    old_grad: Params,
+    rows: mx.array,
+    direction: Vector,
     slots: mx.array,
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:  # fmt: skip
-    """Return all that a step may need of its trial: new rows, their products, slope, optimality."""
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Return the rows with the trial's pair, their products with it, slope and optimality."""
+    rows, new = with_rows(trial, grad, params, old_grad, rows, slots)
+    return rows, inner_products(rows, new), mx.inner(new[-1], direction), largest_entry(grad)
+
+
+def with_rows(
+    trial: Params, grad: Params, params: Params, old_grad: Params, rows: mx.array, slots: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Return the rows with s, y and the gradient of a trial at `slots`, and these three alone."""
     dtype = rows.dtype
     g = ravel(grad, dtype)
     s = ravel(trial, dtype) - ravel(params, dtype)  # as rounded, not as intended
-    y = g - ravel(old_grad, dtype)
-    new = mx.stack([s, y, g])
+    new = mx.stack([s, g - ravel(old_grad, dtype), g])
     rows = mx.array(rows)  # a name of its own: assignment would change the old state
     rows[slots] = new
-    return rows, inner_products(rows, new), mx.inner(g, direction), largest_entry(grad)
+    return rows, new
 
 
 def inner_products(rows: mx.array, new: mx.array) -> mx.array:

@@ -20,36 +20,45 @@ from typing import Any, ClassVar, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, count, epsilon, is_finite, numpy_dtype, ravel, unravel, working_dtype
-from mlxopt.optimizers._base import Optimizer
+from mlxopt._tree import (
+    Params,
+    Vector,
+    numpy_dtype,
+    ravel,
+    read,
+    unravel,
+    working_dtype,
+)
 from mlxopt.optimizers._bounds import bound_vectors, check_bounds, check_inside
-from mlxopt.optimizers._line_search import C1, NO_SEARCH, LineSearch, begin, proceed
-from mlxopt.optimizers.lbfgs import free_slot, inner_products, remember, two_loop
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
+from mlxopt.optimizers._line_search import C1, NO_SEARCH, LineSearch, proceed
+from mlxopt.optimizers.lbfgs import (
+    free_slot,
+    inner_products,
+    no_pairs,
+    two_loop,
+    with_newest,
+    with_rows,
+)
 
 _NEAR = 1e-6  # relative distance from a bound at which an outward gradient holds a parameter there
 
 
-class LBFGSBState(NamedTuple):
-    """The state of L-BFGS-B; p is the number of parameters, m the number of pairs kept."""
+class BoundedPairs(NamedTuple):
+    """The memory of L-BFGS-B: that of L-BFGS, and the bounds; p is the number of parameters."""
 
-    params: Tree  # the parameters, always within the bounds
-    value: float  # the loss there
-    grad: Tree  # its gradient there, like params
-    optimality: float  # the largest entry of the projected gradient, P(params - grad) - params
-    status: Status | None  # why no further step can be taken
-    lower: mx.array  # (p,): the bounds, -inf where there is none
-    upper: mx.array  # (p,), +inf likewise
-    rows: mx.array  # (2m + 1, p): row i is s, row m + i is y, for i < m; the last is the gradient
-    products: np.ndarray  # (2m + 1, 2m + 1) float64: rows · rowsᵀ
-    order: tuple[int, ...]  # which i are in use, oldest pair first
-    direction: mx.array  # (p,): where the search looks, before projection
-    search: LineSearch  # where it stands
+    rows: mx.array  # (2m + 1, p), as in `Pairs`
+    products: np.ndarray  # (2m + 1, 2m + 1), likewise
+    order: tuple[int, ...]  # likewise
+    lower: Vector  # (p,): the bounds, -inf where there is none
+    upper: Vector  # (p,), +inf likewise
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGSB(Optimizer[LBFGSBState]):
+class LBFGSB(Descent):
     """L-BFGS within bounds: lower ≤ params ≤ upper, never left, not even by a trial.
 
     Parameters that the gradient presses against a bound are held there; on the others it takes the
@@ -59,7 +68,7 @@ class LBFGSB(Optimizer[LBFGSBState]):
     methods for optimization problems with simple constraints", section 3; it stands in for the
     generalized Cauchy point, whose walk from bound to bound is sequential. One step of `minimize`
     is one evaluation of the loss and its gradient; `optimality`, which `tol` is compared with and
-    `result.grad_norm` reports, is the largest entry of the projected gradient.
+    `result.optimality` reports, is the largest entry of the projected gradient.
 
     Args:
         lower: a number, or a tree like `params` of numbers, arrays (of a shape that broadcasts to
@@ -86,108 +95,92 @@ class LBFGSB(Optimizer[LBFGSBState]):
     memory: int = 10
 
     def __post_init__(self) -> None:
-        if isinstance(self.memory, bool) or not isinstance(self.memory, int):
-            raise TypeError(f"LBFGSB(memory={self.memory!r}): expected a whole number.")
-        if self.memory < 1:
-            raise ValueError(f"LBFGSB(memory={self.memory}): expected 1 or more.")
+        check_fields(self, "memory", whole=True)
         check_bounds("LBFGSB", self.lower, self.upper)
 
-    def nearest(self, params: Tree) -> Tree:
+    def nearest(self, params: Params) -> Params:
         """Return `params` clipped to the bounds."""
         lower, upper = bound_vectors("LBFGSB", self.lower, self.upper, params)
         return unravel(_project(ravel(params, working_dtype(params)), lower, upper), params)
 
-    def init(self, objective: Objective, params: Tree) -> LBFGSBState:
-        """Return the state at `params`, ready to look down the gradient; one evaluation."""
-        lower, upper = bound_vectors("LBFGSB", self.lower, self.upper, params)
-        check_inside("LBFGSB", params, lower, upper)
+    def init(self, objective: Objective, params: Params) -> DescentState:
+        """Return the state at `params`; one evaluation."""
+        bounds = bound_vectors("LBFGSB", self.lower, self.upper, params)
+        check_inside("LBFGSB", params, *bounds)
         params = self.nearest(params)  # moves by a rounding error at most
-        dtype, size = working_dtype(params), 2 * self.memory + 1
         value, grad = objective.value_and_grad(params)
-        g = ravel(grad, dtype)
-        rows = mx.concatenate([mx.zeros((size - 1, count(params)), dtype=dtype), g[None]])
-        x = ravel(params, dtype)
-        numbers = [value.astype(dtype), mx.max(mx.abs(_reach(x, g, lower, upper))), mx.inner(g, g)]
-        number, largest, squared = np.array(mx.stack(numbers)).tolist()
-        products = np.zeros((size, size))
-        products[-1, -1] = squared
-        state = LBFGSBState(
-            params, number, grad, largest, None, lower, upper, rows, products, (), g, NO_SEARCH
-        )
-        return self._aim(objective, state) if is_finite(number, squared) else state
+        dtype = working_dtype(params)
+        x, g = ravel(params, dtype), ravel(grad, dtype)
+        largest = mx.max(mx.abs(_projected_step(x, g, *bounds)))
+        number, largest, squared = read(value, largest, mx.inner(g, g))
+        memory = BoundedPairs(*no_pairs(self.memory, g, squared), *bounds)
+        return DescentState(params, number, grad, largest, None, False, None, NO_SEARCH, memory)
 
-    def step(self, objective: Objective, state: LBFGSBState) -> LBFGSBState:
-        """Evaluate one trial on the projected path; keep it if the loss falls enough."""
-        if state.status is not None:
-            return state
-        dtype, t = state.rows.dtype, state.search.step_size
-        trial = objective.compiled(_walk, lambda: _walk)(
-            state.params, state.direction, mx.array(t, dtype=dtype), state.lower, state.upper
-        )
-        value, grad = objective.value_and_grad(trial)
-        slot = free_slot(state.order, self.memory)
-        rows, columns, numbers = objective.compiled(_look, lambda: _look)(
-            value, trial, grad, state.params, state.grad, state.direction, state.rows,
-            mx.array([slot, self.memory + slot, 2 * self.memory]), state.lower, state.upper,
-        )  # fmt: skip
-        mx.eval(rows, columns, numbers)  # the only wait of a trial
-        trial_value, largest, slope, fall, clipped = np.array(numbers).tolist()
-
-        search = _judge(state.search, trial_value, slope, fall, clipped > 0)
-        if search.verdict == "":
-            return state._replace(search=search)
-        if search.verdict == "failed":
-            return self._restart(objective, state)
-        unbounded = search.verdict == "unbounded"
-        status = Status.UNBOUNDED if unbounded else None
-        if unbounded and not is_finite(trial_value, slope):
-            return state._replace(status=status)
-        state = state._replace(
-            params=trial, value=trial_value, grad=grad, optimality=largest, status=status
-        )
-        eps = float(np.finfo(numpy_dtype(dtype)).eps)
-        columns = np.array(columns, dtype=np.float64)
-        products, order = remember(state.products, state.order, slot, columns, eps)
-        state = state._replace(rows=rows, products=products, order=order)
-        return state if unbounded else self._aim(objective, state)
-
-    def _aim(self, objective: Objective, state: LBFGSBState) -> LBFGSBState:
-        """Choose the direction at `params` and begin a search along its projection."""
+    def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
+        """Return the quasi-Newton step of the free parameters, -gradient / θ of the others."""
         if state.optimality == 0:
-            return state._replace(status=Status.NO_PROGRESS)  # nothing can move
-        m, dtype = self.memory, state.rows.dtype
-        theta = 1.0
-        if state.order:
-            i = state.order[-1]
-            theta = state.products[m + i, m + i] / state.products[i, m + i]  # yᵀy / sᵀy
+            return Status.NO_PROGRESS  # nothing can move
+        rows, products, order, *bounds = state.memory
+        m, dtype, theta = self.memory, rows.dtype, 1.0
+        if order:
+            i = order[-1]
+            theta = products[m + i, m + i] / products[i, m + i]  # yᵀy / sᵀy
         scale = mx.array(theta, dtype=dtype)
-        bounds = (state.lower, state.upper)
-        x = ravel(state.params, dtype)
         split = objective.compiled(_split, lambda: _split)
-        free, products, numbers = split(x, state.rows, scale, *bounds)
-        mx.eval(free, products, numbers)
-        inner = np.array(products, dtype=np.float64)
+        free, free_products, numbers = split(ravel(state.params, dtype), rows, scale, *bounds)
+        mx.eval(free, free_products, numbers)
+        inner = np.array(free_products, dtype=np.float64)
         held, held_slope = np.array(numbers).tolist()
-        if held:
-            combination = free_step(state.products, inner, state.order, theta)
-        else:  # as in LBFGS, which is the same and rounds less
-            combination = two_loop(inner, state.order)
+        # With all parameters free the two agree; the recursion rounds less.
+        combination = free_step(products, inner, order, theta) if held else two_loop(inner, order)
         slope = float(combination @ inner[-1]) + held_slope
-        if not slope < 0 or not is_finite(slope, *combination):
-            return self._restart(objective, state)  # rounding has spoilt the memory
         mix = mx.array(combination.astype(numpy_dtype(dtype)), dtype=dtype)
-        direction = objective.compiled(_mix, lambda: _mix)(mix, free, state.rows, scale)
-        # The first step knows no scale: move by at most 1. Later, B sets it.
+        vector = objective.compiled(_mix, lambda: _mix)(mix, free, rows, scale)
+        # Without pairs there is no scale: move by at most 1. With them B sets it.
         norm = math.sqrt(inner[-1, -1])
-        step_size = 1.0 if state.order else min(1.0, 1.0 / norm if norm > 0 else 1.0)
-        search = begin(state.value, slope, step_size, epsilon(state.params))
-        return state._replace(direction=direction, search=search)
+        step_size = 1.0 if order else min(1.0, 1.0 / norm if norm > 0 else 1.0)
+        finite = np.isfinite(combination).all()
+        return Direction(vector, slope if finite else math.nan, step_size)
 
-    def _restart(self, objective: Objective, state: LBFGSBState) -> LBFGSBState:
-        """Forget all pairs and look down the gradient; if that was just done, give up."""
-        if not state.order:
-            return state._replace(status=Status.NO_PROGRESS)
-        return self._aim(objective, state._replace(order=()))
+    def evaluate(self, objective: Objective, state: DescentState) -> Trial:
+        """Return the trial on the projected path, with its pair among the rows."""
+        direction, (rows, _, order, *bounds) = state.direction, state.memory
+        step_size = mx.array(state.search.step_size, dtype=rows.dtype)
+        walk = objective.compiled(_walk, lambda: _walk)
+        params = walk(state.params, direction, step_size, *bounds)
+        value, grad = objective.value_and_grad(params)
+        slot = free_slot(order, self.memory)
+        slots = mx.array([slot, self.memory + slot, 2 * self.memory])
+        rows, columns, numbers = objective.compiled(_measure, lambda: _measure)(
+            value, params, grad, state.params, state.grad, direction, rows, slots, *bounds
+        )
+        mx.eval(rows, columns, numbers)  # the only wait of the step
+        number, largest, slope, fall, clipped = np.array(numbers).tolist()
+        model = slot, rows, columns, fall, clipped > 0
+        return Trial(params, number, grad, largest, slope, model=model)
+
+    def judge(self, search: LineSearch, trial: Trial) -> LineSearch:
+        """Return the search after the trial, whose slope is that along the projected path.
+
+        Where bounds bend the path, the decrease is measured by gradient · (trial - params), `fall`
+        (Bertsekas 1982, equation 31), and is the only condition: at a bend the slope jumps.
+        """
+        *_, fall, clipped = trial.model
+        if not clipped:
+            return proceed(search, trial.value, trial.slope)
+        if fall < 0 and trial.value <= search.value + C1 * fall:
+            return search._replace(trials=search.trials + 1, verdict="accepted")
+        chord = fall / search.step_size if fall < 0 else search.slope
+        after = proceed(search._replace(slope=chord), trial.value, trial.slope)
+        return after._replace(slope=search.slope)
+
+    def update(self, state: DescentState, trial: Trial) -> BoundedPairs:
+        """Return the pairs with the newest one, without the oldest."""
+        return with_newest(state.memory, *trial.model[:3])
+
+    def restart(self, state: DescentState) -> BoundedPairs | None:
+        """Return no pairs."""
+        return state.memory._replace(order=()) if state.memory.order else None
 
 
 def free_step(
@@ -226,55 +219,46 @@ def free_step(
     return combination
 
 
-def _judge(
-    search: LineSearch, value: float, slope: float, fall: float, clipped: bool
-) -> LineSearch:
-    """Return the search after its trial gave `value`, and `slope` along the projected path.
-
-    Where bounds bend the path, the decrease is measured by gradient · (trial - params) = `fall`
-    (Bertsekas 1982, equation 31), and it is all that is asked for: at a bend the slope jumps.
-    """
-    if not clipped:
-        return proceed(search, value, slope)
-    if fall < 0 and value <= search.value + C1 * fall:
-        return search._replace(trials=search.trials + 1, verdict="accepted")
-    chord = fall / search.step_size if fall < 0 else search.slope
-    return proceed(search._replace(slope=chord), value, slope)._replace(slope=search.slope)
-
-
 def _project(x: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
     return mx.minimum(mx.maximum(x, lower), upper)
 
 
-def _reach(x: mx.array, g: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
+def _projected_step(x: mx.array, g: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
     """Return P(x - g) - x, the projected gradient downhill."""
     return mx.minimum(mx.maximum(-g, lower - x), upper - x)
 
 
 def _walk(
-    params: Tree, direction: mx.array, step_size: mx.array, lower: mx.array, upper: mx.array
-) -> Tree:
+    params: Params, direction: mx.array, step_size: mx.array, lower: mx.array, upper: mx.array
+) -> Params:
     """Return P(params + step_size · direction)."""
     x = ravel(params, direction.dtype) + step_size * direction
     return unravel(_project(x, lower, upper), params)
 
 
-def _look(
-    value: mx.array, trial: Tree, grad: Tree, params: Tree, old_grad: Tree, direction: mx.array,
-    rows: mx.array, slots: mx.array, lower: mx.array, upper: mx.array,
-) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
-    """Return new rows, their products, and the numbers that decide about the trial."""
+def _measure(
+    value: mx.array,
+    trial: Params,
+    grad: Params,
+    params: Params,
+    old_grad: Params,
+    direction: Vector,
+    rows: mx.array,
+    slots: mx.array,
+    *bounds: Vector,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return new rows, their products, and the numbers that judge the trial."""
     dtype = rows.dtype
-    g, old_g, x = ravel(grad, dtype), ravel(old_grad, dtype), ravel(trial, dtype)
-    s = x - ravel(params, dtype)  # as rounded, not as intended
-    new = mx.stack([s, g - old_g, g])
-    rows = mx.array(rows)  # a name of its own: assignment would change the old state
-    rows[slots] = new
-    # Where the path has met a bound it goes on without that parameter.
+    lower, upper = bounds
+    rows, new = with_rows(trial, grad, params, old_grad, rows, slots)
+    s, _, g = new
+    x = ravel(trial, dtype)
+    # Where the path has met a bound it continues without that parameter.
     clipped = ((x <= lower) & (direction < 0)) | ((x >= upper) & (direction > 0))
     slope = mx.inner(g, mx.where(clipped, 0, direction))
-    largest = mx.max(mx.abs(_reach(x, g, lower, upper)))
-    numbers = [value.astype(dtype), largest, slope, mx.inner(old_g, s), mx.sum(clipped)]
+    largest = mx.max(mx.abs(_projected_step(x, g, lower, upper)))
+    fall = mx.inner(ravel(old_grad, dtype), s)
+    numbers = [value, largest, slope, fall, mx.sum(clipped)]
     return rows, inner_products(rows, new), mx.stack([number.astype(dtype) for number in numbers])
 
 
@@ -287,12 +271,12 @@ def _split(
     equation 32); "near" shrinks with the projected gradient.
     """
     g = rows[-1]
-    reach = _reach(x, g, lower, upper)
-    near = mx.minimum(mx.max(mx.abs(reach)), _NEAR * (1 + mx.abs(x)))
+    step = _projected_step(x, g, lower, upper)
+    near = mx.minimum(mx.max(mx.abs(step)), _NEAR * (1 + mx.abs(x)))
     held = ((x <= lower + near) & (g > 0)) | ((x >= upper - near) & (g < 0))
     free = ~held
     kept = mx.where(free, rows, 0)
-    slope = mx.inner(g, mx.where(held, _reach(x, g / theta, lower, upper), 0))
+    slope = mx.inner(g, mx.where(held, _projected_step(x, g / theta, lower, upper), 0))
     return free, kept @ kept.T, mx.stack([mx.sum(held).astype(g.dtype), slope])
 
 

@@ -54,6 +54,7 @@ class LevenbergMarquardtState(NamedTuple):
     grad: Tree  # its gradient there, like params
     optimality: float  # the largest cosine between the residual and a free column of the Jacobian
     status: Status | None  # why no further step can be taken
+    moved: bool  # whether the last trial was accepted
     model: Linearization  # the residual and its Jacobian there, on the host
     scale: np.ndarray  # (p,): D
     radius: float  # Δ; infinite before the first step
@@ -104,13 +105,15 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         objective = needs_residual(objective, "LevenbergMarquardt")
         residual, value = evaluate(objective, params)
         model = linearize(objective, params, residual, value)
-        return self._arrive(params, model, np.zeros(len(model.x)), np.inf)
+        state = self._arrive(params, model, np.zeros(len(model.x)), np.inf)
+        return state._replace(moved=False)
 
     @np.errstate(over="ignore", invalid="ignore")  # a far trial may overflow, and is then refused
     def step(self, objective: Objective, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
         """Evaluate one trial within the region; keep it if it does what the model predicted."""
         objective = needs_residual(objective, "LevenbergMarquardt")
         model, eps = state.model, epsilon(state.params)
+        state = state._replace(moved=False)
         if state.factored is None:
             state = self._factor(state)
         factored, radius = state.factored, state.radius
@@ -173,7 +176,7 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         scale = np.maximum(scale, np.linalg.norm(model.jacobian, axis=0))
         grad = tree_of(model.gradient, params)
         return LevenbergMarquardtState(
-            params, model.value, grad, model.optimality, None, model, scale, radius, None
+            params, model.value, grad, model.optimality, None, True, model, scale, radius, None
         )
 
     def _factor(self, state: LevenbergMarquardtState) -> LevenbergMarquardtState:

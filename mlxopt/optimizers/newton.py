@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -12,35 +11,20 @@ import numpy as np
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
-    Tree,
+    Params,
+    Vector,
     count,
     epsilon,
-    is_finite,
     largest_entry,
-    move,
-    numpy_dtype,
     ravel,
-    read,
-    working_dtype,
+    to_device,
+    to_host,
 )
-from mlxopt.optimizers._base import Optimizer
-from mlxopt.optimizers._line_search import NO_SEARCH, LineSearch, begin, proceed
-
-
-class NewtonState(NamedTuple):
-    """The state of Newton's method; p is the number of parameters."""
-
-    params: Tree  # the parameters
-    value: float  # the loss there
-    grad: Tree  # its gradient there, like params
-    optimality: float  # the gradient's largest absolute entry
-    status: Status | None  # why no further step can be taken
-    direction: mx.array | None  # (p,): where the line search looks; None until it is needed
-    search: LineSearch  # where it stands
+from mlxopt.optimizers._descent import Descent, DescentState, Direction
 
 
 @dataclasses.dataclass(frozen=True)
-class Newton(Optimizer[NewtonState]):
+class Newton(Descent):
     """Newton's method: a step to the minimum of the local quadratic, shortened where it overshoots.
 
     The direction d solves H d = -gradient, on the host in float64. Where the Hessian H is not
@@ -71,39 +55,8 @@ class Newton(Optimizer[NewtonState]):
                 f"hessian(params, *data), or None."
             )
 
-    def init(self, objective: Objective, params: Tree) -> NewtonState:
-        """Return the state at `params`; one evaluation."""
-        value, grad = objective.value_and_grad(params)
-        number, largest = read(value, largest_entry(grad))
-        return NewtonState(params, number, grad, largest, None, None, NO_SEARCH)
-
-    def step(self, objective: Objective, state: NewtonState) -> NewtonState:
-        """Evaluate one trial along the Newton direction; keep it if the line search accepts it."""
-        if state.direction is None:
-            state = self._aim(objective, state)
-        if state.status is not None or state.direction is None:
-            return state
-        shift = objective.compiled(move, lambda: move)
-        step_size = mx.array(state.search.step_size, dtype=state.direction.dtype)
-        trial = shift(state.params, state.direction, step_size)
-        value, grad = objective.value_and_grad(trial)
-        numbers = objective.compiled(_look, lambda: _look)(value, grad, state.direction)
-        trial_value, slope, largest = np.array(numbers).tolist()  # the only read of the step
-
-        search = proceed(state.search, trial_value, slope)
-        if search.verdict == "":
-            return state._replace(search=search)
-        if search.verdict == "failed":
-            return state._replace(status=Status.NO_PROGRESS)
-        unbounded = search.verdict == "unbounded"
-        status = Status.UNBOUNDED if unbounded else None
-        if unbounded and not is_finite(trial_value, slope):
-            return state._replace(status=status)
-        return NewtonState(trial, trial_value, grad, largest, status, None, search)
-
-    def _aim(self, objective: Objective, state: NewtonState) -> NewtonState:
-        """Solve for the direction at `params` and begin a line search along it."""
-        dtype = working_dtype(state.params)
+    def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
+        """Return the solution of H d = -gradient."""
         size = count(state.params)
         curvature = objective.hessian(state.params, self.hessian)
         shape = getattr(curvature, "shape", type(curvature).__qualname__)
@@ -115,16 +68,18 @@ class Newton(Optimizer[NewtonState]):
         if isinstance(curvature, mx.array) and curvature.dtype == mx.bfloat16:
             curvature = curvature.astype(mx.float32)  # NumPy has no such type
         matrix = np.array(curvature, dtype=np.float64)
-        gradient = np.array(ravel(state.grad, dtype), dtype=np.float64)
+        gradient = to_host(state.grad)
         if not np.isfinite(matrix).all():
-            return state._replace(status=Status.NONFINITE)
+            return Status.NONFINITE
         direction = newton_direction(matrix, gradient, epsilon(state.params))
-        slope = float(direction @ gradient)
-        if not slope < 0 or not np.isfinite(direction).all():
-            return state._replace(status=Status.NO_PROGRESS)
-        search = begin(state.value, slope, 1.0, epsilon(state.params))
-        vector = mx.array(direction.astype(numpy_dtype(dtype)), dtype=dtype)
-        return state._replace(direction=vector, search=search)
+        return Direction(to_device(direction, state.params), float(direction @ gradient), 1.0)
+
+    @staticmethod
+    def measure(value: mx.array, grad: Params, old_grad: Params, direction: Vector) -> mx.array:
+        """Return value, optimality and slope of a trial as one array."""
+        dtype = direction.dtype
+        slope = mx.sum(ravel(grad, dtype) * direction)
+        return mx.stack([value.astype(dtype), largest_entry(grad), slope])
 
 
 def newton_direction(matrix: np.ndarray, gradient: np.ndarray, eps: float) -> np.ndarray:
@@ -151,10 +106,3 @@ def newton_direction(matrix: np.ndarray, gradient: np.ndarray, eps: float) -> np
     floor = np.sqrt(eps) * np.abs(eigenvalues).max() or 1.0
     eigenvalues = np.maximum(np.abs(eigenvalues), floor)
     return -scale * (vectors @ ((vectors.T @ (scale * gradient)) / eigenvalues))
-
-
-def _look(value: mx.array, grad: Tree, direction: mx.array) -> mx.array:
-    """Return the trial's value, slope and largest gradient entry as one array to read."""
-    dtype = direction.dtype
-    slope = mx.sum(ravel(grad, dtype) * direction)
-    return mx.stack([value.astype(dtype), slope, largest_entry(grad)])

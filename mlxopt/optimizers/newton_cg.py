@@ -14,8 +14,18 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._objective import Objective
-from mlxopt._tree import Tree, count, epsilon, is_finite, ravel, unravel, working_dtype
-from mlxopt.optimizers._descent import Aim, Descent, DescentState, Trial, first_step_size
+from mlxopt._tree import (
+    Params,
+    Tree,
+    Vector,
+    count,
+    epsilon,
+    is_finite,
+    ravel,
+    unravel,
+    working_dtype,
+)
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +48,26 @@ class NewtonCG(Descent):
     (True, 0.6931)
     """
 
-    def start(self, state: DescentState) -> tuple[()]:
-        """Return nothing: all that it knows, it learns at the point where it is."""
-        return ()
+    def init_memory(self, params: Params, grad: Vector, squared: float) -> float:
+        """Return gᵀg."""
+        return squared
 
-    def learn(self, state: DescentState, trial: Trial) -> tuple[()]:
-        """Return what there was."""
-        return state.memory
+    def update(self, state: DescentState, trial: Trial) -> float:
+        """Return gᵀg."""
+        return trial.gg
 
-    def aim(self, objective: Objective, state: DescentState) -> Aim:
+    def direction(self, objective: Objective, state: DescentState) -> Direction:
         """Return the truncated Newton direction."""
-        norm = math.sqrt(state.squared)
+        squared = state.memory
+        norm = math.sqrt(squared)
         g = ravel(state.grad, working_dtype(state.params))
         if norm == 0:
-            return Aim(g, 0.0, 1.0)
+            return Direction(g, 0.0, 1.0)
         enough = min(0.5, math.sqrt(norm)) * norm
-        found = truncated_cg(objective, state.params, g, state.squared, enough)
-        if found.curved:  # negative curvature at once: down the gradient, with no scale known
-            return Aim(-g, -state.squared, first_step_size(state.squared))
-        return Aim(found.step, found.slope, 1.0)
+        found = truncated_cg(objective, state.params, g, squared, enough)
+        if found.curved:  # negative curvature at once: along -gradient, with no scale known
+            return Direction(-g, -squared, first_step_size(squared))
+        return Direction(found.step, found.slope, 1.0)
 
 
 class TruncatedStep(NamedTuple):

@@ -57,6 +57,7 @@ class ProximalState(NamedTuple):
     grad: Tree  # ∇f(x), that of the loss alone, like params
     optimality: float  # the largest entry of the prox-gradient map, x - prox(x - ∇f(x), 1)
     status: Status | None  # why no further step can be taken
+    moved: bool  # whether the last trial was accepted
     loss: float  # f(x)
     step_size: float  # t
     theta: float  # θ; 1 without momentum
@@ -76,7 +77,7 @@ class ProximalGradient(Optimizer[ProximalState]):
     with a step size of its own. One step of `minimize` is one evaluation, at y or at x⁺, so an
     accelerated step takes two.
 
-    `result.value` is loss + penalty, and `result.grad_norm`, which `tol` is compared with, the
+    `result.value` is loss + penalty, and `result.optimality`, which `tol` is compared with, the
     largest entry of the prox-gradient map x - prox(x - ∇f(x), 1), plus what rounding may hide in
     it: zero at a minimum, and without a penalty the gradient. A start that a constraint does not
     allow is an error.
@@ -133,13 +134,14 @@ class ProximalGradient(Optimizer[ProximalState]):
         )
         model = Point(params, loss, grad)
         return ProximalState(
-            params, loss + extra, grad, optimality, None, loss, t, 1.0, None, model
+            params, loss + extra, grad, optimality, None, False, loss, t, 1.0, None, model
         )
 
     def step(self, objective: Objective, state: ProximalState) -> ProximalState:
         """Evaluate y, or one trial from there; keep the trial if the step was not too long."""
         if state.status is not None:
             return state
+        state = state._replace(moved=False)
         if state.model is None:
             return self._look_ahead(objective, state)
         y, t, dtype = state.model, state.step_size, working_dtype(state.params)
@@ -153,7 +155,7 @@ class ProximalGradient(Optimizer[ProximalState]):
         loss, extra, optimality, ahead, dd, dy, uphill, moved = np.array(numbers).tolist()
 
         finite = is_finite(loss, extra, optimality, dd, dy)
-        has_momentum = y.params is not state.params
+        has_momentum = state.theta > 1
         noise = _NOISE * epsilon(state.params) * (abs(loss) + abs(extra))
         # ½ L of the loss along the step; by slopes where rounding hides it in the values, as in
         # Becker, Candès and Grant (2011), "Templates for convex cone problems", section 5.3.
@@ -176,7 +178,7 @@ class ProximalGradient(Optimizer[ProximalState]):
         if self.step_size is None and state.before is None:
             t = dd / dy if dy > 0 else 10 * t  # the first trial knew no scale
         kept = ProximalState(
-            trial, total, grad, optimality, None, loss, t, state.theta, state.params, None
+            trial, total, grad, optimality, None, True, loss, t, state.theta, state.params, None
         )
         if uphill > 0 or state.before is None:
             # A chance for a longer step, where an evaluation is saved anyway.

@@ -46,6 +46,7 @@ class TrustRegionState(NamedTuple):
     optimality: float  # the gradient's largest absolute entry; or -λ₁, if the exact method sees
     # negative curvature beyond rounding and that is larger: a saddle is not a minimum
     status: Status | None  # why no further step can be taken
+    moved: bool  # whether the last trial was accepted
     squared: float  # gᵀg
     radius: float  # Δ
     eigenvalues: np.ndarray  # (p,) float64, ascending; (0,) for the method by conjugate gradients
@@ -91,7 +92,7 @@ class TrustRegion(Optimizer[TrustRegionState]):
         exact = count(params) <= _EXACT_UP_TO if self.exact is None else self.exact
         size = count(params) if exact else 0
         state = TrustRegionState(
-            params, number, grad, largest, None, squared, float(self.radius), np.zeros(size),
+            params, number, grad, largest, None, False, squared, float(self.radius), np.zeros(size),
             np.zeros((size, size)),
         )  # fmt: skip
         return _with_curvature(objective, state) if is_finite(number, largest) else state
@@ -102,14 +103,14 @@ class TrustRegion(Optimizer[TrustRegionState]):
             return state
         direction, promised, length = _minimizer(objective, state)
         if not (promised > 0 and is_finite(promised, length)):
-            return state._replace(status=Status.NO_PROGRESS)
+            return state._replace(status=Status.NO_PROGRESS, moved=False)
         shift = objective.compiled(move, lambda: move)
         trial = shift(state.params, direction, mx.array(1.0, dtype=direction.dtype))
         value, grad = objective.value_and_grad(trial)
         numbers = objective.compiled(_look, lambda: _look)(value, grad, direction)
         trial_value, largest, squared = np.array(numbers).tolist()
         if trial_value == -math.inf:
-            return state._replace(status=Status.UNBOUNDED)
+            return state._replace(status=Status.UNBOUNDED, moved=False)
 
         decrease = state.value - trial_value
         noise = _NOISE * epsilon(state.params) * abs(state.value)
@@ -126,11 +127,13 @@ class TrustRegion(Optimizer[TrustRegionState]):
             radius = 2 * radius
         if not ratio > _KEEP:
             still = radius <= epsilon(state.params) * _size(state.params)
-            return state._replace(radius=radius, status=Status.NO_PROGRESS if still else None)
-        state = state._replace(
-            params=trial, value=trial_value, grad=grad, optimality=largest, squared=squared,
-            radius=radius, status=Status.UNBOUNDED if radius > _FAR * self.radius else None,
-        )  # fmt: skip
+            status = Status.NO_PROGRESS if still else None
+            return state._replace(radius=radius, status=status, moved=False)
+        status = Status.UNBOUNDED if radius > _FAR * self.radius else None
+        curvature = state.eigenvalues, state.eigenvectors
+        state = TrustRegionState(
+            trial, trial_value, grad, largest, status, True, squared, radius, *curvature
+        )
         return _with_curvature(objective, state)
 
 

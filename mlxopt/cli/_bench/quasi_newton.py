@@ -91,7 +91,7 @@ class _Duel:
         found = [
             Contestant(
                 "mlxopt minimize", self.ours, "mlxopt",
-                lambda result: self._reached(result.grad_norm, result.params),
+                lambda result: self._reached(result.optimality, result.params),
                 evaluations=lambda result: result.evaluations,
             ),
             Contestant(

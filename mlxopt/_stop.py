@@ -1,0 +1,230 @@
+"""When a run stops: each rule is a value that says yes or no to the progress of a run.
+
+Every rule and every function here is written in operations that hold for Python numbers and for
+NumPy arrays alike: one run passes numbers, many problems at once pass arrays of shape (A,), one
+entry for each problem that is still running.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from mlxopt._checks import check_fields, describe_type
+from mlxopt._status import Status
+
+# A long float32 sum, added up naively, is off by a thousand roundings.
+ROUNDINGS = 1000
+
+Number = Any  # a Python number, or a NumPy array of shape (A,)
+
+
+class Progress(NamedTuple):
+    """How far a run has come; the records are those of the current phase."""
+
+    step: int  # steps taken in this phase
+    seconds: float  # since the run began
+    value: Number  # the loss
+    optimality: Number  # what `tol` is compared with
+    lowest: Number  # the least loss recorded
+    flattest: Number  # the least optimality recorded
+    stalled: Number = 0  # accepted steps in a row that lowered neither
+    idle: Number = 0  # records in a row, those of a line search included, that lowered neither
+
+    def after(
+        self, value: Number, optimality: Number, moved: Number, step: int, seconds: float
+    ) -> Progress:
+        """Return the progress with one more record.
+
+        Args:
+            value: the loss at the parameters.
+            optimality: the optimality there.
+            moved: whether they changed since the last record.
+            step: steps taken in this phase.
+            seconds: since the run began.
+        """
+        better = moved & ((value < self.lowest) | (optimality < self.flattest))
+        return Progress(
+            step,
+            seconds,
+            value,
+            optimality,
+            np.minimum(self.lowest, value),
+            np.minimum(self.flattest, optimality),
+            (self.stalled + moved) * (1 - better),
+            (self.idle + 1) * (1 - better),
+        )
+
+
+class StopRule(ABC):
+    """A reason to stop a run, for the argument `stop`; a new one is a frozen dataclass.
+
+    >>> import dataclasses, mlx.core as mx, mlxopt as mo
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Below(mo.StopRule):
+    ...     bound: float
+    ...     def check(self, progress):
+    ...         return progress.value < self.bound
+    >>> loss = lambda x: mx.sum(x**2)
+    >>> result = mo.minimize(loss, mx.ones(2), mo.GradientDescent(), stop=Below(0.5))
+    >>> result.status, result.value < 0.5
+    (Status.STOPPED, True)
+    """
+
+    status: ClassVar[Status] = Status.STOPPED
+    """The status of a run that this rule ends."""
+
+    @abstractmethod
+    def check(self, progress: Progress) -> Number:
+        """Return whether to stop: a bool, or in `minimize_many` a bool array of shape (A,)."""
+
+    def steps_left(self, progress: Progress) -> float:
+        """Return the number of steps after which the rule must be checked again."""
+        return math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance(StopRule):
+    """The optimality is at most `tol`."""
+
+    tol: float
+    status: ClassVar[Status] = Status.CONVERGED
+
+    def check(self, progress: Progress) -> Number:
+        """Return whether the optimality is at most `tol`."""
+        return progress.optimality <= self.tol
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps(StopRule):
+    """`max_steps` steps have been taken in this phase."""
+
+    max_steps: int
+    status: ClassVar[Status] = Status.MAX_STEPS
+
+    def check(self, progress: Progress) -> Number:
+        """Return whether the steps have been taken."""
+        return progress.step >= self.max_steps
+
+    def steps_left(self, progress: Progress) -> float:
+        """Return the number of steps left to take."""
+        return self.max_steps - progress.step
+
+
+class AllSteps(Steps):
+    """All the steps asked for have been taken: the rule of a run without a tolerance."""
+
+    status: ClassVar[Status] = Status.COMPLETED
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds(StopRule):
+    """`seconds` of wall time have passed since the run began, compilation included.
+
+    >>> import mlx.core as mx, mlxopt as mo
+    >>> mo.minimize(lambda x: mx.sum(x**2), mx.ones(2), mo.LBFGS(), stop=mo.Seconds(60)).status
+    Status.CONVERGED
+    """
+
+    seconds: float
+    status: ClassVar[Status] = Status.MAX_SECONDS
+
+    def __post_init__(self) -> None:
+        check_fields(self, "seconds", least=0)
+
+    def check(self, progress: Progress) -> Number:
+        """Return whether the time has passed."""
+        return progress.seconds >= self.seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Stall(StopRule):
+    """`patience` accepted steps in a row lowered neither the loss nor the optimality.
+
+    In place of the patience of the optimizer, when passed as `stop`. Line searches count too: the
+    rule also ends a run after three times as many records.
+
+    Args:
+        patience: accepted steps, one or more; infinity switches the rule off.
+        idle: records, trials that were not accepted included; None is 3 · patience.
+    """
+
+    patience: float = 20
+    idle: float | None = None
+    status: ClassVar[Status] = Status.NO_PROGRESS
+
+    def check(self, progress: Progress) -> Number:
+        """Return whether the patience is exhausted."""
+        idle = 3 * self.patience if self.idle is None else self.idle
+        return (progress.stalled >= self.patience) | (progress.idle >= idle)
+
+
+def stop_rules(
+    tol: float, max_steps: int, patience: float, stop: tuple[StopRule, ...] = ()
+) -> tuple[StopRule, ...]:
+    """Return the rules of a run; the first that applies gives the status.
+
+    Args:
+        tol: 0 takes every step, and leaves out the rules that judge convergence.
+        max_steps: in this phase.
+        patience: that of the optimizer.
+        stop: the rules of the user.
+    """
+    if tol == 0:
+        return (*stop, AllSteps(max_steps))
+    own = () if any(isinstance(rule, Stall) for rule in stop) else (Stall(patience),)
+    return (Tolerance(tol), *stop, Steps(max_steps), *own)
+
+
+def check_stop(stop: Any) -> tuple[StopRule, ...]:
+    """Return the argument `stop`, a rule or a sequence of rules, as a tuple."""
+    rules = tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    for rule in rules:
+        if not isinstance(rule, StopRule):
+            raise TypeError(
+                f"stop is {describe_type(rule)}; expected a stop rule, such as mo.Seconds(60), or "
+                f"a list of stop rules."
+            )
+    return rules
+
+
+def improves(
+    value: Number, optimality: Number, best_value: Number, best_optimality: Number, noise: float
+) -> Number:
+    """Return whether a point is better than the best one.
+
+    The lower value is better; where rounding hides the difference, the lower optimality is.
+
+    Args:
+        value: the loss at the point.
+        optimality: the optimality there.
+        best_value: the loss at the best point.
+        best_optimality: the optimality there.
+        noise: the relative rounding error of the loss.
+    """
+    level = np.abs(value - best_value) <= noise * np.abs(best_value)
+    return np.where(level, optimality < best_optimality, value < best_value)
+
+
+def explain(status: Status, start: Any, end: Any) -> Status:
+    """Return the status that the way from start to end shows: DIVERGED or UNBOUNDED.
+
+    Args:
+        status: why the run stopped.
+        start: the first state; its `value` and `optimality` count.
+        end: the last state.
+    """
+    steeper = end.optimality > start.optimality
+    if status is Status.NONFINITE and end.value < start.value and steeper:
+        # No loss with a minimum falls that far.
+        far = start.value - end.value > 1e6 * (1 + abs(start.value))
+        return Status.UNBOUNDED if far else status
+    if status in (Status.NONFINITE, Status.MAX_STEPS, Status.COMPLETED):
+        risen = end.value > start.value and end.optimality > 10 * start.optimality
+        return Status.DIVERGED if risen else status
+    return status
