@@ -78,8 +78,10 @@ class Loop:
         progress = Progress(0, self._seconds(), value, optimality, value, optimality)
         try:
             with late_interrupt():
-                # The end of one phase is the start of the next, and already recorded.
-                status = self._record(objective, state, 0, record=not self.phases)
+                # The end of one phase is the start of the next, and already recorded; so is the
+                # end of a run resumed without anything left to do.
+                record = not self.phases and objective.evaluations > earlier
+                status = self._record(objective, state, 0, record)
                 status = status or _status(rules, progress, state)
                 while status is None:
                     left = min((rule.steps_left(progress) for rule in rules), default=stride)

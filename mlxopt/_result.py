@@ -122,7 +122,7 @@ class Result:
         if self.certify is None:
             raise ValueError(
                 "there is no certificate: it judges a loss of all the data, without bounds or a "
-                "penalty, and neither a copy of a result nor a released one holds that loss. Write "
+                "penalty, and released results and copies of a result have lost that loss. Write "
                 "mo.certify(loss, result.params, *data)."
             )
         certificate = self.certify()

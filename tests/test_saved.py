@@ -568,8 +568,12 @@ def _state(optimizer, params=None, **options):
 @pytest.mark.parametrize(
     ("init", "error", "words"),
     [
-        (lambda: _state(mo.Adam()), TypeError, "FirstOrderState; LBFGS goes on from .*DescentState"),
-        (lambda: _state(mo.LBFGS(memory=3)), ValueError, r"init\.memory\.rows is float32 of shape \(7, 5"),
+        (lambda: _state(mo.Adam()), TypeError, "FirstOrderState; LBFGS goes on .*DescentState"),
+        (
+            lambda: _state(mo.LBFGS(memory=3)),
+            ValueError,
+            r"init\.memory\.rows is float32 of shape \(7, 5",
+        ),
         (lambda: _state(mo.LBFGS(), start(mx.float64)), ValueError, "is float64 .* is float32"),
         (
             lambda: _state(mo.LBFGS())._replace(params=mx.ones(5)),

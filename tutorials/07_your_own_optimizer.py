@@ -108,9 +108,9 @@ print(complaint)
 #
 # What calls it back must not be too strict: to ask for a lower loss at every step would spoil the
 # method. Marcos Raydan's remedy (1997) is to ask only that the loss be below the *largest of the
-# last ten*. So the state holds ten values, and a trial is checked before it is accepted. If it is too
-# high, or NaN, the parameters stay as they are, `moved` says so, and the next call of `step` is a
-# shorter trial. A step is never a loop.
+# last ten*. So the state holds ten values, and a trial is checked before it is accepted. If it is
+# too high, or NaN, the parameters stay as they are, `moved` says so, and the next call of `step` is
+# a shorter trial. A step is never a loop.
 
 
 # %%
