@@ -26,12 +26,15 @@ from mlxopt._tree import (
     check_params,
     count,
     epsilon,
+    from_host,
     largest_entry,
     leaves,
-    numpy_dtype,
     ravel,
     read,
     to_data,
+    to_device,
+    to_host,
+    to_numpy,
     unravel,
     working_dtype,
 )
@@ -243,16 +246,14 @@ class _Minimizer:
             product = mx.compile(hvp(self.loss, compile=False))
 
             def times(vector: np.ndarray) -> np.ndarray:
-                tree = unravel(mx.array(vector.astype(numpy_dtype(dtype)), dtype=dtype), right)
-                return _numpy(product(self.params, tree, *self.args), dtype)
+                return to_host(product(self.params, from_host(vector, right), *self.args))
 
-            vector = _numpy(_detached(right), dtype)
-            found = conjugate_gradients(times, vector, epsilon(self.params))
-            return unravel(mx.array(found.astype(numpy_dtype(dtype)), dtype=dtype), right)
+            found = conjugate_gradients(times, to_host(_detached(right)), epsilon(self.params))
+            return from_host(found, right)
         if self._root is None:
             matrix = hessian(self.loss, flat=True, compile=False)(self.params, *self.args)
-            root = inverse_root(np.array(matrix, dtype=np.float64), epsilon(self.params))
-            self._root = mx.array(root.astype(numpy_dtype(dtype)), dtype=dtype)
+            root = inverse_root(to_numpy(matrix), epsilon(self.params))
+            self._root = to_device(root, dtype)
         # Products alone, so that many cotangents can be solved for at once (a Jacobian by vmap).
         return unravel(self._root @ (self._root.T @ ravel(right, dtype)), self.params)
 
@@ -365,10 +366,6 @@ def _inner(one: Tree, other: Tree) -> mx.array:
     """Return the inner product of two trees of one make, in the working dtype."""
     dtype = working_dtype(one)
     return mx.inner(ravel(one, dtype), ravel(other, dtype))
-
-
-def _numpy(tree: Tree, dtype: mx.Dtype) -> np.ndarray:
-    return np.array(ravel(tree, dtype), dtype=np.float64)
 
 
 def _detached(tree: Any) -> Any:

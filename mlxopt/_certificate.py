@@ -19,13 +19,12 @@ from mlxopt._tree import (
     Tree,
     as_data,
     check_params,
-    count,
     default_tol,
     dtype_name,
     epsilon,
-    ravel,
+    from_host,
     read,
-    unravel,
+    to_host,
     widened,
     working_dtype,
 )
@@ -82,12 +81,12 @@ class _Point:
     def __init__(self, loss: Callable[..., mx.array], params: Tree, data: tuple[Any, ...]) -> None:
         narrow = Objective(loss, as_data(data, params), compile=False)
         _, grad = narrow.value_and_grad(params)
-        rounded = np.array(ravel(grad, working_dtype(params)), dtype=np.float64)
+        rounded = to_host(grad)
         self.epsilon, self.dtype = epsilon(params), dtype_name(working_dtype(params))
         self.params = widened(params)
         # Few evaluations: compiling would take longer.
         self.objective = Objective(loss, widened(as_data(data, self.params)), compile=False)
-        self.x = np.array(ravel(self.params, mx.float64))
+        self.x = to_host(self.params)
         self.value, self.grad = self.at(self.x)
         self.noise = 10 * 2.0**-52 * abs(self.value)
         # What rounding does to the gradient: that of its computation, and that of the parameters.
@@ -98,8 +97,8 @@ class _Point:
 
     def at(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the loss and its gradient, shape (p,), at `x`."""
-        value, grad = self.objective.value_and_grad(unravel(mx.array(x, mx.float64), self.params))
-        return read(value)[0], np.array(ravel(grad, mx.float64))
+        value, grad = self.objective.value_and_grad(from_host(x, self.params))
+        return read(value)[0], to_host(grad)
 
     def certificate(self, tol: float) -> Certificate:
         """Return what can be said of the point."""
@@ -260,8 +259,8 @@ class _Lanczos:
 
     def _times(self, vector: np.ndarray) -> np.ndarray:
         point = self._point
-        tree = unravel(mx.array(vector, mx.float64), point.params)
-        return np.array(ravel(point.objective.hvp(point.params, tree), mx.float64))
+        tree = from_host(vector, point.params)
+        return to_host(point.objective.hvp(point.params, tree))
 
     def flat_directions(self) -> list[np.ndarray]:
         """Return unit vectors along which the loss has no curvature, five at most."""
@@ -295,6 +294,6 @@ def _hessian(point: _Point) -> np.ndarray:
     try:
         return np.array(point.objective.hessian(point.params))
     except (ValueError, RuntimeError):  # a loss that branches on values cannot be batched
-        units = mx.eye(count(point.params), dtype=mx.float64)
-        rows = [point.objective.hvp(point.params, unravel(unit, point.params)) for unit in units]
-        return np.stack([np.array(ravel(row, mx.float64)) for row in rows])
+        units = np.eye(point.x.size)
+        rows = [point.objective.hvp(point.params, from_host(e, point.params)) for e in units]
+        return np.stack([to_host(row) for row in rows])

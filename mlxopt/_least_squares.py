@@ -27,17 +27,18 @@ from mlxopt._tree import (
     check_params,
     count,
     epsilon,
+    from_host,
     leaves,
-    ravel,
+    to_host,
+    to_numpy,
     widened,
-    working_dtype,
 )
 from mlxopt.autodiff import check_is_callable
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._bounds import bound_vectors, check_bounds, check_inside
 from mlxopt.optimizers._descent import DescentState
 from mlxopt.optimizers._polish import Polish
-from mlxopt.optimizers._residual import Linearization, host, tree_of
+from mlxopt.optimizers._residual import Linearization
 from mlxopt.optimizers.gauss_newton import GaussNewton
 from mlxopt.optimizers.levenberg_marquardt import LevenbergMarquardt
 
@@ -80,7 +81,7 @@ class LeastSquaresResult(Result):
     @property
     def standard_errors(self) -> Tree:
         """The square roots of the covariance's diagonal, a tree like `params`."""
-        return tree_of(np.sqrt(np.diag(self.covariance)), self.params)
+        return from_host(np.sqrt(np.diag(self.covariance)), self.params)
 
     def intervals(self, level: float = 0.95) -> tuple[Tree, Tree]:
         """Return lower and upper ends of intervals for each parameter, trees like `params`.
@@ -97,9 +98,9 @@ class LeastSquaresResult(Result):
         from scipy.special import stdtrit
 
         reach = float(stdtrit(self.degrees_of_freedom, 0.5 + 0.5 * float(level)))
-        center = host(ravel(self.params, working_dtype(self.params)))
+        center = to_host(self.params)
         width = reach * np.sqrt(np.diag(self.covariance))
-        return tree_of(center - width, self.params), tree_of(center + width, self.params)
+        return from_host(center - width, self.params), from_host(center + width, self.params)
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = super()._rows()
@@ -314,9 +315,9 @@ def _box(params: Tree, bounds: Any, checked: bool = False) -> tuple[Tree, Bounds
     lower, upper = bound_vectors("least_squares", lower, upper, params)
     if not checked:
         check_inside("least_squares", params, lower, upper)
-    box = Bounds(host(lower), host(upper))
-    x = host(ravel(params, working_dtype(params)))
-    return tree_of(np.clip(x, box.lower, box.upper), params), box
+    box = Bounds(to_numpy(lower), to_numpy(upper))
+    x = to_host(params)
+    return from_host(np.clip(x, box.lower, box.upper), params), box
 
 
 def _described(loop: Loop, state: Any, status: Status, robust: Robust) -> LeastSquaresResult:

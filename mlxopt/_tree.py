@@ -1,4 +1,4 @@
-"""Trees of parameters: their leaves by path, one flat vector, a move along a direction.
+"""Trees of parameters: leaves by path, one vector on the device or the host, structure in words.
 
 A tree is an array, or a list, tuple, dict or NamedTuple of trees. Leaves come in the order of
 `mlx.utils.tree_flatten`: dictionaries in insertion order, sequences by index.
@@ -7,6 +7,7 @@ A tree is an array, or a list, tuple, dict or NamedTuple of trees. Leaves come i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -19,19 +20,29 @@ Vector = mx.array  # the entries of a tree as one array of shape (p,)
 
 HALF = (mx.float16, mx.bfloat16)
 FLOATS = (*HALF, mx.float32, mx.float64)
+EPSILON = {mx.float64: 2.0**-52, mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
+
+
+# --- Leaves --------------------------------------------------------------------------------------
+
+
+def children(tree: Tree) -> list[tuple[str, Any]] | None:
+    """Return the subtrees as (step, subtree), the step as in `params['w'][0]`; None for a leaf."""
+    if isinstance(tree, dict):
+        return [(f"[{key!r}]", child) for key, child in tree.items()]
+    if hasattr(tree, "_fields"):
+        return [(f".{name}", child) for name, child in zip(tree._fields, tree, strict=True)]
+    if isinstance(tree, (list, tuple)):
+        return [(f"[{index}]", child) for index, child in enumerate(tree)]
+    return None
 
 
 def leaves_with_paths(tree: Tree) -> list[tuple[str, Any]]:
-    """Return leaves as (path, leaf), the path as a person would write it: `params['w'][0]`."""
-    if isinstance(tree, dict):
-        steps = [(f"[{key!r}]", child) for key, child in tree.items()]
-    elif hasattr(tree, "_fields"):
-        steps = [(f".{name}", child) for name, child in zip(tree._fields, tree, strict=True)]
-    elif isinstance(tree, (list, tuple)):
-        steps = [(f"[{index}]", child) for index, child in enumerate(tree)]
-    else:
+    """Return leaves as (path, leaf), the path as in `params['w'][0]`."""
+    below = children(tree)
+    if below is None:
         return [("", tree)]
-    return [(step + path, leaf) for step, child in steps for path, leaf in leaves_with_paths(child)]
+    return [(step + path, leaf) for step, child in below for path, leaf in leaves_with_paths(child)]
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -39,10 +50,149 @@ def leaves(tree: Tree) -> list[Any]:
     return [leaf for _, leaf in tree_flatten(tree)]
 
 
+def from_leaves(arrays: Iterable[Any], like: Tree) -> Tree:
+    """Return these leaves, in `tree_flatten` order, as a tree of the structure of `like`."""
+    remaining = iter(arrays)
+    return tree_map(lambda _: next(remaining), like)
+
+
 def read(*scalars: mx.array) -> tuple[float, ...]:
     """Return the numbers that these arrays of shape () hold: one wait for the device."""
     mx.eval(*scalars)
     return tuple(float(scalar) for scalar in scalars)
+
+
+def is_finite(*values: float) -> bool:
+    """Return whether every one of these numbers is finite."""
+    return all(math.isfinite(value) for value in values)
+
+
+def count(tree: Tree) -> int:
+    """Return p, the number of entries in all leaves together."""
+    return sum(leaf.size for leaf in leaves(tree))
+
+
+def largest_entry(tree: Tree) -> mx.array:
+    """Return the largest absolute entry of all leaves, a scalar array (NaN if any entry is)."""
+    # mx.max passes NaN on, and so does maximum: a NaN anywhere shows.
+    largest = [mx.max(mx.abs(leaf)) for leaf in leaves(tree)]
+    dtype = working_dtype(tree)
+    result = largest[0].astype(dtype)
+    for value in largest[1:]:
+        result = mx.maximum(result, value.astype(dtype))
+    return result
+
+
+# --- Dtypes --------------------------------------------------------------------------------------
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """Return the bare name of a dtype: `float32`, not `mlx.core.float32`."""
+    return str(dtype).rpartition(".")[2]
+
+
+def numpy_dtype(dtype: mx.Dtype) -> Any:
+    """Return NumPy's dtype for float64 and float32."""
+    return np.float64 if dtype == mx.float64 else np.float32
+
+
+def working_dtype(params: Tree) -> mx.Dtype:
+    """Return the dtype for vectors made of these leaves: float64 if any is, else float32."""
+    return mx.float64 if any(leaf.dtype == mx.float64 for leaf in leaves(params)) else mx.float32
+
+
+def epsilon(params: Tree) -> float:
+    """Return the machine epsilon of the coarsest leaf: the relative rounding error of a loss."""
+    return max(EPSILON[leaf.dtype] for leaf in leaves(params))
+
+
+def default_tol(params: Tree) -> float:
+    """Return the default tolerance for the largest entry of the gradient."""
+    dtypes = {leaf.dtype for leaf in leaves(params)}
+    if dtypes & set(HALF):
+        return 1e-3
+    return 1e-5 if mx.float32 in dtypes else 1e-8
+
+
+def widened(tree: Tree) -> Tree:
+    """Return a tree with its floating-point arrays in float64; integers stay what they are."""
+
+    def widen(leaf: Any) -> Any:
+        narrow = isinstance(leaf, mx.array) and leaf.dtype in FLOATS
+        return leaf.astype(mx.float64, stream=mx.cpu) if narrow else leaf
+
+    return tree_map(widen, tree)
+
+
+# --- Vectors of all entries, shape (p,) ----------------------------------------------------------
+
+
+def ravel(tree: Tree, dtype: mx.Dtype) -> mx.array:
+    """Return all entries as one vector, shape (p,), in `tree_flatten` order."""
+    flat = [leaf.reshape(-1).astype(dtype) for leaf in leaves(tree)]
+    return flat[0] if len(flat) == 1 else mx.concatenate(flat)
+
+
+def unravel(vector: mx.array, like: Tree) -> Tree:
+    """Return the tree shaped and typed as `like` whose `ravel` is `vector`."""
+    parts = pieces(vector, like)
+    return tree_map(lambda leaf: next(parts).astype(leaf.dtype), like)
+
+
+def move(params: Tree, direction: mx.array, step_size: mx.array) -> Tree:
+    """Return params + step_size · direction, the direction one vector, each leaf in its dtype."""
+    parts = pieces(direction, params)
+    return tree_map(lambda leaf: (leaf + step_size * next(parts)).astype(leaf.dtype), params)
+
+
+def pieces(vectors: Any, like: Tree) -> Iterator[Any]:
+    """Yield the part of each leaf of `like` in vectors (..., p) of MLX or NumPy, in its shape."""
+    start = 0
+    for leaf in leaves(like):
+        part = vectors[..., start : start + leaf.size]
+        start += leaf.size
+        yield part.reshape((*vectors.shape[:-1], *leaf.shape))
+
+
+def to_host(tree: Tree, lead: int = 0) -> np.ndarray:
+    """Return all entries as one float64 vector of the host, shape (p,), in `tree_flatten` order.
+
+    The first `lead` axes of the leaves, which they share, are kept: (..., p).
+    """
+    mx.eval(tree)
+    flat = [to_numpy(leaf) for leaf in leaves(tree)]
+    flat = [leaf.reshape((*leaf.shape[:lead], -1)) for leaf in flat]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=-1)
+
+
+def from_host(vectors: np.ndarray, like: Tree) -> Tree:
+    """Return vectors of the host, shape (..., p), as a tree like `like` with their leading axes."""
+    parts = pieces(vectors, like)
+    return tree_map(lambda leaf: to_device(next(parts), leaf.dtype), like)
+
+
+def rounded(vectors: np.ndarray, like: Tree) -> np.ndarray:
+    """Return vectors of the host, shape (..., p), rounded to the dtypes of the leaves of `like`."""
+    dtypes = {leaf.dtype for leaf in leaves(like)}
+    if len(dtypes) == 1 and not dtypes & set(HALF):
+        with np.errstate(over="ignore"):
+            return vectors.astype(numpy_dtype(dtypes.pop())).astype(np.float64)
+    return to_host(from_host(vectors, like), lead=vectors.ndim - 1)
+
+
+def to_numpy(array: mx.array) -> np.ndarray:
+    """Return an array as float64 on the host."""
+    narrow = array.dtype == mx.bfloat16  # NumPy has no such dtype
+    return np.array(array.astype(mx.float32) if narrow else array, dtype=np.float64)
+
+
+def to_device(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    """Return an array of the host as an MLX array of a floating dtype."""
+    with np.errstate(over="ignore"):
+        return mx.array(array.astype(numpy_dtype(dtype)), dtype=dtype)
+
+
+# --- Structure, shapes and dtypes ----------------------------------------------------------------
 
 
 def check_params(params: Tree) -> None:
@@ -73,80 +223,8 @@ def check_params(params: Tree) -> None:
             raise ValueError(f"{name} is empty: its shape is {leaf.shape}.")
 
 
-def dtype_name(dtype: mx.Dtype) -> str:
-    """Return the bare name of a dtype: `float32`, not `mlx.core.float32`."""
-    return str(dtype).rpartition(".")[2]
-
-
-def working_dtype(params: Tree) -> mx.Dtype:
-    """Return the dtype for vectors made of these leaves: float64 if any is, else float32."""
-    return mx.float64 if any(leaf.dtype == mx.float64 for leaf in leaves(params)) else mx.float32
-
-
-def ravel(tree: Tree, dtype: mx.Dtype) -> mx.array:
-    """Return all entries as one vector, shape (p,), in `tree_flatten` order."""
-    flat = [leaf.reshape(-1).astype(dtype) for leaf in leaves(tree)]
-    return flat[0] if len(flat) == 1 else mx.concatenate(flat)
-
-
-def unravel(vector: mx.array, like: Tree) -> Tree:
-    """Return the tree shaped and typed as `like` whose `ravel` is `vector`."""
-    start = 0
-
-    def take(leaf: mx.array) -> mx.array:
-        nonlocal start
-        piece = vector[start : start + leaf.size]
-        start += leaf.size
-        return piece.reshape(leaf.shape).astype(leaf.dtype)
-
-    return tree_map(take, like)
-
-
-def to_host(tree: Tree) -> np.ndarray:
-    """Return all entries as one float64 vector of NumPy, shape (p,), in `tree_flatten` order."""
-    return np.array(ravel(tree, working_dtype(tree))).astype(np.float64, copy=False)
-
-
-def to_device(vector: np.ndarray, like: Tree) -> Vector:
-    """Return a vector of NumPy as one of MLX, in the working dtype of `like`."""
-    dtype = working_dtype(like)
-    return mx.array(vector.astype(numpy_dtype(dtype)), dtype=dtype)
-
-
-def move(params: Tree, direction: mx.array, step_size: mx.array) -> Tree:
-    """Return params + step_size · direction, the direction one vector, each leaf in its dtype."""
-    start = 0
-
-    def shift(leaf: mx.array) -> mx.array:
-        nonlocal start
-        piece = direction[start : start + leaf.size].reshape(leaf.shape)
-        start += leaf.size
-        return (leaf + step_size * piece).astype(leaf.dtype)
-
-    return tree_map(shift, params)
-
-
-def numpy_dtype(dtype: mx.Dtype) -> Any:
-    """Return NumPy's dtype for float64 and float32."""
-    return np.float64 if dtype == mx.float64 else np.float32
-
-
-def epsilon(params: Tree) -> float:
-    """Return the machine epsilon of the coarsest leaf: the relative rounding error of a loss."""
-    sizes = {mx.float64: 2.0**-52, mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
-    return max(sizes[leaf.dtype] for leaf in leaves(params))
-
-
-def default_tol(params: Tree) -> float:
-    """Return the default tolerance for the largest entry of the gradient."""
-    dtypes = {leaf.dtype for leaf in leaves(params)}
-    if dtypes & set(HALF):
-        return 1e-3
-    return 1e-5 if mx.float32 in dtypes else 1e-8
-
-
 def structure(tree: Tree) -> Any:
-    """Return a tree with its arrays taken out: equal for trees of the same make."""
+    """Return a tree without its arrays, to be compared with that of another."""
     if isinstance(tree, dict):
         return {key: structure(child) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -154,25 +232,91 @@ def structure(tree: Tree) -> Any:
     return None
 
 
-def count(tree: Tree) -> int:
-    """Return p, the number of entries in all leaves together."""
-    return sum(leaf.size for leaf in leaves(tree))
+def describe_structure(tree: Any) -> str:
+    """Return the top of a tree in words: `float32 of shape (2,)`, `a dict with the keys ['w']`."""
+    if isinstance(tree, mx.array):
+        return f"{dtype_name(tree.dtype)} of shape {tree.shape}"
+    if isinstance(tree, np.ndarray):
+        return f"NumPy {tree.dtype} of shape {tree.shape}"
+    if isinstance(tree, dict):
+        return f"a dict with the keys {list(tree)}"
+    if isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
+        return f"a {type(tree).__name__} of {len(tree)}"
+    return f"a {type(tree).__name__}"
 
 
-def largest_entry(tree: Tree) -> mx.array:
-    """Return the largest absolute entry of all leaves, a scalar array (NaN if any entry is)."""
-    # mx.max passes NaN on, and so does maximum: a NaN anywhere shows.
-    largest = [mx.max(mx.abs(leaf)) for leaf in leaves(tree)]
-    dtype = working_dtype(tree)
-    result = largest[0].astype(dtype)
-    for value in largest[1:]:
-        result = mx.maximum(result, value.astype(dtype))
-    return result
+def difference(
+    found: Any, expected: Any, optional: bool = False, path: str = ""
+) -> tuple[str, str, str] | None:
+    """Return the first difference of two trees in structure, shape or dtype; None without any.
+
+    Numbers of any value are alike, and tuples of numbers of any length.
+
+    Args:
+        found: a tree.
+        expected: another.
+        optional: None is like everything: a field of a state that has no value yet.
+        path: of the two in larger trees.
+
+    Returns:
+        (path, found, expected), the latter two in words.
+    """
+    if optional and (found is None or expected is None):
+        return None
+    here = path, describe_structure(found), describe_structure(expected)
+    both = found, expected
+    if all(isinstance(one, (mx.array, np.ndarray)) for one in both):
+        return here if here[1] != here[2] else None
+    if all(isinstance(one, (int, float, np.generic)) for one in both):
+        return None
+    # By name: a module that is imported again has other classes.
+    if type(found).__name__ != type(expected).__name__:
+        return here
+    if isinstance(found, (list, tuple)) and all(
+        isinstance(entry, (int, float)) for one in both for entry in one
+    ):
+        return None
+    ours, theirs = dict(children(found) or ()), dict(children(expected) or ())
+    if ours.keys() != theirs.keys():
+        return here
+    below = (difference(ours[step], theirs[step], optional, path + step) for step in theirs)
+    return next((one for one in below if one is not None), None)
 
 
-def is_finite(*values: float) -> bool:
-    """Return whether every one of these numbers is finite."""
-    return all(math.isfinite(value) for value in values)
+def spread(
+    branch: Any, tree: Tree, is_entry: Callable[[Any, Tree], bool], name: str, kind: str
+) -> list[Any]:
+    """Return the entry of each leaf of `tree`; an entry in `branch` serves a whole subtree.
+
+    Args:
+        branch: an entry, or a tree of entries in the structure of `tree`.
+        tree: a tree of arrays.
+        is_entry: `is_entry(branch, subtree)`, whether a branch is an entry; None must be.
+        name: of `branch` in messages, such as `LBFGSB's lower`.
+        kind: of an entry in messages, such as `bound`.
+
+    Raises:
+        ValueError: `branch` is neither an entry nor a tree like `tree`.
+    """
+    if is_entry(branch, tree):
+        return [branch] * len(leaves(tree))
+    ours, theirs = dict(children(branch) or ()), dict(children(tree) or ())
+    if isinstance(branch, (list, tuple)) and isinstance(tree, (list, tuple)):
+        ours = dict(zip(theirs, branch, strict=False)) if len(branch) == len(tree) else {}
+    if not theirs or ours.keys() != theirs.keys():
+        expected = describe_structure(tree) if theirs else f"one {kind}"
+        raise ValueError(
+            f"{name} is not a tree like params: expected {expected}, got "
+            f"{describe_structure(branch)}. None is no {kind}."
+        )
+    return [
+        entry
+        for step, child in theirs.items()
+        for entry in spread(ours[step], child, is_entry, name + step, kind)
+    ]
+
+
+# --- Data ----------------------------------------------------------------------------------------
 
 
 def to_data(item: Any, dtype: mx.Dtype) -> Any:
@@ -211,16 +355,6 @@ def as_data(items: tuple[Any, ...], params: Tree) -> tuple[Any, ...]:
     """Return data arguments as MLX takes them beside `params`."""
     dtype = working_dtype(params)
     return tuple(to_data(item, dtype) for item in items)
-
-
-def widened(tree: Tree) -> Tree:
-    """Return a tree with its floating-point arrays in float64; integers stay what they are."""
-
-    def widen(leaf: Any) -> Any:
-        narrow = isinstance(leaf, mx.array) and leaf.dtype in FLOATS
-        return leaf.astype(mx.float64, stream=mx.cpu) if narrow else leaf
-
-    return tree_map(widen, tree)
 
 
 def _holds_data(items: list[Any] | tuple[Any, ...]) -> bool:

@@ -1,5 +1,7 @@
 """Trees: flattening and back, moves, paths, what becomes of data."""
 
+from typing import Any, NamedTuple
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -21,6 +23,11 @@ trees = st.recursive(
     ),
     max_leaves=5,
 )
+
+
+class Pair(NamedTuple):
+    a: Any
+    b: Any
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,3 +97,135 @@ def test_tuples_of_arrays_are_trees_and_lists_of_rows_are_tables():
     assert nested[0]["x"].dtype == mx.float32
     assert isinstance(_tree.to_data(np.float64(2.0), mx.float64), mx.array)
     assert _tree.to_data(2.0, mx.float64) == 2.0
+
+
+# --- Vectors on the host ------------------------------------------------------------------------
+
+MIXED = {
+    "a": mx.array([1.0, -2.5]),
+    "b": [mx.array(0.1, dtype=mx.bfloat16), mx.full((2, 3), 0.1, dtype=mx.float16)],
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(trees)
+def test_from_host_undoes_to_host(tree):
+    vector = _tree.to_host(tree)
+    assert (vector.dtype, vector.shape) == (np.float64, (_tree.count(tree),))
+    np.testing.assert_array_equal(vector, np.array(_tree.ravel(tree, mx.float32), np.float64))
+    back = _tree.from_host(vector, tree)
+    assert _tree.difference(back, tree) is None
+    assert all(map(mx.array_equal, _tree.leaves(back), _tree.leaves(tree)))
+
+
+def test_the_host_holds_every_dtype_exactly():
+    vector = _tree.to_host(MIXED)
+    bf16, half = float(mx.array(0.1, dtype=mx.bfloat16)), float(np.float16(0.1))
+    np.testing.assert_array_equal(vector, [1.0, -2.5, bf16, *[half] * 6])
+    with mx.stream(mx.cpu):
+        wide = {"a": mx.array(np.array([0.1]), dtype=mx.float64), "b": mx.array(0.1)}
+        np.testing.assert_array_equal(_tree.to_host(wide), [0.1, np.float32(0.1)])
+
+
+def test_leading_axes():
+    vectors = np.random.default_rng(0).normal(size=(4, 2, 9))
+    tree = _tree.from_host(vectors, MIXED)
+    assert tree["b"][1].shape == (4, 2, 2, 3)
+    assert tree["b"][0].dtype == mx.bfloat16
+    found = _tree.to_host(tree, lead=2)
+    assert found.shape == vectors.shape
+    np.testing.assert_array_equal(found, _tree.rounded(vectors, MIXED))
+    np.testing.assert_array_equal(found[1, 0], _tree.to_host(_tree.from_host(vectors[1, 0], MIXED)))
+    single = {"w": mx.zeros(9)}
+    np.testing.assert_array_equal(_tree.rounded(vectors, single), vectors.astype(np.float32))
+
+
+def test_a_number_beyond_the_dtype_becomes_infinite_without_a_warning():
+    assert _tree.from_host(np.array([1e300]), mx.zeros(1)).item() == np.inf
+    assert _tree.rounded(np.array([1e300]), mx.zeros(1)) == np.inf
+
+
+# --- Structure in words -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        (mx.zeros((2, 3), dtype=mx.float16), "float16 of shape (2, 3)"),
+        (np.zeros(2), "NumPy float64 of shape (2,)"),
+        ({"w": 1, "b": 2}, "a dict with the keys ['w', 'b']"),
+        ([1, 2], "a list of 2"),
+        ((1, 2, 3), "a tuple of 3"),
+        (Pair(1, 2), "a Pair"),
+        (1.0, "a float"),
+    ],
+)
+def test_a_structure_in_words(tree, words):
+    assert _tree.describe_structure(tree) == words
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "difference"),
+    [
+        (MIXED, MIXED, None),
+        ({"b": 1, "a": 2.0}, {"a": 3, "b": 4}, None),  # numbers may have any value
+        (((), (1, 2)), ((3,), ()), None),  # and tuples of numbers any length
+        (
+            {"w": mx.zeros(2)},
+            {"w": mx.zeros(3)},
+            ("['w']", "float32 of shape (2,)", "float32 of sh"),
+        ),
+        (
+            [mx.zeros(2)],
+            [mx.zeros(2, dtype=mx.float16)],
+            ("[0]", "float32 of shape (2,)", "float16"),
+        ),
+        (
+            [mx.zeros(2)],
+            [np.zeros(2, np.float32)],
+            ("[0]", "float32 of shape (2,)", "NumPy float32"),
+        ),
+        (Pair(1, mx.zeros(2)), Pair(1, None), (".b", "float32 of shape (2,)", "a NoneType")),
+        ({"w": 1}, {"v": 1}, ("", "a dict with the keys ['w']", "a dict with the keys ['v']")),
+        ([mx.zeros(1)], [mx.zeros(1)] * 2, ("", "a list of 1", "a list of 2")),
+        ([mx.zeros(1)], (mx.zeros(1),), ("", "a list of 1", "a tuple of 1")),
+    ],
+)
+def test_the_first_difference_of_two_trees(found, expected, difference):
+    came = _tree.difference(found, expected)
+    assert (came is None) == (difference is None)
+    if came and difference:
+        assert came[:2] == difference[:2]
+        assert came[2].startswith(difference[2])
+
+
+def test_a_field_without_a_value_is_like_any():
+    assert _tree.difference(Pair(1, None), Pair(1, mx.zeros(2)), optional=True) is None
+
+
+def spread(branch, tree):
+    return _tree.spread(branch, tree, lambda one, _: isinstance(one, str | None), "names", "name")
+
+
+def test_an_entry_serves_all_leaves_below_it():
+    tree = {"a": [mx.zeros(1), mx.zeros(1)], "b": Pair(mx.zeros(1), mx.zeros(1))}
+    assert spread("x", tree) == ["x"] * 4
+    assert spread({"b": (None, "y"), "a": "x"}, tree) == ["x", "x", None, "y"]
+
+
+@pytest.mark.parametrize(
+    ("branch", "words"),
+    [
+        (
+            ["x"],
+            "names is not a tree like params: expected a dict with the keys .*, got a list of 1",
+        ),
+        ({"a": "x"}, r"got a dict with the keys \['a'\]. None is no name"),
+        ({"a": ["x"], "b": None}, r"names\['a'\] is not .* expected a list of 2, got a list of 1"),
+        ({"a": ["x", {}], "b": None}, r"names\['a'\]\[1\] is not .* expected one name, got a dict"),
+    ],
+)
+def test_entries_in_another_structure(branch, words):
+    tree = {"a": [mx.zeros(1), mx.zeros(1)], "b": mx.zeros(1)}
+    with pytest.raises(ValueError, match=words):
+        spread(branch, tree)

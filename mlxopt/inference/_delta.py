@@ -10,11 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._checks import describe_type
-from mlxopt._tree import Tree, leaves, to_data
+from mlxopt._tree import Tree, leaves, to_data, to_host, widened
 from mlxopt.autodiff import check_is_callable, jacobian
 from mlxopt.autodiff._guards import name_of
-from mlxopt.inference._estimates import Estimates, entry_names, flat
-from mlxopt.inference._likelihood import in_float64
+from mlxopt.inference._estimates import Estimates, entry_names
 
 
 def delta(
@@ -59,13 +58,13 @@ def delta(
         )
     with mx.stream(mx.cpu):
         point = estimates.values
-        data = tuple(in_float64(to_data(item, mx.float64)) for item in data)
+        data = tuple(widened(to_data(item, mx.float64)) for item in data)
         matrix = np.array(jacobian(function, flat=True, compile=compile)(point, *data))
-        values = in_float64(function(point, *data))
+        values = widened(function(point, *data))
         mx.eval(leaves(values))
     name = name_of(function)
     names = entry_names("function" if name == "<lambda>" else name, values)
-    for what, rows in ("value", flat(values)[:, None]), ("derivative", matrix):
+    for what, rows in ("value", to_host(values)[:, None]), ("derivative", matrix):
         wrong = ~np.isfinite(rows).all(axis=1)
         if wrong.any():
             raise ValueError(

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mlx.utils import tree_map
 
 from mlxopt._checks import check_number
-from mlxopt._tree import Tree, leaves, leaves_with_paths
+from mlxopt._tree import Tree, from_leaves, leaves_with_paths, pieces, to_host
 
 _MOST_ROWS = 60
 
@@ -76,7 +75,7 @@ class Estimates:
     @property
     def estimate(self) -> np.ndarray:
         """The entries of `values`, (k,), float64."""
-        return flat(self.values)
+        return to_host(self.values)
 
     @property
     def standard_errors(self) -> np.ndarray:
@@ -98,14 +97,7 @@ class Estimates:
                 f"vector has shape {vector.shape}; expected ({len(self.names)},), an entry for "
                 f"each of names."
             )
-        start = 0
-
-        def take(leaf: Any) -> np.ndarray:
-            nonlocal start
-            start += leaf.size
-            return vector[start - leaf.size : start].reshape(leaf.shape)
-
-        return tree_map(take, self.values)
+        return from_leaves(pieces(vector, self.values), self.values)
 
     def intervals(self, level: float = 0.95, degrees_of_freedom: float = math.inf) -> Intervals:
         """Return Wald intervals: estimate ± quantile · standard error.
@@ -163,11 +155,6 @@ class Estimates:
         )
         clusters = f" in {self.clusters:,} clusters" if self.clusters is not None else ""
         return f"Estimates ({what}; {data}{clusters})"
-
-
-def flat(tree: Tree) -> np.ndarray:
-    """Return all entries of a tree of float64 arrays, (k,), in `tree_flatten` order."""
-    return np.concatenate([np.array(leaf, dtype=np.float64).reshape(-1) for leaf in leaves(tree)])
 
 
 def entry_names(base: str, tree: Tree) -> tuple[str, ...]:

@@ -12,9 +12,18 @@ from mlx.utils import tree_map
 
 from mlxopt._result import Result
 from mlxopt._status import Status
-from mlxopt._tree import FLOATS, Tree, check_params, dtype_name, leaves, to_data, unravel
+from mlxopt._tree import (
+    Tree,
+    check_params,
+    dtype_name,
+    from_host,
+    leaves,
+    to_data,
+    to_host,
+    widened,
+)
 from mlxopt.autodiff import check_is_callable, hessian, hvp, jacobian, value_and_grad
-from mlxopt.inference._estimates import entry_names, flat
+from mlxopt.inference._estimates import entry_names
 
 # How well parts of a loss must add up: MLX's own exp is good to 5e-7 in float64.
 _AGREEMENT = 1e-5
@@ -44,10 +53,10 @@ class Likelihood:
         check_params(params)
         self.function, self._compile = function, compile
         with mx.stream(mx.cpu):
-            self.params: Tree = in_float64(params)
-            self.data = tuple(in_float64(to_data(item, mx.float64)) for item in data)
+            self.params: Tree = widened(params)
+            self.data = tuple(widened(to_data(item, mx.float64)) for item in data)
             self.names = entry_names("params", self.params)
-            self.theta = flat(self.params)
+            self.theta = to_host(self.params)
             values = self._values(self.params, *self.data)
             self._check_finite(values)
             self.examples: int | None = values.shape[0] if values.ndim else None
@@ -62,7 +71,7 @@ class Likelihood:
         """Return the negative log-likelihood at theta, and its gradient, (p,)."""
         with mx.stream(mx.cpu):
             value, grad = self._value_and_grad(self._tree(theta), *self.data)
-            return float(value.item()), flat(grad)
+            return float(value.item()), to_host(grad)
 
     def hessian(self, theta: np.ndarray) -> np.ndarray:
         """Return the second derivatives at theta, (p, p), symmetric."""
@@ -77,7 +86,7 @@ class Likelihood:
             return np.array(rows(self.params, *self.data))
 
     def _tree(self, theta: np.ndarray) -> Tree:
-        return unravel(mx.array(theta, dtype=mx.float64), self.params)
+        return from_host(theta, self.params)
 
     @property
     def _values(self) -> Callable[..., mx.array]:
@@ -214,22 +223,9 @@ class Likelihood:
         weights = np.random.default_rng(0).uniform(0.5, 1.5, len(self.theta))
         vector = self._tree(weights)
         try:
-            return [flat(product(self.params, vector, *part)) for part in parts]
+            return [to_host(product(self.params, vector, *part)) for part in parts]
         except (TypeError, ValueError, IndexError, RuntimeError):
             return None
-
-
-def in_float64(tree: Any) -> Any:
-    """Return a tree with its floating-point arrays in float64, on the CPU; the rest as it is."""
-    with mx.stream(mx.cpu):
-        return tree_map(
-            lambda leaf: (
-                leaf.astype(mx.float64)
-                if isinstance(leaf, mx.array) and leaf.dtype in FLOATS
-                else leaf
-            ),
-            tree,
-        )
 
 
 def _has_axis(leaf: Any) -> bool:

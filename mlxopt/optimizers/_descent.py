@@ -24,6 +24,7 @@ from mlxopt._tree import (
     move,
     ravel,
     read,
+    to_device,
     working_dtype,
 )
 from mlxopt.optimizers._base import Optimizer
@@ -183,6 +184,12 @@ class Descent(Optimizer[DescentState]):
         if memory is None:
             return state._replace(status=Status.NO_PROGRESS, moved=False)
         return state._replace(direction=None, memory=memory, moved=False)
+
+
+def along(vector: np.ndarray, gradient: np.ndarray, params: Params, step_size: float) -> Direction:
+    """Return the direction of a vector of NumPy, shape (p,); the slope is that in float64."""
+    slope = float(vector @ gradient)
+    return Direction(to_device(vector, working_dtype(params)), slope, step_size)
 
 
 def first_step_size(squared: float) -> float:

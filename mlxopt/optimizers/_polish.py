@@ -16,15 +16,13 @@ import numpy as np
 from mlxopt._objective import Objective
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, epsilon
+from mlxopt._tree import Tree, epsilon, from_host, to_numpy
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._residual import (
     Linearization,
     evaluate,
-    host,
     linearize,
     needs_residual,
-    tree_of,
     trial_at,
 )
 
@@ -84,7 +82,7 @@ class Polish(Optimizer[PolishState]):
         state = state._replace(moved=False)
         if state.escape is not None:
             return self._leave(objective, state, free, state.escape)
-        matrix = host(objective.hessian(state.params))[np.ix_(free, free)]
+        matrix = to_numpy(objective.hessian(state.params))[np.ix_(free, free)]
         end = state._replace(status=Status.COMPLETED)
         if not (len(free) and np.isfinite(matrix).all()):
             return end
@@ -142,5 +140,5 @@ class Polish(Optimizer[PolishState]):
 
 
 def _at(params: Tree, model: Linearization) -> PolishState:
-    grad = tree_of(model.gradient, params)
+    grad = from_host(model.gradient, params)
     return PolishState(params, model.value, grad, model.optimality, None, True, model)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._residual_objective import ResidualObjective
-from mlxopt._tree import Tree, epsilon, numpy_dtype, ravel, unravel, working_dtype
+from mlxopt._tree import Tree, epsilon, from_host, to_host, to_numpy
 
 # A residual smaller than this share of what the parameters contribute to it is compared with that
 # instead of with itself: at a perfect fit nothing but rounding is left to be orthogonal to.
@@ -53,14 +52,9 @@ def needs_residual(objective: Objective, name: str) -> ResidualObjective:
     )
 
 
-def host(array: mx.array) -> np.ndarray:
-    """Return an array as float64 on the host."""
-    return np.array(array).astype(np.float64, copy=False)
-
-
 def evaluate(objective: ResidualObjective, params: Tree) -> tuple[np.ndarray, float]:
     """Return the residual, not weighted, and the loss at `params`; one evaluation."""
-    residual = host(objective.residual(params))
+    residual = to_numpy(objective.residual(params))
     with np.errstate(over="ignore", invalid="ignore"):
         return residual, objective.robust.value(residual)
 
@@ -77,8 +71,8 @@ def linearize(
     from so. The rounding of r, at least that of x, is added to gⱼ: what is not known to be small
     is not small.
     """
-    x = host(ravel(params, working_dtype(params)))
-    jacobian = host(objective.jacobian(params))
+    x = to_host(params)
+    jacobian = to_numpy(objective.jacobian(params))
     with np.errstate(all="ignore"):
         plain = residual
         pull, curvature = objective.robust.slopes(plain)
@@ -108,16 +102,9 @@ def linearize(
     )  # fmt: skip
 
 
-def tree_of(vector: np.ndarray, like: Tree) -> Tree:
-    """Return a vector of the host, shape (p,), as a tree like `like`."""
-    dtype = working_dtype(like)
-    return unravel(mx.array(vector.astype(numpy_dtype(dtype)), dtype=dtype), like)
-
-
 def trial_at(objective: ResidualObjective, params: Tree, x: np.ndarray) -> tuple[Tree, np.ndarray]:
     """Return the point `x`, moved within the bounds, as a tree, and as that tree rounds it."""
     if objective.bounds is not None:
         x = np.clip(x, *objective.bounds)
-    with np.errstate(over="ignore"):
-        tree = tree_of(x, params)
-    return tree, host(ravel(tree, working_dtype(params)))
+    tree = from_host(x, params)
+    return tree, to_host(tree)

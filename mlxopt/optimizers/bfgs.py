@@ -12,8 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from mlxopt._objective import Objective
-from mlxopt._tree import Params, Vector, numpy_dtype, to_device, to_host, working_dtype
-from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
+from mlxopt._tree import Params, Vector, numpy_dtype, to_host, working_dtype
+from mlxopt.optimizers._descent import (
+    Descent,
+    DescentState,
+    Direction,
+    Trial,
+    along,
+    first_step_size,
+)
 
 _MOST_PARAMETERS = 20_000  # H then takes 3.2 GB
 
@@ -66,7 +73,7 @@ class BFGS(Descent):
         direction = -(H @ gradient)
         # Once scaled, H sets the length too.
         step_size = 1.0 if scaled else first_step_size(squared)
-        return Direction(to_device(direction, state.params), float(direction @ gradient), step_size)
+        return along(direction, gradient, state.params, step_size)
 
     def update(self, state: DescentState, trial: Trial) -> BFGSMemory:
         """Return H updated with the pair of the last step."""

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from mlxopt._objective import Objective
-from mlxopt._tree import Params
+from mlxopt._tree import Params, from_host
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
 from mlxopt.optimizers._line_search import NO_SEARCH, LineSearch
 from mlxopt.optimizers._residual import (
@@ -19,7 +19,6 @@ from mlxopt.optimizers._residual import (
     evaluate,
     linearize,
     needs_residual,
-    tree_of,
     trial_at,
 )
 
@@ -48,7 +47,7 @@ class GaussNewton(Descent):
         if objective.bounds is not None:
             raise ValueError("GaussNewton knows no bounds; use LevenbergMarquardt().")
         model = linearize(objective, params, *evaluate(objective, params))
-        grad = tree_of(model.gradient, params)
+        grad = from_host(model.gradient, params)
         return DescentState(
             params, model.value, grad, model.optimality, None, False, None, NO_SEARCH, model
         )
@@ -69,7 +68,7 @@ class GaussNewton(Descent):
             return None
         model = linearize(objective, params, *evaluate(objective, params))
         slope = float(model.gradient @ state.direction)
-        grad = tree_of(model.gradient, params)
+        grad = from_host(model.gradient, params)
         return Trial(params, model.value, grad, model.optimality, slope, model=model)
 
     def judge(self, search: LineSearch, trial: Trial) -> LineSearch:

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxopt._checks import check_fields
-from mlxopt._tree import Tree, largest_entry, leaves, leaves_with_paths, working_dtype
+from mlxopt._tree import Tree, from_leaves, largest_entry, leaves, leaves_with_paths, working_dtype
 from mlxopt.optimizers._base import FirstOrder, LearningRate
 
 
@@ -93,7 +93,7 @@ class Grouped(FirstOrder):
             moved.append(iter(share))
             kept.append(buffer)
         # Each leaf is the next one of its rule's share.
-        return _rebuilt(params, [next(moved[index]) for index in self._members(params)]), kept
+        return from_leaves((next(moved[i]) for i in self._members(params)), params), kept
 
     def optimality(self, grad: Tree) -> mx.array:
         """Return the largest optimality of the rules that move something."""
@@ -241,9 +241,3 @@ def _suggestion(pattern: str, names: list[str]) -> str:
         return f"Did you mean {' or '.join(close[:3])}?"
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return f"The leaves are {listed}."
-
-
-def _rebuilt(like: Tree, arrays: list[mx.array]) -> Tree:
-    """Return the tree of the same make that holds these arrays, in order."""
-    remaining = iter(arrays)
-    return tree_map(lambda _: next(remaining), like)

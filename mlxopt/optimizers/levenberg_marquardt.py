@@ -17,14 +17,13 @@ from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._residual_objective import Bounds, ResidualObjective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, epsilon
+from mlxopt._tree import Tree, epsilon, from_host
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._residual import (
     Linearization,
     evaluate,
     linearize,
     needs_residual,
-    tree_of,
     trial_at,
 )
 
@@ -174,7 +173,7 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
     ) -> LevenbergMarquardtState:
         """Return the state at `params`."""
         scale = np.maximum(scale, np.linalg.norm(model.jacobian, axis=0))
-        grad = tree_of(model.gradient, params)
+        grad = from_host(model.gradient, params)
         return LevenbergMarquardtState(
             params, model.value, grad, model.optimality, None, True, model, scale, radius, None
         )

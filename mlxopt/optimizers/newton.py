@@ -17,10 +17,10 @@ from mlxopt._tree import (
     epsilon,
     largest_entry,
     ravel,
-    to_device,
     to_host,
+    to_numpy,
 )
-from mlxopt.optimizers._descent import Descent, DescentState, Direction
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +65,13 @@ class Newton(Descent):
                 f"Newton's hessian returned an array of shape {shape}; expected ({size}, {size}), "
                 f"the parameters in tree_flatten order."
             )
-        if isinstance(curvature, mx.array) and curvature.dtype == mx.bfloat16:
-            curvature = curvature.astype(mx.float32)  # NumPy has no such type
-        matrix = np.array(curvature, dtype=np.float64)
+        given = isinstance(curvature, mx.array)
+        matrix = to_numpy(curvature) if given else np.array(curvature, dtype=np.float64)
         gradient = to_host(state.grad)
         if not np.isfinite(matrix).all():
             return Status.NONFINITE
         direction = newton_direction(matrix, gradient, epsilon(state.params))
-        return Direction(to_device(direction, state.params), float(direction @ gradient), 1.0)
+        return along(direction, gradient, state.params, 1.0)
 
     @staticmethod
     def measure(value: mx.array, grad: Params, old_grad: Params, direction: Vector) -> mx.array:

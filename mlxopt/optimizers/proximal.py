@@ -22,15 +22,17 @@ from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
+    EPSILON,
     Tree,
     epsilon,
+    from_leaves,
     is_finite,
     largest_entry,
     leaves,
     leaves_with_paths,
-    numpy_dtype,
     ravel,
     read,
+    spread,
     working_dtype,
 )
 from mlxopt.optimizers._base import Optimizer
@@ -113,14 +115,12 @@ class ProximalGradient(Optimizer[ProximalState]):
 
     def nearest(self, params: Tree) -> Tree:
         """Return `params` projected onto the sets that it must lie in."""
-        penalties = spread(self.penalty, params)
-        return _tree(
-            [_projected(*pair) for pair in zip(leaves(params), penalties, strict=True)], params
-        )
+        penalties = penalty_of_each(self.penalty, params)
+        return from_leaves(map(_projected, leaves(params), penalties), params)
 
     def init(self, objective: Objective, params: Tree) -> ProximalState:
         """Return the state at `params`; one evaluation."""
-        penalties = spread(self.penalty, params)
+        penalties = penalty_of_each(self.penalty, params)
         _check_allowed(penalties, params)
         params = self.nearest(params)  # moves by a rounding error at most
         value, grad = objective.value_and_grad(params)
@@ -145,7 +145,7 @@ class ProximalGradient(Optimizer[ProximalState]):
         if state.model is None:
             return self._look_ahead(objective, state)
         y, t, dtype = state.model, state.step_size, working_dtype(state.params)
-        penalties = spread(self.penalty, state.params)
+        penalties = penalty_of_each(self.penalty, state.params)
         scale = mx.array(t, dtype=dtype)
         forward = objective.compiled((id(self), "step"), lambda: _bind(_step, penalties))
         trial = forward(y.params, y.grad, scale)
@@ -199,32 +199,13 @@ class ProximalGradient(Optimizer[ProximalState]):
         return state._replace(theta=theta, model=Point(y, number, grad))
 
 
-def spread(penalty: Any, params: Tree, path: str = "") -> list[Penalty | None]:
+def penalty_of_each(penalty: Any, params: Tree) -> list[Penalty | None]:
     """Return the penalty of each leaf of `params`, in `tree_flatten` order."""
-    if penalty is None or isinstance(penalty, Penalty):
-        return [penalty] * len(leaves(params))
-    if isinstance(params, dict) and isinstance(penalty, dict) and set(penalty) == set(params):
-        pairs = [(f"[{key!r}]", penalty[key], params[key]) for key in params]
-    elif (
-        isinstance(params, (list, tuple))
-        and isinstance(penalty, (list, tuple))
-        and len(penalty) == len(params)
-    ):
-        pairs = [(f"[{i}]", one, params[i]) for i, one in enumerate(penalty)]
-    else:
-        raise ValueError(
-            f"ProximalGradient's penalty{path} is not a tree like params: expected "
-            f"{_make(params)}, got {_make(penalty)}. None is no penalty."
-        )
-    return [one for step, branch, child in pairs for one in spread(branch, child, path + step)]
+    return spread(penalty, params, _is_penalty, "ProximalGradient's penalty", "penalty")
 
 
-def _make(tree: Any) -> str:
-    if isinstance(tree, dict):
-        return f"a dict with the keys {list(tree)}"
-    if isinstance(tree, (list, tuple)):
-        return f"a {type(tree).__name__} of {len(tree)}"
-    return "one penalty"
+def _is_penalty(penalty: Any, _: Tree) -> bool:
+    return penalty is None or isinstance(penalty, Penalty)
 
 
 def _check_allowed(penalties: list[Penalty | None], params: Tree) -> None:
@@ -257,12 +238,6 @@ def _bind(function: Callable[..., Any], penalties: list[Penalty | None]) -> Call
     return lambda *arrays: function(penalties, *arrays)
 
 
-def _tree(flat: list[mx.array], like: Tree) -> Tree:
-    """Return these leaves as a tree like `like`."""
-    remaining = iter(flat)
-    return tree_map(lambda _: next(remaining), like)
-
-
 def _beyond(params: Tree, before: Tree, share: mx.array) -> Tree:
     """Return x + share · (x - before), each leaf in its dtype."""
     return tree_map(lambda x, old: (x + share * (x - old)).astype(x.dtype), params, before)
@@ -274,7 +249,7 @@ def _step(penalties: list[Penalty | None], params: Tree, grad: Tree, t: mx.array
     for leaf, slope, penalty in zip(leaves(params), leaves(grad), penalties, strict=True):
         x = leaf.astype(t.dtype) - t * slope.astype(t.dtype)
         moved.append((x if penalty is None else penalty.prox(x, t)).astype(leaf.dtype))
-    return _tree(moved, params)
+    return from_leaves(moved, params)
 
 
 def _total(penalties: list[Penalty | None], params: Tree, dtype: mx.Dtype) -> mx.array:
@@ -295,7 +270,7 @@ def _optimality(
     pass for a minimum; so that difference is shaken by its rounding. What a penalty or a bound
     holds in its place stays there.
     """
-    one, eps = mx.array(1.0, dtype=dtype), float(np.finfo(numpy_dtype(dtype)).eps)
+    one, eps = mx.array(1.0, dtype=dtype), EPSILON[dtype]
     gaps = []
     for leaf, slope, penalty in zip(leaves(params), leaves(grad), penalties, strict=True):
         x, slope = leaf.astype(dtype), slope.astype(dtype)

@@ -23,9 +23,10 @@ from mlxopt._tree import (
     is_finite,
     largest_entry,
     move,
-    numpy_dtype,
     ravel,
     read,
+    to_device,
+    to_numpy,
     working_dtype,
 )
 from mlxopt.optimizers._base import Optimizer
@@ -141,7 +142,7 @@ def _with_curvature(objective: Objective, state: TrustRegionState) -> TrustRegio
     """Return the state with the eigendecomposition of the Hessian at its params, if it is exact."""
     if not len(state.eigenvalues):
         return state
-    matrix = np.array(objective.hessian(state.params), dtype=np.float64)
+    matrix = to_numpy(objective.hessian(state.params))
     if not np.isfinite(matrix).all():
         return state._replace(status=Status.NONFINITE)
     eigenvalues, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
@@ -160,11 +161,11 @@ def _minimizer(objective: Objective, state: TrustRegionState) -> tuple[mx.array,
         enough = min(0.5, math.sqrt(norm)) * norm  # as in algorithm 7.1
         found = truncated_cg(objective, state.params, g, state.squared, enough, state.radius)
         return found.step, found.decrease, found.length
-    components = state.eigenvectors.T @ np.array(g, dtype=np.float64)
+    components = state.eigenvectors.T @ to_numpy(g)
     step = exact_step(state.eigenvalues, components, state.radius)
     promised = -float(components @ step + 0.5 * step @ (state.eigenvalues * step))
-    direction = (state.eigenvectors @ step).astype(numpy_dtype(dtype))
-    return mx.array(direction, dtype=dtype), promised, float(np.linalg.norm(step))
+    direction = to_device(state.eigenvectors @ step, dtype)
+    return direction, promised, float(np.linalg.norm(step))
 
 
 def exact_step(eigenvalues: np.ndarray, components: np.ndarray, radius: float) -> np.ndarray:
