@@ -9,6 +9,7 @@ system, however many arguments there are, and none of the steps that led to p.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from mlx.utils import tree_map
 
 from mlxopt._backend import device_for
 from mlxopt._checks import check_tol, describe_type
+from mlxopt._dense import inverse_root
+from mlxopt._krylov import NotPositiveError, Product, conjugate_gradients
 from mlxopt._minimize import minimize
 from mlxopt._status import Status, warn
 from mlxopt._tree import (
@@ -248,17 +251,17 @@ class _Minimizer:
             def times(vector: np.ndarray) -> np.ndarray:
                 return to_host(product(self.params, from_host(vector, right), *self.args))
 
-            found = conjugate_gradients(times, to_host(_detached(right)), epsilon(self.params))
+            found = solve_by_products(times, to_host(_detached(right)), epsilon(self.params))
             return from_host(found, right)
         if self._root is None:
             matrix = hessian(self.loss, flat=True, compile=False)(self.params, *self.args)
-            root = inverse_root(to_numpy(matrix), epsilon(self.params))
+            root = inverse_of_hessian(to_numpy(matrix), epsilon(self.params))
             self._root = to_device(root, dtype)
         # Products alone, so that many cotangents can be solved for at once (a Jacobian by vmap).
         return unravel(self._root @ (self._root.T @ ravel(right, dtype)), self.params)
 
 
-def inverse_root(matrix: np.ndarray, eps: float) -> np.ndarray:
+def inverse_of_hessian(matrix: np.ndarray, eps: float) -> np.ndarray:
     """Return R with R Rᵀ = H⁻¹, both (p, p), float64.
 
     Args:
@@ -268,25 +271,16 @@ def inverse_root(matrix: np.ndarray, eps: float) -> np.ndarray:
     Raises:
         ValueError: H is not positive definite beyond that rounding.
     """
-    matrix = 0.5 * (matrix + matrix.T)
     if not np.isfinite(matrix).all():
         raise ValueError("the Hessian at the minimizer is not finite, so it has no derivative.")
-    # With a unit diagonal: a parameter's unit should not decide what is singular.
-    diagonal = np.diag(matrix)
-    scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1))
-    try:
-        root = np.linalg.cholesky(matrix * np.outer(scale, scale))
-    except np.linalg.LinAlgError:
-        raise _not_definite() from None
-    if np.min(np.diag(root)) ** 2 <= len(matrix) * eps:
+    root = inverse_root(matrix, eps)
+    if root is None:
         raise _not_definite()
-    return scale[:, None] * np.linalg.inv(root).T
+    return root
 
 
-def conjugate_gradients(
-    times: Callable[[np.ndarray], np.ndarray], right: np.ndarray, eps: float
-) -> np.ndarray:
-    """Return x with H x = `right`, both (p,), float64, by the method of Hestenes and Stiefel.
+def solve_by_products(times: Product, right: np.ndarray, eps: float) -> np.ndarray:
+    """Return x with H x = `right`, both (p,), float64, by conjugate gradients.
 
     Args:
         times: H times a vector (p,).
@@ -300,23 +294,14 @@ def conjugate_gradients(
     Warns:
         ConvergenceWarning: the residual stayed above √eps of `right`.
     """
-    found, residual = np.zeros_like(right), right
-    direction, size = right, float(right @ right)
-    goal = eps**1.5 * size  # of squares
-    best, least = found, size
-    for _ in range(min(_MAX_PRODUCTS, 10 * len(right))):
-        if size <= goal:
-            break
-        product = times(direction)
-        curvature = float(direction @ product)
-        if not curvature > 0:
-            raise _not_definite()
-        step = size / curvature
-        found, residual = found + step * direction, residual - step * product
-        before, size = size, float(residual @ residual)
-        direction = residual + (size / before) * direction
-        if size < least:
-            best, least = found, size
+    best, least = np.zeros_like(right), math.inf
+    most = min(_MAX_PRODUCTS, 10 * len(right))
+    try:
+        for found, size in conjugate_gradients(times, right, eps**0.75, most):
+            if size < least:
+                best, least = found, size
+    except NotPositiveError:
+        raise _not_definite() from None
     # The recurrence drifts from the residual, which is what counts.
     rest = right - times(best)
     relative = float(np.sqrt(rest @ rest) / max(np.sqrt(right @ right), 1e-300))

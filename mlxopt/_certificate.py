@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._dense import eigen
+from mlxopt._krylov import NotPositiveError, conjugate_gradients, lanczos
 from mlxopt._objective import Objective
 from mlxopt._result import Certificate
 from mlxopt._tree import (
@@ -31,7 +33,7 @@ from mlxopt._tree import (
 from mlxopt.autodiff import check_is_callable
 
 _DENSE = 200  # parameters up to which the whole Hessian is computed
-_LANCZOS = 30  # Hessian-vector products beyond that
+_PRODUCTS = 30  # Hessian-vector products beyond that
 # Curvature below this part of the largest counts as none: MLX's exp in float64 is good to 5e-7.
 _FLAT = 1e-6
 
@@ -100,6 +102,10 @@ class _Point:
         value, grad = self.objective.value_and_grad(from_host(x, self.params))
         return read(value)[0], to_host(grad)
 
+    def hvp(self, vector: np.ndarray) -> np.ndarray:
+        """Return the Hessian times a vector, both (p,)."""
+        return to_host(self.objective.hvp(self.params, from_host(vector, self.params)))
+
     def certificate(self, tol: float) -> Certificate:
         """Return what can be said of the point."""
         largest = float(np.abs(self.grad).max())
@@ -108,8 +114,7 @@ class _Point:
                 "Not a minimum: the loss or its gradient is not finite here.", False, largest,
                 self.floor, None, None, None, None,
             )  # fmt: skip
-        hessian = _Dense(self) if self.x.size <= _DENSE else _Lanczos(self)
-        step = hessian.newton_step()
+        hessian, step = _dense(self) if self.x.size <= _DENSE else _by_products(self)
         decrement = distance = None
         if step is not None:
             decrement = float(np.sqrt(max(-self.grad @ step, 0.0)))
@@ -121,7 +126,7 @@ class _Point:
         )  # fmt: skip
 
     def _verdict(
-        self, tol: float, largest: float, hessian: _Dense | _Lanczos, step: np.ndarray | None,
+        self, tol: float, largest: float, hessian: _Curvature, step: np.ndarray | None,
         distance: float | None,
     ) -> tuple[str, bool]:  # fmt: skip
         if largest > max(tol, 2 * self.floor):
@@ -135,7 +140,7 @@ class _Point:
                 f"A saddle or a maximum: the gradient is {zero} but the loss curves down in some "
                 f"direction. Start elsewhere."
             ), False
-        ways = [self._along(direction) for direction in hessian.flat_directions()]
+        ways = [self._along(direction) for direction in hessian.flat_directions]
         if "down" in ways:
             return (
                 f"No minimum: the gradient is {zero}, but the loss falls along a direction without "
@@ -188,105 +193,56 @@ class _Point:
         return True
 
 
-class _Dense:
-    """The Hessian, whole, in units that give it a unit diagonal."""
+class _Curvature:
+    """What is known of the Hessian's eigenvalues.
 
-    def __init__(self, point: _Point) -> None:
-        matrix = _hessian(point)
-        self.doubt = ""
-        if not np.isfinite(matrix).all():  # no second derivative: a look along some axes then
-            self.doubt = ", as far as some axes show: its second derivative is not finite"
-            matrix = np.zeros_like(matrix)
-        matrix = 0.5 * (matrix + matrix.T)
-        diagonal = np.abs(np.diag(matrix))
-        self._scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-        self._scaled = matrix * np.outer(self._scale, self._scale)
-        self._grad = point.grad
-        self._values, self._vectors = np.linalg.eigh(self._scaled)
-        self._threshold = _FLAT * float(np.abs(self._values).max())
-        own = np.linalg.eigvalsh(matrix)
-        self.smallest = float(own[0])
-        positive = self._values[0] > self._threshold
-        self.condition = float(own[-1] / own[0]) if positive and own[0] > 0 else None
-        self.is_indefinite = bool(self._values[0] < -self._threshold)
-        self.is_zero = not matrix.any()
+    Args:
+        values: ascending, (k,), those of the scaled Hessian or of a part of it.
+        vectors: the directions that they belong to, (p, k).
+        ends: the smallest and the largest eigenvalue in the units of the parameters.
+        doubt: what restricts a verdict, in words.
+    """
 
-    def flat_directions(self) -> list[np.ndarray]:
-        """Return unit vectors along which the loss has no curvature, five at most."""
-        flat = np.flatnonzero(np.abs(self._values) <= self._threshold)[:5]
-        directions = [self._scale * self._vectors[:, i] for i in flat]
-        return [direction / np.linalg.norm(direction) for direction in directions]
-
-    def newton_step(self) -> np.ndarray | None:
-        """Return -H⁻¹ gradient; None unless H is safely positive definite."""
-        if not self._values[0] > self._threshold:
-            return None
-        coefficients = self._vectors.T @ (self._scale * self._grad) / self._values
-        return -self._scale * (self._vectors @ coefficients)
+    def __init__(
+        self, values: np.ndarray, vectors: np.ndarray, ends: np.ndarray, doubt: str = ""
+    ) -> None:
+        self.doubt, self.smallest = doubt, float(ends[0])
+        size = np.abs(values).max()
+        self.is_zero = not size > 0
+        self.is_indefinite = bool(values[0] < -_FLAT * size)
+        self.is_positive = bool(values[0] > _FLAT * size)
+        known = self.is_positive and self.smallest > 0
+        self.condition = float(ends[1] / ends[0]) if known else None
+        flat = vectors[:, np.abs(values) <= _FLAT * size][:, :5]
+        self.flat_directions = (flat / np.linalg.norm(flat, axis=0)).T  # unit vectors, at most five
 
 
-class _Lanczos:
-    """Curvature in the space of a few Hessian-vector products (Golub and Van Loan 2013, 10.1)."""
+def _dense(point: _Point) -> tuple[_Curvature, np.ndarray | None]:
+    """Return the curvature and -H⁻¹ gradient by the whole Hessian; None if H is not positive."""
+    matrix, doubt = _hessian(point), ""
+    if not np.isfinite(matrix).all():  # no second derivative: some axes are tried instead
+        doubt = ", as far as some axes show: its second derivative is not finite"
+        matrix = np.zeros_like(matrix)
+    found = eigen(matrix)
+    own = np.linalg.eigvalsh(0.5 * (matrix + matrix.T))[[0, -1]]
+    curvature = _Curvature(found.values, found.scale[:, None] * found.vectors, own, doubt)
+    return curvature, -found.solve(point.grad) if curvature.is_positive else None
 
+
+def _by_products(point: _Point) -> tuple[_Curvature, np.ndarray | None]:
+    """Return the same, estimated from a few Hessian-vector products."""
+    start = np.random.default_rng(0).normal(size=point.x.size)
+    values, vectors = lanczos(point.hvp, start, _PRODUCTS)
     doubt = ", as far as Lanczos's method sees"
-
-    def __init__(self, point: _Point) -> None:
-        self._point = point
-        size = point.x.size
-        vector = np.random.default_rng(0).normal(size=size)
-        basis, diagonal, beside = [vector / np.linalg.norm(vector)], [], []
-        for _ in range(min(_LANCZOS, size)):
-            product = self._times(basis[-1])
-            diagonal.append(float(basis[-1] @ product))
-            for _ in range(2):  # orthogonal to all before, twice, against rounding
-                product -= np.stack(basis).T @ (np.stack(basis) @ product)
-            beside.append(float(np.linalg.norm(product)))
-            if beside[-1] <= 1e-12 * max(np.abs(diagonal).max(), 1e-300):
-                break
-            basis.append(product / beside[-1])
-        order = len(diagonal)
-        projected = np.diag(diagonal) + np.diag(beside[: order - 1], 1)
-        projected += np.diag(beside[: order - 1], -1)
-        values, vectors = np.linalg.eigh(projected)
-        self._ritz = np.stack(basis[:order]).T @ vectors
-        self._values = values
-        self._threshold = _FLAT * float(np.abs(values).max())
-        self.smallest = float(values[0])
-        self.is_indefinite = bool(values[0] < -self._threshold)
-        self.is_zero = not np.abs(values).max() > 0
-        positive = values[0] > self._threshold
-        self.condition = float(values[-1] / values[0]) if positive else None
-
-    def _times(self, vector: np.ndarray) -> np.ndarray:
-        point = self._point
-        tree = from_host(vector, point.params)
-        return to_host(point.objective.hvp(point.params, tree))
-
-    def flat_directions(self) -> list[np.ndarray]:
-        """Return unit vectors along which the loss has no curvature, five at most."""
-        flat = np.flatnonzero(np.abs(self._values) <= self._threshold)[:5]
-        return [self._ritz[:, i] for i in flat]
-
-    def newton_step(self) -> np.ndarray | None:
-        """Return about -H⁻¹ gradient, by conjugate gradients; None where H is not positive."""
-        if self.is_indefinite or self.is_zero:
-            return None
-        step = np.zeros_like(self._point.grad)
-        residual = -self._point.grad
-        direction, size = residual, float(residual @ residual)
-        first = size
-        for _ in range(_LANCZOS):
-            if size <= 1e-24 * first:
-                break
-            product = self._times(direction)
-            curvature = float(direction @ product)
-            if curvature <= 0:
-                return None
-            step = step + size / curvature * direction
-            residual = residual - size / curvature * product
-            size, before = float(residual @ residual), size
-            direction = residual + size / before * direction
-        return step
+    curvature, step = _Curvature(values, vectors, values[[0, -1]], doubt), None
+    if curvature.is_indefinite or curvature.is_zero:
+        return curvature, None
+    try:
+        for found, _ in conjugate_gradients(point.hvp, -point.grad, 1e-12, _PRODUCTS):
+            step = found
+    except NotPositiveError:
+        step = None
+    return curvature, step
 
 
 def _hessian(point: _Point) -> np.ndarray:
@@ -294,6 +250,4 @@ def _hessian(point: _Point) -> np.ndarray:
     try:
         return np.array(point.objective.hessian(point.params))
     except (ValueError, RuntimeError):  # a loss that branches on values cannot be batched
-        units = np.eye(point.x.size)
-        rows = [point.objective.hvp(point.params, from_host(e, point.params)) for e in units]
-        return np.stack([to_host(row) for row in rows])
+        return np.stack([point.hvp(unit) for unit in np.eye(point.x.size)])

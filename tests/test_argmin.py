@@ -9,7 +9,7 @@ import pytest
 
 import mlxopt as mo
 from mlxopt import _argmin
-from mlxopt._argmin import argmin, conjugate_gradients, inverse_root
+from mlxopt._argmin import argmin, inverse_of_hessian, solve_by_products
 from mlxopt.autodiff import check_grads, hessian, jacobian
 from mlxopt.losses import logistic
 from mlxopt.optimizers import LBFGS, Newton
@@ -315,21 +315,21 @@ def matrix(size, condition):
 def test_the_linear_solvers():
     A, b = matrix(30, 1e4), np.random.default_rng(1).normal(size=30)
     expected = np.linalg.solve(A, b)
-    root = inverse_root(A, 2.0**-52)
+    root = inverse_of_hessian(A, 2.0**-52)
     np.testing.assert_allclose(root @ root.T @ b, expected, rtol=1e-9)
-    found = conjugate_gradients(functools.partial(np.matmul, A), b, 2.0**-52)
+    found = solve_by_products(functools.partial(np.matmul, A), b, 2.0**-52)
     np.testing.assert_allclose(found, expected, rtol=1e-7)  # residual 2e-12, condition 1e4
-    assert (conjugate_gradients(lambda v: v, np.zeros(3), 2.0**-52) == 0).all()
+    assert (solve_by_products(lambda v: v, np.zeros(3), 2.0**-52) == 0).all()
     units = np.diag(np.geomspace(1e-8, 1e8, 30))  # of the parameters: harmless to the dense one
-    root = inverse_root(units @ A @ units, 2.0**-52)
+    root = inverse_of_hessian(units @ A @ units, 2.0**-52)
     np.testing.assert_allclose(units @ root @ root.T @ units @ b, expected, rtol=1e-8)
     for indefinite in (A - 2 * np.eye(30), np.zeros((30, 30)), -A, A - np.outer(b, b)):
         with pytest.raises(ValueError, match="not positive definite"):
-            inverse_root(indefinite, 2.0**-52)
+            inverse_of_hessian(indefinite, 2.0**-52)
     with pytest.raises(ValueError, match="not finite"):
-        inverse_root(A + np.nan, 2.0**-52)
+        inverse_of_hessian(A + np.nan, 2.0**-52)
     with pytest.raises(ValueError, match="not positive definite"):
-        conjugate_gradients(lambda v: -v, b, 2.0**-52)
+        solve_by_products(lambda v: -v, b, 2.0**-52)
     rounded = matrix(300, 1e12)
     with pytest.warns(mo.ConvergenceWarning, match="badly conditioned"):
-        conjugate_gradients(lambda v: (rounded @ v).astype(np.float32), np.ones(300), 2.0**-40)
+        solve_by_products(lambda v: (rounded @ v).astype(np.float32), np.ones(300), 2.0**-40)

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._checks import check_choice
+from mlxopt._dense import eigen
 from mlxopt._status import Status, warn
 from mlxopt.inference._estimates import Estimates
 from mlxopt.inference._likelihood import Likelihood
@@ -167,10 +168,10 @@ def invert(likelihood: Likelihood) -> Information:
                 f"derivative is {curvature:.3g}, so this is no minimum of it. Is this the function "
                 f"that was minimized, and did that converge to a minimum?"
             )
-    unit = np.sqrt(diagonal)
-    values, vectors = np.linalg.eigh(hessian / np.outer(unit, unit))
+    found = eigen(hessian)
+    values = found.values
     if values[0] <= _SINGULAR * len(values):
-        direction = _combination(vectors[:, 0] / unit, names)
+        direction = _combination(found.direction(0), names)
         if values[0] < -1e-8:
             raise LinAlgError(
                 f"the negative log-likelihood curves downwards along {direction}: a saddle or a "
@@ -182,7 +183,7 @@ def invert(likelihood: Likelihood) -> Information:
             f"(its scaled curvature is {values[0]:.1e}), so the parameters are not identified. "
             f"Take out or fix one of them, or add what tells them apart."
         )
-    half = vectors / np.sqrt(values) / unit[:, None]
+    half = found.inverse_root()
     return Information(hessian, half @ half.T, float(values[-1] / values[0]))
 
 

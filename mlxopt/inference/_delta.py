@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._checks import describe_type
+from mlxopt._dense import eigen
 from mlxopt._tree import Tree, leaves, to_data, to_host, widened
 from mlxopt.autodiff import check_is_callable, jacobian
 from mlxopt.autodiff._guards import name_of
@@ -71,13 +72,6 @@ def delta(
                 f"the {what} of {names[wrong.argmax()]} is NaN or infinite at the estimates; "
                 f"expected finite numbers. Keep the function inside its domain."
             )
-    spread = matrix.astype(np.float64) @ _root(estimates.covariance)
+    # By a root of the covariance: no variance is negative by rounding.
+    spread = matrix.astype(np.float64) @ eigen(estimates.covariance).root()
     return dataclasses.replace(estimates, values=values, names=names, covariance=spread @ spread.T)
-
-
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """Return R with R Rᵀ = covariance, so that no variance comes out negative by rounding."""
-    unit = np.sqrt(np.diag(covariance))
-    unit = np.where(unit > 0, unit, 1.0)
-    values, vectors = np.linalg.eigh(covariance / np.outer(unit, unit))
-    return unit[:, None] * vectors * np.sqrt(np.maximum(values, 0.0))

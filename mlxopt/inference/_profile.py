@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._dense import eigen
 from mlxopt.inference._covariance import check_is_minimum, invert
 from mlxopt.inference._estimates import Intervals, check_level, quantile
 from mlxopt.inference._likelihood import Likelihood
@@ -223,12 +224,7 @@ def _descend(likelihood: Likelihood, theta: np.ndarray, free: np.ndarray) -> _Po
 
 def _newton_step(hessian: np.ndarray, gradient: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Return -H⁻¹ g in the free entries; of eigenvalues that are not positive, the size counts."""
-    block = hessian[np.ix_(free, free)]
-    unit = np.sqrt(np.abs(np.diag(block)))
-    unit = np.where(unit > 0, unit, 1.0)
-    values, vectors = np.linalg.eigh(block / np.outer(unit, unit))
-    sizes = np.maximum(np.abs(values), 1e-13)
-    return -(vectors @ ((vectors.T @ (gradient[free] / unit)) / sizes)) / unit
+    return -eigen(hessian[np.ix_(free, free)]).floored(1e-13).solve(gradient[free])
 
 
 def _chosen(names: Sequence[str] | None, known: tuple[str, ...]) -> list[int]:

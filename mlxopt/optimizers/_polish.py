@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlxopt._dense import eigen
 from mlxopt._objective import Objective
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._status import Status
@@ -86,30 +87,24 @@ class Polish(Optimizer[PolishState]):
         end = state._replace(status=Status.COMPLETED)
         if not (len(free) and np.isfinite(matrix).all()):
             return end
-        matrix = 0.5 * (matrix + matrix.T)
-        diagonal = np.abs(np.diag(matrix))
-        scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-        values, vectors = np.linalg.eigh(matrix * np.outer(scale, scale))
-        gradient = state.model.gradient[free]
-        if values[0] < -_CONCAVE * epsilon(state.params) * np.abs(values).max():
-            direction = scale * vectors[:, 0]
+        hessian = eigen(matrix)
+        least, scale, gradient = hessian.values[0], hessian.scale, state.model.gradient[free]
+        if least < -_CONCAVE * epsilon(state.params) * hessian.largest:
+            direction = hessian.direction(0)
             slope = float(gradient @ direction)
             reach = _REACH * max(1.0, float(np.linalg.norm(state.model.x[free] / scale)))
             direction = -direction if slope > 0 else direction
-            escape = Escape(direction, -abs(slope), float(values[0]), reach)
+            escape = Escape(direction, -abs(slope), float(least), reach)
             return self._leave(objective, state, free, escape)
-        if not values[0] > 0:
+        if not least > 0:
             return end
 
-        def newton(gradient: np.ndarray) -> np.ndarray:
-            return scale * (vectors @ ((vectors.T @ (scale * gradient)) / values))
-
-        step = newton(gradient)
+        step = hessian.solve(gradient)
         trial, residual, value = self._try(objective, state, free, -step)
         if not value <= state.value + state.model.noise + _RISE * abs(state.value):
             return end
         arrived = linearize(objective, trial, residual, value)
-        remaining = newton(arrived.gradient[free])
+        remaining = hessian.solve(arrived.gradient[free])
         if not np.linalg.norm(remaining / scale) < 0.5 * np.linalg.norm(step / scale):
             return end
         return _at(trial, arrived)
