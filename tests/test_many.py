@@ -16,8 +16,8 @@ from mlxopt._batched import _line_search as batched_search
 from mlxopt._batched._objective import BatchedObjective
 from mlxopt._batched.lbfgs import BatchedLBFGS
 from mlxopt._batched.newton import newton_directions
+from mlxopt._dense import newton_direction
 from mlxopt.optimizers import _line_search as search
-from mlxopt.optimizers.newton import newton_direction
 
 OPTIMIZERS = [mo.LBFGS(), mo.LBFGS(memory=2), mo.Newton()]
 RESIDUAL_OPTIMIZERS = [mo.LevenbergMarquardt(), mo.GaussNewton()]

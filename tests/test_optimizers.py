@@ -9,8 +9,9 @@ from mlx.utils import tree_flatten
 from problems import PROBLEMS, Problem, array64, regression, squared_loss
 
 import mlxopt as mo
+from mlxopt import _dense
 from mlxopt._objective import Objective
-from mlxopt.optimizers import _line_search, lbfgs, newton
+from mlxopt.optimizers import _line_search, lbfgs
 from mlxopt.optimizers._line_search import begin, proceed
 
 OPTIMIZERS = {
@@ -379,7 +380,7 @@ def test_the_newton_direction_leads_down_whatever_the_hessian(seed):
     for eigenvalues in ([1, 2, 3, 4, 5, 6], [-3, -1, 0, 1e-9, 2, 50], [0] * 6, [-1] * 6):
         matrix = Q @ np.diag(eigenvalues).astype(float) @ Q.T
         gradient = rng.normal(size=6)
-        direction = newton.newton_direction(matrix, gradient, 2.0**-52)
+        direction = _dense.newton_direction(matrix, gradient, 2.0**-52)
         assert np.isfinite(direction).all()
         assert direction @ gradient < 0
         if min(eigenvalues) > 0:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._dense import newton_direction
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
@@ -79,29 +80,3 @@ class Newton(Descent):
         dtype = direction.dtype
         slope = mx.sum(ravel(grad, dtype) * direction)
         return mx.stack([value.astype(dtype), largest_entry(grad), slope])
-
-
-def newton_direction(matrix: np.ndarray, gradient: np.ndarray, eps: float) -> np.ndarray:
-    """Return the solution d of H d = -gradient, with H made positive definite where it is not.
-
-    Args:
-        matrix: H, shape (p, p), float64.
-        gradient: shape (p,), float64.
-        eps: the relative rounding error of the entries of H.
-    """
-    matrix = 0.5 * (matrix + matrix.T)
-    # Unit diagonal first: the size of a parameter's unit should not decide what is singular.
-    diagonal = np.abs(np.diag(matrix))
-    scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    matrix = matrix * np.outer(scale, scale)
-    try:
-        pivots = np.diag(np.linalg.cholesky(matrix))
-        if pivots.min() ** 2 > len(matrix) * eps:
-            return -scale * np.linalg.solve(matrix, scale * gradient)
-    except np.linalg.LinAlgError:
-        pass
-    eigenvalues, vectors = np.linalg.eigh(matrix)
-    # The floor: a direction without curvature takes a step of bounded length, not one of noise.
-    floor = np.sqrt(eps) * np.abs(eigenvalues).max() or 1.0
-    eigenvalues = np.maximum(np.abs(eigenvalues), floor)
-    return -scale * (vectors @ ((vectors.T @ (scale * gradient)) / eigenvalues))
