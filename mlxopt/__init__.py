@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from mlxopt import _backend  # noqa: F401 - at once: it lends MLX a BLAS, or says what to install
 from mlxopt._lazy import lazy
+from mlxopt._platform import device  # noqa: F401
 
 if TYPE_CHECKING:
     from mlxopt import (

@@ -17,11 +17,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._backend import device_for
 from mlxopt._checks import check_tol, describe_type
 from mlxopt._dense import inverse_root
 from mlxopt._krylov import NotPositiveError, Product, conjugate_gradients
 from mlxopt._minimize import minimize
+from mlxopt._platform.device import device_for
 from mlxopt._status import Status, warn
 from mlxopt._tree import (
     FLOATS,

@@ -11,10 +11,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._backend import device_for
 from mlxopt._checks import check_callback, check_count, check_tol, describe_type
 from mlxopt._loop import Callback, Loop
 from mlxopt._minimize import SETTLED, check_finish, first_tol
+from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._residual_objective import ROBUST, SQUARES, Bounds, ResidualObjective, Robust
 from mlxopt._result import Result

@@ -11,7 +11,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._backend import device_for
 from mlxopt._batched._loop import Ends, run
 from mlxopt._batched._objective import BatchedObjective
 from mlxopt._batched._problems import Axes, Problems, sort, tree_of
@@ -25,6 +24,7 @@ from mlxopt._certificate import certify
 from mlxopt._checks import check_count, check_tol, describe_type
 from mlxopt._least_squares import check_rows
 from mlxopt._objective import Objective
+from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._result import Certificate, History, Result

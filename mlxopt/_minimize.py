@@ -10,11 +10,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxopt._backend import device_for
 from mlxopt._certificate import certify
 from mlxopt._checks import check_callback, check_count, check_tol, describe_type
 from mlxopt._loop import Callback, Loop
 from mlxopt._objective import Objective
+from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Result
 from mlxopt._resume import check_init

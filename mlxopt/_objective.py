@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._compiler import precompile_header
+from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import (
     Tree,
     count,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxopt._backend import device_for
 from mlxopt._checks import check_callback, check_count, check_start, describe_type
 from mlxopt._loop import Callback, Loop, warn_of_ignored
 from mlxopt._objective import Objective
+from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._result import TrainResult
 from mlxopt._resume import check_init, check_make

@@ -18,12 +18,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxopt import _blas, _elf
+from mlxopt._platform import blas
+from mlxopt._platform.elf import Elf
 
-ROOT = Path(_blas.__file__).parents[1]
+ROOT = Path(blas.__file__).parents[2]
 SITE = Path(mx.__file__).parents[1]  # the folder that holds the packages mlx, scipy, …
 
-# Evidence of its own, so that a broken _blas.py turns these tests red and does not skip them.
+# Evidence of its own, so that a broken blas.py turns these tests red and does not skip them.
 REFERENCE = sorted(SITE.glob("mlx*.libs/libblas-*.so*"))
 OPENBLAS = sorted(SITE.glob("scipy.libs/libscipy_openblas-*.so"))
 try:
@@ -46,23 +47,23 @@ PRELUDE = """
     import os, signal, sys
     import mlx.core as mx
     import numpy as np
-    from mlxopt import _blas
+    from mlxopt._platform import blas
 
     def slots():
-        regions = _blas._memory_map()
+        regions = blas._memory_map()
         path = next(r.path for r in regions if r.path.endswith("/libmlx.so"))
         with open(path, "rb") as file:
-            elf = _blas.parse_elf(file.read())
+            elf = blas.parse_elf(file.read())
         base = next(r.start for r in regions if r.path == path and r.offset == 0) - elf.start
         return {
-            name: _blas._word(base + address).value
-            for name, addresses in elf.slots.items() if _blas._BLAS_NAME.fullmatch(name)
+            name: blas._word(base + address).value
+            for name, addresses in elf.slots.items() if blas._BLAS_NAME.fullmatch(name)
             for address in addresses
         }
 
     def owners():
-        regions = _blas._memory_map()
-        return {os.path.basename(_blas._region(regions, at).path) for at in slots().values()}
+        regions = blas._memory_map()
+        return {os.path.basename(blas._region(regions, at).path) for at in slots().values()}
 
     def is_reference(names):
         return all(name == "libmlx.so" or name.startswith(("libblas-", "liblapack-"))
@@ -96,7 +97,8 @@ def run(*parts: str, **env: str) -> str:
 
 @needs_reference
 def test_importing_the_package_binds() -> None:
-    assert run("import mlxopt; from mlxopt import _blas; print(_blas.binding().library)") != "None"
+    check = "import mlxopt; from mlxopt._platform import blas; print(blas.binding().library)"
+    assert run(check) != "None"
 
 
 @needs_reference
@@ -104,11 +106,11 @@ def test_importing_the_package_binds() -> None:
 @pytest.mark.parametrize("before", [USE_MLX, ""], ids=["mlx was used", "mlx is new"])
 def test_every_symbol_is_taken_from_the_fast_library(library: str, before: str) -> None:
     check = """
-        result = _blas.bind()
+        result = blas.bind()
         assert result.path is not None, result.reason
         assert owners() == {os.path.basename(result.path)}, owners()
         assert result.symbols == len(slots()) > 20
-        assert _blas.bind() is result and _blas.binding() is result
+        assert blas.bind() is result and blas.binding() is result
         assert result.seconds > 0
         print(result.library, "|", result.reason)
     """
@@ -121,7 +123,7 @@ def test_every_symbol_is_taken_from_the_fast_library(library: str, before: str) 
 def test_results_equal_numpy(library: str) -> None:
     """The reference ("none") meets the same tolerances, so they ask for nothing extraordinary."""
     check = """
-        _blas.bind()
+        blas.bind()
         rng = np.random.default_rng(0)
         m, n = 200, 150  # large enough for several threads and for blocked code
         for kind in (mx.float32, mx.float64):
@@ -170,14 +172,14 @@ def test_unbind_puts_back_what_was_there_and_bind_starts_afresh(library: str) ->
     check = f"""
         before = slots()
         assert is_reference(owners()), owners()
-        _blas.unbind()
+        blas.unbind()
         os.environ["MLXOPT_BLAS"] = {library!r}
-        first = _blas.bind()
+        first = blas.bind()
         assert not set(slots().values()) & set(before.values())
-        _blas.unbind()
+        blas.unbind()
         assert slots() == before
-        assert _blas.binding().library is None
-        again = _blas.bind()
+        assert blas.binding().library is None
+        again = blas.bind()
         assert again is not first and again.library == first.library, again
         assert owners() == {{os.path.basename(again.path)}}
         print("ok")
@@ -191,14 +193,14 @@ def test_unbind_puts_back_what_was_there_and_bind_starts_afresh(library: str) ->
 @needs_reference
 def test_auto_prefers_mkl_and_settles_for_openblas() -> None:
     expected = "MKL" if HAS_MKL else "OpenBLAS (SciPy)"
-    assert run(PRELUDE, "print(_blas.bind().library)", MLXOPT_BLAS="auto") == expected
-    no_mkl = "_blas.unbind(); _blas._KNOWN['mkl'] = ('MKL', lambda: None, 'no MKL'); "
-    assert run(PRELUDE, no_mkl + "print(_blas.bind().library)") == "OpenBLAS (SciPy)"
+    assert run(PRELUDE, "print(blas.bind().library)", MLXOPT_BLAS="auto") == expected
+    no_mkl = "blas.unbind(); blas._KNOWN['mkl'] = ('MKL', lambda: None, 'no MKL'); "
+    assert run(PRELUDE, no_mkl + "print(blas.bind().library)") == "OpenBLAS (SciPy)"
 
 
 @needs_reference
 def test_a_file_may_be_named() -> None:
-    check = "b = _blas.bind(); print(b.library, b.symbols == len(slots()), b.path)"
+    check = "b = blas.bind(); print(b.library, b.symbols == len(slots()), b.path)"
     assert run(PRELUDE, check, MLXOPT_BLAS=str(OPENBLAS[0])) == f"OpenBLAS True {OPENBLAS[0]}"
 
 
@@ -217,7 +219,7 @@ def test_a_file_may_be_named() -> None:
 )
 def test_a_bad_choice_leaves_mlx_alone_and_says_so(setting: str, reason: str) -> None:
     check = """
-        result = _blas.bind()
+        result = blas.bind()
         assert (result.library, result.path, result.symbols) == (None, None, 0)
         assert is_reference(owners())
         print(result.reason)
@@ -229,15 +231,15 @@ def test_a_bad_choice_leaves_mlx_alone_and_says_so(setting: str, reason: str) ->
 def test_scipy_is_found_without_being_imported() -> None:
     check = """
         import sys, mlxopt
-        from mlxopt import _blas
-        print(_blas.binding().library, "scipy" in sys.modules)
+        from mlxopt._platform import blas
+        print(blas.binding().library, "scipy" in sys.modules)
     """
     assert run(check, MLXOPT_BLAS="openblas") == "OpenBLAS (SciPy) False"
 
 
 @needs_reference
 def test_thread_limits_are_honored() -> None:
-    check = "_blas.bind(); print(_blas._library.scipy_openblas_get_num_threads())"
+    check = "blas.bind(); print(blas._library.scipy_openblas_get_num_threads())"
     for threads in ("1", "2"):
         got = run(PRELUDE, check, MLXOPT_BLAS="openblas", OPENBLAS_NUM_THREADS=threads)
         assert got == str(min(int(threads), os.cpu_count() or 1))
@@ -261,7 +263,7 @@ def test_thread_limits_are_honored() -> None:
         ("spoil('scipy_dsyevd_', 11, 5, f64, np.nan)", "the eigenvalues of a matrix in float64"),
         ("np.finfo = None", "OpenBLAS (SciPy) was not used: 'NoneType' object"),
         ("mx.new_stream = None", "OpenBLAS (SciPy) was not used: 'NoneType' object"),
-        ("_blas._is_lp64 = lambda *_: False", "its integers have 64 bits"),
+        ("blas._is_lp64 = lambda *_: False", "its integers have 64 bits"),
     ],
 )
 def test_a_failed_check_restores_every_slot(fault: str, reason: str, used: bool) -> None:
@@ -269,14 +271,14 @@ def test_a_failed_check_restores_every_slot(fault: str, reason: str, used: bool)
         import ctypes
         before = slots()
         getpid = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p).value
-        look_up, wrong, written = _blas._address, {{}}, []
-        _blas._address = lambda library, name: wrong.get(name) or look_up(library, name)
+        look_up, wrong, written = blas._address, {{}}, []
+        blas._address = lambda library, name: wrong.get(name) or look_up(library, name)
         f32, f64, kept = ctypes.c_float, ctypes.c_double, []
 
         def spoil(name, inputs, output, number, error):
             "Let a function add an error to the first number of one of its outputs."
             signature = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * inputs)
-            real = signature(look_up(ctypes.CDLL(_blas._openblas_file()), name))
+            real = signature(look_up(ctypes.CDLL(blas._openblas_file()), name))
 
             def function(*args):
                 real(*args)
@@ -286,12 +288,12 @@ def test_a_failed_check_restores_every_slot(fault: str, reason: str, used: bool)
             kept.append(signature(function))
             wrong[name] = ctypes.cast(kept[0], ctypes.c_void_p).value
 
-        restore = _blas._restore
-        _blas.unbind()
-        _blas._restore = lambda: (written.append(owners()), restore())
+        restore = blas._restore
+        blas.unbind()
+        blas._restore = lambda: (written.append(owners()), restore())
         os.environ["MLXOPT_BLAS"] = "openblas"
         {fault}
-        result = _blas.bind()
+        result = blas.bind()
         assert result.library is None, result
         if "is_lp64" in {fault!r}:
             assert not written
@@ -310,11 +312,11 @@ def test_an_unexpected_error_stays_inside(broken: str) -> None:
     check = f"""
         os.environ["MLXOPT_BLAS"] = "openblas"
         before = slots()
-        _blas.unbind()
-        real = _blas.{broken}
-        _blas.{broken} = lambda *args, **options: 1 / 0
-        result = _blas.bind()
-        _blas.{broken} = real
+        blas.unbind()
+        real = blas.{broken}
+        blas.{broken} = lambda *args, **options: 1 / 0
+        result = blas.bind()
+        blas.{broken} = real
         assert result.library is None and slots() == before
         print(result.reason)
     """
@@ -326,16 +328,16 @@ def test_an_unexpected_error_stays_inside(broken: str) -> None:
 def test_whatever_is_unfamiliar_is_left_alone() -> None:
     check = """
         os.environ["MLXOPT_BLAS"] = "openblas"
-        parse_elf, memory_map = _blas.parse_elf, _blas._memory_map
+        parse_elf, memory_map = blas.parse_elf, blas._memory_map
 
         def elf(**changes):
-            return _blas, "parse_elf", lambda data: parse_elf(data)._replace(**changes)
+            return blas, "parse_elf", lambda data: parse_elf(data)._replace(**changes)
 
         def maps(**changes):
             def changed(region):
                 new = {key: change(getattr(region, key)) for key, change in changes.items()}
                 return region._replace(**new)
-            return _blas, "_memory_map", lambda: [changed(region) for region in memory_map()]
+            return blas, "_memory_map", lambda: [changed(region) for region in memory_map()]
 
         def moved(old, new):
             return maps(path=lambda path: path.replace(old, new))
@@ -359,14 +361,14 @@ def test_whatever_is_unfamiliar_is_left_alone() -> None:
         for reason, owner, name, value in cases:
             real = getattr(owner, name)
             delattr(owner, name) if value is None else setattr(owner, name, value)
-            _blas.unbind()
-            result = _blas.bind()
+            blas.unbind()
+            result = blas.bind()
             setattr(owner, name, real)
             assert (result.library, result.symbols) == (None, 0), (reason, result)
             assert reason in result.reason, (reason, result)
             assert is_reference(owners())
-        _blas.unbind()
-        print(_blas.bind().library)  # it was only that
+        blas.unbind()
+        print(blas.bind().library)  # it was only that
     """
     folder = f"FOLDER = {REFERENCE[0].parent.name!r}"
     assert run(PRELUDE, folder, check, MLXOPT_BLAS="none") == "OpenBLAS (SciPy)"
@@ -375,13 +377,13 @@ def test_whatever_is_unfamiliar_is_left_alone() -> None:
 @needs_reference
 def test_a_build_for_cuda_is_bound_only_when_asked() -> None:
     check = """
-        parse_elf = _blas.parse_elf
+        parse_elf = blas.parse_elf
         cuda = ("libcuda.so.1", "libblas.so.3")
-        _blas.parse_elf = lambda data: parse_elf(data)._replace(needed=cuda)
+        blas.parse_elf = lambda data: parse_elf(data)._replace(needed=cuda)
         for choice in ("auto", "openblas"):
-            _blas.unbind()
+            blas.unbind()
             os.environ["MLXOPT_BLAS"] = choice
-            print(_blas.bind().library, end=" ")
+            print(blas.bind().library, end=" ")
     """
     assert run(PRELUDE, check, MLXOPT_BLAS="none") == "None OpenBLAS (SciPy)"
 
@@ -395,17 +397,17 @@ def test_numpy_and_scipy_keep_their_own(library: str) -> None:
     check = """
         import scipy.linalg.blas, scipy.linalg._flapack, numpy.linalg
         np.ones((9, 9)) @ np.ones((9, 9)), scipy.linalg.blas.dgemm(1.0, np.eye(3), np.eye(3))
-        _blas.bind()
+        blas.bind()
         a = np.cos(np.arange(81.0) ** 1.5).reshape(9, 9)
         a @ a, np.linalg.qr(a), scipy.linalg.blas.dgemm(1.0, a, a), scipy.linalg.svd(a)
-        regions = _blas._memory_map()
+        regions = blas._memory_map()
         for part, own in {"_multiarray_umath": "openblas64_", "_umath_linalg": "openblas64_",
                           "_fblas": "libscipy_openblas-", "_flapack": "libscipy_openblas-"}.items():
             first = next(r for r in regions if part in r.path and r.offset == 0)
             with open(first.path, "rb") as file:
-                elf = _blas.parse_elf(file.read())
+                elf = blas.parse_elf(file.read())
             seen = {
-                os.path.basename(_blas._region(regions, _blas._word(first.start + at).value).path)
+                os.path.basename(blas._region(regions, blas._word(first.start + at).value).path)
                 for name, addresses in elf.slots.items() if name.startswith("scipy_")
                 for at in addresses
             }
@@ -419,7 +421,7 @@ def test_numpy_and_scipy_keep_their_own(library: str) -> None:
 def test_openblas_adds_no_names_to_the_process() -> None:
     check = """
         import ctypes
-        _blas.bind()
+        blas.bind()
         everyone = ctypes.CDLL(None)
         print([n for n in ("cblas_sgemm", "dgemm_", "scipy_cblas_sgemm") if hasattr(everyone, n)])
     """
@@ -437,7 +439,7 @@ def test_streams_devices_and_random_numbers_are_as_before() -> None:
             return mx.default_device(), mx.default_stream(mx.cpu), number
     """
     alone = run(look, "print(look())")
-    assert run(look, "from mlxopt import _blas; _blas.bind(); print(look())") == alone
+    assert run(look, "from mlxopt._platform import blas; blas.bind(); print(look())") == alone
 
 
 @needs_reference
@@ -445,7 +447,7 @@ def test_streams_devices_and_random_numbers_are_as_before() -> None:
 def test_streams_may_call_at_the_same_time(library: str) -> None:
     check = """
         import threading, time
-        _blas.bind()
+        blas.bind()
         a = np.cos(np.arange(150.0 * 150) ** 1.3).reshape(150, 150)
         product, gram = a @ a, a @ a.T + 150 * np.eye(150)
         failures, stop = [], time.monotonic() + 1.0
@@ -477,7 +479,7 @@ def test_a_forked_process_can_use_mlx(library: str) -> None:
     check = """
         import warnings
         warnings.simplefilter("ignore")  # Python 3.12 warns of fork beside threads
-        _blas.bind()
+        blas.bind()
         process = os.fork()
         if process == 0:
             signal.alarm(60)
@@ -500,7 +502,7 @@ def test_a_spawned_process_binds_too() -> None:
         import multiprocessing
         if __name__ == "__main__":
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                print(pool.apply(_blas.bind).library)
+                print(pool.apply(blas.bind).library)
     """
     assert run(PRELUDE, check, MLXOPT_BLAS="openblas") == "OpenBLAS (SciPy)"
 
@@ -522,8 +524,8 @@ def test_the_probe_tells_32_bit_integers_from_64_bit_ones() -> None:
         return function
 
     narrow, wide = {"isamax_": isamax(ctypes.c_int32)}, {"x_isamax_": isamax(ctypes.c_int64)}
-    assert _blas._is_lp64(narrow, "")  # type: ignore[arg-type]
-    assert not _blas._is_lp64(wide, "x_")  # type: ignore[arg-type]
+    assert blas._is_lp64(narrow, "")  # type: ignore[arg-type]
+    assert not blas._is_lp64(wide, "x_")  # type: ignore[arg-type]
     assert seen[0] == 2
     assert seen[1] < 0  # so that nothing is read
 
@@ -536,7 +538,7 @@ def mkl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for part in ("rt", "core", "intel_lp64", "intel_thread", "tbb_thread", "sequential"):
         (tmp_path / f"libmkl_{part}.so.3").touch()
     (tmp_path / "libiomp5.so").touch()
-    monkeypatch.setattr(_blas, "_memory_map", lambda: [])
+    monkeypatch.setattr(blas, "_memory_map", lambda: [])
     return str(tmp_path / "libmkl_rt.so.3")
 
 
@@ -554,33 +556,33 @@ def test_mkl_is_refused_where_it_would_end_the_process(
     mkl: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(_blas.Unfit, match=reason):
-        _blas._prepare_mkl(mkl)
+    with pytest.raises(blas.Unfit, match=reason):
+        blas._prepare_mkl(mkl)
 
 
 def test_mkl_needs_its_files(mkl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="libiomp5"):  # which is empty here: no library
-        _blas._prepare_mkl(mkl)
+        blas._prepare_mkl(mkl)
     monkeypatch.setenv("MKL_THREADING_LAYER", "sequential")
-    _blas._prepare_mkl(mkl)  # needs no runtime
+    blas._prepare_mkl(mkl)  # needs no runtime
     Path(mkl).with_name("libmkl_core.so.3").unlink()
-    with pytest.raises(_blas.Unfit, match="libmkl_core is missing"):
-        _blas._prepare_mkl(mkl)
+    with pytest.raises(blas.Unfit, match="libmkl_core is missing"):
+        blas._prepare_mkl(mkl)
 
 
 @pytest.mark.parametrize("name", ["libiomp5.so", "libiomp5-a1b2.so", "libomp.so.5", "libomp-1.so"])
 def test_mkl_is_refused_beside_another_openmp_of_its_family(
     mkl: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    region = _blas._Region(0, 1, "r-xp", 0, f"/elsewhere/{name}")
-    monkeypatch.setattr(_blas, "_memory_map", lambda: [region])
-    with pytest.raises(_blas.Unfit, match="another OpenMP runtime"):
-        _blas._prepare_mkl(mkl)
+    region = blas._Region(0, 1, "r-xp", 0, f"/elsewhere/{name}")
+    monkeypatch.setattr(blas, "_memory_map", lambda: [region])
+    with pytest.raises(blas.Unfit, match="another OpenMP runtime"):
+        blas._prepare_mkl(mkl)
     own = region._replace(path=str(Path(mkl).with_name("libiomp5.so")))
     gnu = region._replace(path="/elsewhere/libgomp.so.1")
-    monkeypatch.setattr(_blas, "_memory_map", lambda: [own, gnu])
+    monkeypatch.setattr(blas, "_memory_map", lambda: [own, gnu])
     with pytest.raises(OSError, match="libiomp5"):  # as far as loading its own
-        _blas._prepare_mkl(mkl)
+        blas._prepare_mkl(mkl)
 
 
 # --- Reading ELF files ---------------------------------------------------------------------------
@@ -646,19 +648,19 @@ def make_elf(machine: int, *, dynamic_tags: tuple[tuple[int, int], ...] = ()) ->
 
 @pytest.mark.parametrize("machine", [62, 183], ids=["x86-64", "aarch64"])
 def test_slots_and_needs_are_read_from_an_elf_file(machine: int) -> None:
-    elf = _blas.parse_elf(make_elf(machine))
-    assert elf == _elf.Elf(
+    elf = blas.parse_elf(make_elf(machine))
+    assert elf == Elf(
         machine=machine,
         start=BASE,
         needed=("libblas.so.3", "libc.so.6"),
         slots={"cblas_sgemm": (0x9000, 0x9100), "dgemm_": (0x9108,)},
         signed=False,
     )
-    assert _blas.parse_elf(memoryview(make_elf(machine))) == elf
+    assert blas.parse_elf(memoryview(make_elf(machine))) == elf
 
 
 def test_signed_pointers_are_noticed() -> None:
-    assert _blas.parse_elf(make_elf(183, dynamic_tags=((0x70000003, 0),))).signed
+    assert blas.parse_elf(make_elf(183, dynamic_tags=((0x70000003, 0),))).signed
 
 
 @pytest.mark.parametrize(
@@ -675,14 +677,14 @@ def test_signed_pointers_are_noticed() -> None:
 def test_a_strange_file_is_refused(place: int, content: bytes, reason: str) -> None:
     data = bytearray(make_elf(62))
     data[place : place + len(content)] = content
-    with pytest.raises(_blas.Unfit, match=reason):
-        _blas.parse_elf(bytes(data))
+    with pytest.raises(blas.Unfit, match=reason):
+        blas.parse_elf(bytes(data))
 
 
 @pytest.mark.parametrize("length", [0, 30, 100, 0x210, 0x310, 0x410, 0x510, 0x610])
 def test_a_truncated_file_is_an_error_and_no_half_answer(length: int) -> None:
-    with pytest.raises((_blas.Unfit, ValueError, struct.error)):
-        _blas.parse_elf(make_elf(183)[:length])
+    with pytest.raises((blas.Unfit, ValueError, struct.error)):
+        blas.parse_elf(make_elf(183)[:length])
 
 
 # --- Names ---------------------------------------------------------------------------------------
@@ -690,10 +692,10 @@ def test_a_truncated_file_is_an_error_and_no_half_answer(length: int) -> None:
 
 def test_which_names_are_taken_for_blas() -> None:
     for name in ("cblas_sgemm", "cblas_cgemm", "sgeqrf_", "dpotrf_", "zheevd_", "isamax_", "ddot_"):
-        assert _blas._BLAS_NAME.fullmatch(name), name
+        assert blas._BLAS_NAME.fullmatch(name), name
     # Not BLAS; or a function that returns a complex number, where compilers disagree.
     for name in ("malloc", "__gmon_start__", "_ZdlPv", "cdotc_", "zdotu_", "cladiv_", "xerbla_"):
-        assert not _blas._BLAS_NAME.fullmatch(name), name
+        assert not blas._BLAS_NAME.fullmatch(name), name
 
 
 @pytest.mark.parametrize(
@@ -713,7 +715,7 @@ def test_which_names_are_taken_for_blas() -> None:
     ],
 )
 def test_which_files_are_the_reference(path: str, reference: bool) -> None:
-    assert _blas._is_reference(path) is reference
+    assert blas._is_reference(path) is reference
 
 
 def test_scipy_is_where_the_tests_look() -> None:

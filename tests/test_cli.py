@@ -16,7 +16,8 @@ from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
 import mlxopt
-from mlxopt import _blas, plots
+from mlxopt import plots
+from mlxopt._platform import blas
 from mlxopt.cli import app, demo, doctor
 
 RNG = np.random.default_rng(5)
@@ -503,8 +504,8 @@ def test_doctor_gives_a_reason_only_where_it_says_more(monkeypatch):
         ("MKL", "MLX calls MKL."), ("OpenBLAS", "MLX calls OpenBLAS; MKL is damaged."),
         (None, "There is no other."),
     ):  # fmt: skip
-        binding = _blas.Binding(library, None, 0, reason, 0.0)
-        monkeypatch.setattr(doctor._blas, "binding", lambda binding=binding: binding)
+        binding = blas.Binding(library, None, 0, reason, 0.0)
+        monkeypatch.setattr(doctor.blas, "binding", lambda binding=binding: binding)
         said[library] = [text for name, text in doctor._backend() if name in ("BLAS", "")]
     assert said == {
         "MKL": ["MKL"],
@@ -516,7 +517,7 @@ def test_doctor_gives_a_reason_only_where_it_says_more(monkeypatch):
 def test_doctor_says_what_to_install(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    monkeypatch.setattr(doctor._blas, "binding", lambda: _blas.Binding(None, None, 0, "Why.", 0.0))
+    monkeypatch.setattr(doctor.blas, "binding", lambda: blas.Binding(None, None, 0, "Why.", 0.0))
     advice = " ".join(doctor._advice())
     assert "apt-get install g++" in advice
     assert "A faster BLAS" in advice

@@ -8,7 +8,7 @@ import sys
 import mlx.core as mx
 import pytest
 
-from mlxopt import _compiler
+from mlxopt._platform import compiler
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or mx.default_device() != mx.cpu or shutil.which("g++") is None,
@@ -39,7 +39,7 @@ def test_kernels_are_compiled_with_the_precompiled_header(tmp_path):
     assert kernels
     assert header.name == "compiled_preamble.h.gch"
     include = os.path.join(os.path.dirname(mx.__file__), "include")
-    command = ["g++", *_compiler._FLAGS, "-H", f"-I{include}", "-shared"]
+    command = ["g++", *compiler._FLAGS, "-H", f"-I{include}", "-shared"]
     found = subprocess.run(
         [*command, str(kernels[0]), "-o", str(tmp_path / "kernel.so")],
         capture_output=True,
@@ -69,4 +69,4 @@ def test_a_header_that_cannot_be_made_is_done_without(tmp_path):
 def test_the_folder_is_the_one_mlx_writes_to(tmp_path, monkeypatch):
     _, kernels = run(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert {kernel.parent for kernel in kernels} == {_compiler.precompiled_header().parents[3]}
+    assert {kernel.parent for kernel in kernels} == {compiler.precompiled_header().parents[3]}

@@ -32,9 +32,9 @@ ROOMS = [
     ["losses", "data", "plots", "prox", "schedules", "_functional", "_progress", "_resume"],
     ["special", "linalg"],
     ["_stop"],
-    ["_backend", "_checks"],
-    ["_tree", "_status", "_blas", "_compiler", "_lazy"],
-    ["_elf"],
+    ["_platform", "_checks"],
+    ["_krylov", "_dense"],
+    ["_tree", "_status", "_lazy"],
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}

@@ -23,8 +23,8 @@ from mlxopt._batched._agreement import (
     of_vector,
 )
 from mlxopt._batched._problems import Problems, to_device
-from mlxopt._compiler import precompile_header
 from mlxopt._objective import Objective
+from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import Tree, count, ravel, working_dtype
 from mlxopt.autodiff import hessian_row
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._backend import device_for
+from mlxopt._platform.device import device_for
 from mlxopt._tree import (
     FLOATS,
     Tree,

@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import _blas
-from mlxopt._compiler import precompiled_header
+from mlxopt._platform import blas
+from mlxopt._platform.compiler import precompiled_header
 from mlxopt.cli._console import stdout
 
 _SIDE = 1000  # of the matrices multiplied
@@ -55,7 +55,7 @@ def _version(package: str) -> str:
 
 
 def _backend() -> list[tuple[str, str]]:
-    binding = _blas.binding()
+    binding = blas.binding()
     compiler = shutil.which("g++")
     rows = [
         ("device", mx.default_device().type.name.upper()),
@@ -119,8 +119,8 @@ def _advice() -> list[str]:
         lines.append(
             "Install g++ (on Debian: apt-get install g++), so that MLX can fuse operations."
         )
-    if on_linux and _blas.binding().library is None:
+    if on_linux and blas.binding().library is None:
         lines.append("A faster BLAS would make most fits many times faster; see the reason above.")
-    elif on_linux and platform.machine() == "x86_64" and _blas.binding().library != "MKL":
+    elif on_linux and platform.machine() == "x86_64" and blas.binding().library != "MKL":
         lines.append("pip install mkl may make products and factorizations faster still.")
     return lines

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._backend import device_for
+from mlxopt._platform.device import device_for
 
 Function = Callable[[mx.array], mx.array]
 

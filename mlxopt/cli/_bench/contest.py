@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import _blas
+from mlxopt._platform import blas
 
 # Rounds by the seconds that a run takes: quick ones scatter more and cost less.
 _ROUNDS = ((0.5, 7), (2.0, 5), (8.0, 3), (math.inf, 1))
@@ -110,12 +110,12 @@ class Verdict(NamedTuple):
 def stock_blas() -> Iterator[None]:
     """Give MLX the BLAS of its own wheel while inside."""
     mx.synchronize()
-    _blas.unbind()
+    blas.unbind()
     try:
         yield
     finally:
         mx.synchronize()
-        _blas.bind()
+        blas.bind()
 
 
 def compete(

@@ -9,8 +9,9 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import _blas, data, losses
+from mlxopt import data, losses
 from mlxopt._minimize import minimize
+from mlxopt._platform import blas
 from mlxopt._train import train
 from mlxopt.cli._bench.contest import NO_GOALS, Contestant, Goals, Task
 from mlxopt.cli._bench.peers import has, load
@@ -82,7 +83,7 @@ def _plain(
 ) -> list[Contestant]:
     """Return MLX's plain loop on the wheel's own BLAS, for a few steps, and on the one lent."""
     lent = Contestant("plain MLX loop, same BLAS", lambda: run(steps), params=np.asarray)
-    if _blas.binding().library is None:
+    if blas.binding().library is None:
         return [dataclasses.replace(lent, name="plain MLX loop")]
     stock = Contestant(
         "plain MLX loop, stock wheel", lambda: run(few), params=np.asarray, truth=truth,

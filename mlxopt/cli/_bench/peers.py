@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import _blas
+from mlxopt._platform import blas
 
 # Import name -> the name under which pip knows it.
 PEERS = {
@@ -78,8 +78,8 @@ def settle_torch() -> None:
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on, by name."""
-    binding = _blas.binding()
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    binding = blas.binding()
+    numpy_blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     packages = ["mlxopt", "mlx", "numpy", "scipy", *PEERS.values()]
     return {
         "CPU": _cpu(),
@@ -88,7 +88,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "MLX device": str(mx.default_device()).removeprefix("Device(").removesuffix(")"),
         "MLX BLAS": binding.library or "MLX's own",
-        "NumPy BLAS": f"{blas['name']} {blas['version']}",
+        "NumPy BLAS": f"{numpy_blas['name']} {numpy_blas['version']}",
         "versions": {name: found for name in packages if (found := _version(name))},
         "absent": absent(),
     }

@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import losses
-from mlxopt._backend import device_for
 from mlxopt._minimize import minimize
+from mlxopt._platform.device import device_for
 from mlxopt.cli._bench.contest import NO_GOALS, Contestant, Goals, Task
 from mlxopt.cli._bench.peers import has, load
 from mlxopt.cli._bench.regression import Classes, classes

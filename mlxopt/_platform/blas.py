@@ -48,7 +48,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._elf import Unfit, parse_elf
+from mlxopt._platform.elf import Unfit, parse_elf
 
 __all__ = ["Binding", "bind", "binding", "unbind"]
 

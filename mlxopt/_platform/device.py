@@ -1,0 +1,23 @@
+"""The device for a computation."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import mlx.core as mx
+
+from mlxopt._platform import blas
+from mlxopt._tree import leaves
+
+blas.bind()
+
+
+def device_for(*trees: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return a context for computing with these trees: the CPU if any leaf is float64, which MLX
+    has on the CPU alone, else the default device.
+    """
+    arrays = (leaf for leaf in leaves(trees) if isinstance(leaf, mx.array))
+    if any(array.dtype == mx.float64 for array in arrays):
+        return mx.stream(mx.cpu)
+    return contextlib.nullcontext()
