@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from mlxopt import _platform  # noqa: F401 - says what to install if MLX has no backend
 from mlxopt._lazy import lazy
-from mlxopt._platform import device  # noqa: F401
 
 if TYPE_CHECKING:
     from mlxopt import (

@@ -1,7 +1,7 @@
-"""MLX is lent a faster BLAS, and every doubt leaves it as it was.
+"""The first computation binds MLX to a faster BLAS; any doubt restores the reference.
 
-What a process does to itself at import is seen in processes of their own: ``run`` starts one, and
-fails on anything that it writes to stderr, warnings included.
+What a process does to itself is tested in a fresh one: ``run`` starts it, and fails on anything
+written to stderr, warnings included.
 """
 
 import ctypes
@@ -96,9 +96,88 @@ def run(*parts: str, **env: str) -> str:
 
 
 @needs_reference
-def test_importing_the_package_binds() -> None:
-    check = "import mlxopt; from mlxopt._platform import blas; print(blas.binding().library)"
-    assert run(check) != "None"
+def test_the_import_binds_nothing_and_the_first_computation_does() -> None:
+    check = """
+        from mlxopt import *
+        assert is_reference(owners()), owners()
+        grad(lambda w: mx.sum(w * w))(mx.ones(3))
+        assert not is_reference(owners())
+        print(blas.start().library)
+    """
+    assert run(PRELUDE, check) != "None"
+
+
+@needs_reference
+def test_every_computation_binds_first() -> None:
+    check = """
+        import mlxopt as mo
+        X, y, w = mx.random.normal((20, 3)), mx.random.normal((20,)), mx.zeros(3)
+        residual = lambda w, X, y: X @ w - y
+        loss = lambda w, X, y: mx.mean(mx.square(residual(w, X, y)))
+        losses = lambda w, X, y: mx.square(residual(w, X, y))
+        start, rule, lbfgs = mx.ones(3), mo.SGD(0.1), mo.LBFGS()
+        starts, axes = mx.stack([w, start]), (0, None, None)
+        best = mx.array(np.linalg.lstsq(np.array(X), np.array(y))[0])
+        matrix = mx.matmul(X.T, X, stream=mx.cpu)
+        many = mx.stack([matrix, matrix])
+        computations = {
+            "minimize": lambda: mo.minimize(loss, w, lbfgs, X, y),
+            "train": lambda: mo.train(loss, w, rule, mo.batches(X, y, batch_size=5), epochs=1),
+            "least_squares": lambda: mo.least_squares(residual, w, X, y),
+            "minimize_many": lambda: mo.minimize_many(loss, starts, lbfgs, X, y, in_axes=axes),
+            "argmin": lambda: mo.argmin(loss, lbfgs)(w, X, y),
+            "covariance": lambda: mo.inference.covariance(losses, best, X, y),
+            "grad": lambda: mo.grad(loss)(w, X, y),
+            "unproven grad": lambda: mo.grad(loss, compile=False)(w, X, y),
+            "compiled grad": lambda: mx.compile(mo.grad(loss))(w, X, y),
+            "hessian": lambda: mo.hessian(loss)(w, X, y),
+            "hvp": lambda: mo.hvp(loss)(w, start, X, y),
+            "jacobian": lambda: mo.jacobian(residual)(w, X, y),
+            "per_example_grad": lambda: mo.per_example_grad(loss)(w, X, y),
+            "check_grads": lambda: mo.check_grads(loss, w, X, y),
+            "check_optimizer": lambda: mo.testing.check_optimizer(rule),
+            "grad of cholesky": lambda: mx.grad(lambda a: mo.linalg.cholesky(a).sum())(matrix),
+            "vmap of cholesky": lambda: mx.vmap(mo.linalg.cholesky)(many),
+        }
+        for name in mo.linalg.__all__[1:]:
+            function = getattr(mo.linalg, name)
+            args = [X, y] if name == "lstsq" else [matrix, w] if "solve" in name else [matrix]
+            computations[name] = lambda function=function, args=args: function(*args)
+        for name, compute in computations.items():
+            blas.unbind()
+            blas._current = None  # as in a new process
+            assert is_reference(owners()), owners()
+            compute()
+            assert not is_reference(owners()), name
+        blas.unbind()
+        compute()
+        assert is_reference(owners()), "unbind was overruled"
+        print(len(computations))
+    """
+    assert int(run(PRELUDE, check, MLXOPT_BLAS="openblas")) > 20
+
+
+@needs_reference
+def test_threads_that_compute_first_bind_once() -> None:
+    check = """
+        import threading
+        import mlxopt as mo
+        calls, bind, ready, right = [], blas._bind, threading.Barrier(4), []
+        blas._bind = lambda: (calls.append(1), bind())[1]
+
+        def work():
+            a = mx.array(np.eye(50) + 1, mx.float64)
+            ready.wait()
+            x = mo.linalg.solve(a, mx.ones(50, mx.float64))
+            right.append(np.allclose(np.array(a) @ np.array(x), 1) and not is_reference(owners()))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        print(len(calls), right)
+    """
+    expected = "1 [True, True, True, True]"
+    assert run(PRELUDE, check, MLXOPT_BLAS="openblas") == expected
 
 
 @needs_reference
@@ -110,7 +189,7 @@ def test_every_symbol_is_taken_from_the_fast_library(library: str, before: str) 
         assert result.path is not None, result.reason
         assert owners() == {os.path.basename(result.path)}, owners()
         assert result.symbols == len(slots()) > 20
-        assert blas.bind() is result and blas.binding() is result
+        assert blas.bind() is result and blas.start() is result
         assert result.seconds > 0
         print(result.library, "|", result.reason)
     """
@@ -178,7 +257,7 @@ def test_unbind_puts_back_what_was_there_and_bind_starts_afresh(library: str) ->
         assert not set(slots().values()) & set(before.values())
         blas.unbind()
         assert slots() == before
-        assert blas.binding().library is None
+        assert blas.start().library is None
         again = blas.bind()
         assert again is not first and again.library == first.library, again
         assert owners() == {{os.path.basename(again.path)}}
@@ -232,14 +311,17 @@ def test_scipy_is_found_without_being_imported() -> None:
     check = """
         import sys, mlxopt
         from mlxopt._platform import blas
-        print(blas.binding().library, "scipy" in sys.modules)
+        print(blas.start().library, "scipy" in sys.modules)
     """
     assert run(check, MLXOPT_BLAS="openblas") == "OpenBLAS (SciPy) False"
 
 
 @needs_reference
 def test_thread_limits_are_honored() -> None:
-    check = "blas.bind(); print(blas._library.scipy_openblas_get_num_threads())"
+    check = """
+        import ctypes
+        print(ctypes.CDLL(blas.bind().path).scipy_openblas_get_num_threads())
+    """
     for threads in ("1", "2"):
         got = run(PRELUDE, check, MLXOPT_BLAS="openblas", OPENBLAS_NUM_THREADS=threads)
         assert got == str(min(int(threads), os.cpu_count() or 1))

@@ -7,10 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxopt._platform import blas
 from mlxopt._tree import leaves
-
-blas.bind()
 
 
 def device_for(*trees: Any) -> contextlib.AbstractContextManager[Any]:

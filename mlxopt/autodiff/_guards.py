@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._platform import blas
 from mlxopt._tree import FLOATS, Tree, dtype_name, leaves, leaves_with_paths, structure
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -157,6 +158,7 @@ class Proof:
 
     def __call__(self, positions: Sequence[int], args: Any, kwargs: dict[str, Any]) -> None:
         """Trace, unless that was done for such arguments before; raise TapeError."""
+        blas.start()
         if not self._wanted or (kind := signature((args, kwargs))) in self._seen:
             return
 

@@ -55,7 +55,7 @@ def _version(package: str) -> str:
 
 
 def _backend() -> list[tuple[str, str]]:
-    binding = blas.binding()
+    binding = blas.start()
     compiler = shutil.which("g++")
     rows = [
         ("device", mx.default_device().type.name.upper()),
@@ -119,8 +119,8 @@ def _advice() -> list[str]:
         lines.append(
             "Install g++ (on Debian: apt-get install g++), so that MLX can fuse operations."
         )
-    if on_linux and blas.binding().library is None:
+    if on_linux and blas.start().library is None:
         lines.append("A faster BLAS would make most fits many times faster; see the reason above.")
-    elif on_linux and platform.machine() == "x86_64" and blas.binding().library != "MKL":
+    elif on_linux and platform.machine() == "x86_64" and blas.start().library != "MKL":
         lines.append("pip install mkl may make products and factorizations faster still.")
     return lines

@@ -27,6 +27,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._platform import blas
 from mlxopt._tree import dtype_name, numpy_dtype
 
 # An entry may differ from its mirror image by this part of the largest entry. Rounding and finite
@@ -120,6 +121,7 @@ def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        blas.start()
         with mx.stream(mx.cpu):
             return function(*args, **kwargs)
 

@@ -83,7 +83,7 @@ def _plain(
 ) -> list[Contestant]:
     """Return MLX's plain loop on the wheel's own BLAS, for a few steps, and on the one lent."""
     lent = Contestant("plain MLX loop, same BLAS", lambda: run(steps), params=np.asarray)
-    if blas.binding().library is None:
+    if blas.start().library is None:
         return [dataclasses.replace(lent, name="plain MLX loop")]
     stock = Contestant(
         "plain MLX loop, stock wheel", lambda: run(few), params=np.asarray, truth=truth,

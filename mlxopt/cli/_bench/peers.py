@@ -78,7 +78,7 @@ def settle_torch() -> None:
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on, by name."""
-    binding = blas.binding()
+    binding = blas.start()
     numpy_blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     packages = ["mlxopt", "mlx", "numpy", "scipy", *PEERS.values()]
     return {
