@@ -1,11 +1,9 @@
-"""A faster first use of each loss on Linux CPUs: the header of MLX's kernels, precompiled.
+"""Precompiled header for MLX's kernels on Linux CPUs.
 
-There MLX writes each fused kernel to a file and calls g++ on it: 0.45 s a kernel, kept on disk
-afterwards. Nearly all of that goes into reading one header, the same for all kernels. GCC takes a
-precompiled version of a header where it finds one (`NAME.gch`) and looks beside the file that
-includes it first: in MLX's own folder of kernels. With one there a kernel takes 0.1 s. It is made
-once, in about a second and 50 MB, for each version of MLX; GCC itself checks that it fits and reads
-the header as ever where it does not.
+MLX writes each fused kernel to a file and calls g++ on it: 0.45 s, nearly all of it spent on one
+header. Since ml-explore/mlx#3463 a kernel includes that header from the installed package. GCC
+first searches the folder of the kernel and takes a precompiled version (`NAME.gch`) if it fits: a
+kernel then takes 0.1 s. The version is made once for each release of MLX, in 1 s and 50 MB.
 """
 
 from __future__ import annotations
@@ -19,44 +17,39 @@ from pathlib import Path
 import mlx.core as mx
 
 _HEADER = "mlx/backend/cpu/compiled_preamble.h"
-_FLAGS = ["-std=c++17", "-O3", "-Wall", "-fPIC"]  # those of MLX: with others GCC would not take it
+_FLAGS = ["-std=c++17", "-O3", "-Wall", "-fPIC"]  # those of MLX: GCC rejects a version with others
 _LIMIT = 60.0  # seconds
 
 
 def precompiled_header() -> Path:
-    """Return where the precompiled header is, or would be."""
-    names = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # C++'s temp_directory_path, which MLX asks
+    """Return the path of the precompiled header, made or not."""
+    names = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # in the order of C++'s temp_directory_path
     folder = next((os.environ[name] for name in names if os.environ.get(name)), "/tmp")
     version = mx.__version__  # pyright: ignore[reportAttributeAccessIssue]
     return Path(folder, "mlx", version, "cpu", f"{_HEADER}.gch")
 
 
-@functools.cache  # one attempt a process
+@functools.cache
 def precompile_header() -> None:
-    """Make the precompiled header if this machine can use one and has none; never raise."""
-    import shutil  # these take 5 ms to import, and this runs once
+    """Make the precompiled header, once, if MLX would use it; never raise."""
+    import shutil  # 5 ms with subprocess
     import subprocess
 
     if sys.platform != "linux" or mx.default_device() != mx.cpu:
         return
     compiler = shutil.which("g++")
     include = Path(mx.__file__).parent / "include"
-    if compiler is None or not (include / _HEADER).is_file():
-        return
     target = precompiled_header()
-    # Several processes may be at it: each writes a file of its own, and the last one stays.
+    if compiler is None or not (include / _HEADER).is_file() or os.path.exists(target):
+        return
+    # Several processes can do this at once: each writes a file of its own, and the last replaces
+    # the others'. Without the header kernels only take longer.
     partial = target.with_name(f"{target.name}.{os.getpid()}")
-    try:
-        if target.exists():
-            return
+    command = [compiler, *_FLAGS, f"-I{include}", "-x", "c++-header", str(include / _HEADER)]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        command = [compiler, *_FLAGS, f"-I{include}", "-x", "c++-header"]
-        subprocess.run(
-            [*command, str(include / _HEADER), "-o", str(partial)],
-            check=True, capture_output=True, timeout=_LIMIT,
-        )  # fmt: skip
+        command += ["-o", str(partial)]
+        subprocess.run(command, check=True, capture_output=True, timeout=_LIMIT)
         partial.replace(target)
-    except (OSError, subprocess.SubprocessError):
-        pass  # nothing is lost: kernels then take their usual time
     with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""What the file of a shared library says of the functions that it imports.
+"""The functions that a shared library imports, read from its file.
 
-An ELF file is what Linux loads: a header, program headers that say which parts go where in memory,
-and a dynamic section that tells the linker what to fetch. Addresses in it count from where the
-library will be loaded; the program headers turn them into places in the file.
+An ELF file is a header, program headers that map parts of the file to addresses, and a dynamic
+section for the linker. Addresses count from where the library is loaded; the program headers turn
+them into offsets in the file.
 """
 
 import mmap
@@ -13,33 +13,34 @@ import numpy as np
 
 
 class Unfit(Exception):
-    """A reason, in words for a person, to leave MLX or one library alone."""
+    """A reason, in words for the user, to leave MLX or a library alone."""
 
 
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_NEEDED, _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA = 1, 2, 5, 6, 7
 _DT_RELASZ, _DT_STRSZ, _DT_JMPREL, _DT_AARCH64_PAC_PLT = 8, 10, 23, 0x70000003
-_X86_64, _AARCH64 = 62, 183
-_SLOT_RELOCATIONS = {_X86_64: (6, 7), _AARCH64: (1025, 1026)}  # GLOB_DAT, JUMP_SLOT
+_SLOT_RELOCATIONS = {62: (6, 7), 183: (1025, 1026)}  # GLOB_DAT and JUMP_SLOT, by machine
 _RELOCATION = np.dtype("<u8, <u4, <u4, <i8")  # slot, kind, symbol, addend
 
 
 class Elf(NamedTuple):
-    """The part of a shared library's file that matters here."""
+    """The part of the file that concerns imported functions."""
 
     machine: int  # 62 is x86-64, 183 is aarch64
-    start: int  # the virtual address of the file's first byte, nearly always 0
-    needed: tuple[str, ...]  # the libraries it asks the linker for
+    start: int  # the virtual address of the first byte, usually 0
+    needed: tuple[str, ...]  # the libraries to load with it
     slots: dict[str, tuple[int, ...]]  # imported symbol -> virtual addresses of its slots
     signed: bool  # whether slots hold signed pointers (aarch64 with pointer authentication)
 
 
 def parse_elf(data: bytes | memoryview | mmap.mmap) -> Elf:
-    """Read the dynamic section and the relocations of a 64-bit little-endian ELF file.
+    """Return the imports of a 64-bit little-endian ELF file.
 
-    Section headers may be stripped or stale, so everything is found as the linker finds it: through
-    the program headers and the dynamic section. Symbols that the library defines itself are left
-    out of ``slots``: a library with a BLAS of its own inside imports none.
+    Everything is found as the linker finds it, through program headers and the dynamic section:
+    section headers can be stripped or stale. `slots` omits symbols that the library itself defines.
+
+    Raises:
+        Unfit: it is another kind of file, or damaged.
     """
     view = memoryview(data)
     if bytes(view[:6]) != b"\x7fELF\x02\x01":
@@ -62,7 +63,7 @@ def parse_elf(data: bytes | memoryview | mmap.mmap) -> Elf:
     for kind, offset, _, size in headers:
         if kind == _PT_DYNAMIC:
             for tag, value in struct.iter_unpack("<QQ", view[offset : offset + size // 16 * 16]):
-                if tag == 0:  # DT_NULL ends the section; what follows is padding
+                if tag == 0:  # the end; what follows is padding
                     break
                 dynamic.setdefault(tag, []).append(value)
     if not {_DT_STRTAB, _DT_STRSZ, _DT_SYMTAB} <= dynamic.keys():
@@ -83,10 +84,6 @@ def parse_elf(data: bytes | memoryview | mmap.mmap) -> Elf:
                 name, section = struct.unpack_from("<I2xH", view, symbols + 24 * symbol)
                 if section == 0:  # defined elsewhere
                     slots[text(name)] = (*slots.get(text(name), ()), slot)
-    return Elf(
-        machine=machine,
-        start=next((address for offset, address, _ in loads if offset == 0), 0),
-        needed=tuple(text(index) for index in dynamic.get(_DT_NEEDED, [])),
-        slots=slots,
-        signed=_DT_AARCH64_PAC_PLT in dynamic,
-    )
+    start = next((address for offset, address, _ in loads if offset == 0), 0)
+    needed = tuple(text(index) for index in dynamic.get(_DT_NEEDED, []))
+    return Elf(machine, start, needed, slots, signed=_DT_AARCH64_PAC_PLT in dynamic)
