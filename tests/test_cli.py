@@ -16,7 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
 import mlxopt
-from mlxopt import plots
+from mlxopt import _progress, plots
 from mlxopt._platform import blas
 from mlxopt.cli import app, demo, doctor
 
@@ -322,10 +322,10 @@ def test_fit_shows_no_progress_bar_of_a_model(logistic_csv, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel", sys)  # somebody is watching
     monkeypatch.setattr("mlxopt._progress._PATIENCE", 0.0)
     opened = []
-    bar = mlxopt._progress.ProgressBar
+    bar = _progress.ProgressBar
     monkeypatch.setattr(bar, "_open", lambda self: opened.append(self._label) or exit())
     with pytest.raises(SystemExit):
-        mlxopt.minimize(lambda x: (x * x).sum(), mlxopt.cli.demo.mx.ones(2), mlxopt.LBFGS())
+        mlxopt.minimize(lambda x: (x * x).sum(), demo.mx.ones(2), mlxopt.LBFGS())
     assert opened == ["minimize"]  # so the trap works
     run("fit", logistic_csv, "--target", "y")
     assert opened == ["minimize"]

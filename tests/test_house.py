@@ -1,10 +1,13 @@
 """The shape of the package: which way imports point, and what `import mlxopt` brings."""
 
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
 import ast
 import subprocess
 import sys
 from pathlib import Path
 
+import lazy_loader
 import pytest
 
 import mlxopt
@@ -34,7 +37,7 @@ ROOMS = [
     ["_stop"],
     ["_platform", "_checks"],
     ["_krylov", "_dense"],
-    ["_tree", "_status", "_lazy"],
+    ["_tree", "_status"],
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}
@@ -89,11 +92,24 @@ def test_a_file_is_read_in_one_sitting(path):
 
 
 def test_import_brings_nothing_heavy():
-    code = "import sys, mlxopt; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "import sys, mlxopt; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"scipy", "matplotlib", "rich", "typer", "sklearn", "pandas"} & set(
-        found.stdout.split()
-    )
+    modules = found.stdout.split()
+    assert not {"scipy", "matplotlib", "rich", "typer", "sklearn", "pandas"} & {
+        name.split(".")[0] for name in modules
+    }
+    ours = {name for name in modules if name.startswith("mlxopt")}
+    assert ours == {"mlxopt", "mlxopt._platform"}
+
+
+def test_a_misspelt_name_is_an_error_with_a_hint():
+    with pytest.raises(AttributeError):
+        mlxopt.minimise  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    code = "import mlxopt; mlxopt.minimise"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Did you mean: 'minimize'?" in found.stderr
+    with pytest.raises(ImportError):
+        from mlxopt.optimizers import LBGFS  # noqa: F401  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_every_public_name_exists_and_is_documented():
@@ -106,7 +122,8 @@ def test_a_missing_backend_says_what_to_install(tmp_path):
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "__init__.py").write_text("")
     (tmp_path / "mlx" / "core.py").write_text("raise ImportError('libmlx.so: cannot open')")
-    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PACKAGE.parent)!r}]; import mlxopt"
+    paths = [tmp_path, PACKAGE.parent, Path(lazy_loader.__file__).parents[1]]
+    code = f"import sys; sys.path[:0] = {list(map(str, paths))}; import mlxopt"
     found = subprocess.run(
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False
     )
