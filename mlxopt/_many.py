@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +25,7 @@ from mlxopt._least_squares import check_rows
 from mlxopt._objective import Objective
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
+from mlxopt._report import listing, shapes
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._result import Certificate, History, Result
 from mlxopt._status import Status, warn
@@ -35,8 +35,6 @@ from mlxopt._tree import (
     check_params,
     count,
     default_tol,
-    dtype_name,
-    leaves_with_paths,
 )
 from mlxopt.autodiff import check_is_callable
 from mlxopt.optimizers import LBFGS, GaussNewton, LevenbergMarquardt, Newton
@@ -93,22 +91,16 @@ class ManyResult:
 
     def __repr__(self) -> str:
         worst = np.max(self.optimality[self.converged], initial=0.0)
-        shapes = [
-            f"{path or 'params'} {leaf.shape} {dtype_name(leaf.dtype)}"
-            for path, leaf in leaves_with_paths(self.params)
-        ]
         rows = [
             ("problems", f"{len(self):,}"),
             ("status", _listed(_counts(self.status))),
-            ("value", f"{_spread(self.value)}"),
+            ("value", _spread(self.value)),
             ("optimality", f"{worst:.3g} at most, of those that converged"),
             ("steps", f"{_spread(self.steps)} ({self.evaluations:,} evaluations in all)"),
             ("seconds", f"{self.seconds:.3g}"),
-            ("params", ", ".join(shapes)),
+            ("params", shapes(self.params)),
         ]
-        wrap = textwrap.TextWrapper(80, subsequent_indent=13 * " ", break_long_words=False)
-        lines = (wrap.fill(f"  {name:<10} {text}") for name, text in rows)
-        return "\n".join([type(self).__name__, *lines])
+        return listing(type(self).__name__, rows)
 
 
 def minimize_many(

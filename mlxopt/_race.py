@@ -7,6 +7,7 @@ software with performance profiles".
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from mlxopt import plots
 from mlxopt._checks import check_count, describe_type
 from mlxopt._least_squares import least_squares
 from mlxopt._minimize import minimize
+from mlxopt._report import counted, table
 from mlxopt._result import Info
 from mlxopt._status import ConvergenceWarning, Status
 from mlxopt.optimizers import GaussNewton, LevenbergMarquardt, Optimizer
@@ -149,31 +151,23 @@ class Race:
         raise KeyError(f"{problem!r} is not in this race; these are: {names}.")
 
     def __repr__(self) -> str:
-        count = len(self.problems)
-        width = max([len("seconds, of the solved"), *(len(known.name) for known in self.problems)])
-        widths = [max(len(name), 6) for name in self.optimizers]
-
-        def line(first: str, cells: Iterable[str]) -> str:
-            padded = (f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
-            return f"  {first:<{width}}  " + "  ".join(padded)
-
-        rule = "  " + "-" * (width + sum(widths) + 2 * len(widths))
-        entrants = f"{len(widths)} optimizer{'s' if len(widths) > 1 else ''}"
-        table = [f"Race of {entrants} on {count} problem{'s' if count > 1 else ''}: evaluations"]
-        table += [line("", self.optimizers), rule]
-        costs, seconds = self.costs(), self.costs("seconds")
-        for index, known in enumerate(self.problems):
-            found = (costs[name][index] for name in self.optimizers)
-            cells = (f"{cost:,.0f}" if np.isfinite(cost) else "-" for cost in found)
-            table.append(line(known.name, cells))
-        best = np.min(list(costs.values()), axis=0)
-        table.append(rule)
-        table.append(line("solved", (f"{number}" for number in self.solved().values())))
-        first = ((costs[name] == best) & np.isfinite(best) for name in self.optimizers)
-        table.append(line("with the fewest", (f"{hits.sum()}" for hits in first)))
-        spent = (seconds[name][np.isfinite(seconds[name])].sum() for name in self.optimizers)
-        table.append(line("seconds, of the solved", (f"{total:.2f}" for total in spent)))
-        return "\n".join(table)
+        costs = np.stack(list(self.costs().values()))  # (optimizers, problems)
+        seconds = np.stack(list(self.costs("seconds").values()))
+        solved = np.isfinite(costs)
+        fewest = solved & (costs == costs.min(axis=0))
+        cells = np.where(solved, [[f"{cost:,.0f}" for cost in row] for row in costs], "-")
+        rows = [
+            (),
+            *((known.name, *column) for known, column in zip(self.problems, cells.T, strict=True)),
+            (),
+            ("solved", *map(str, solved.sum(axis=1))),
+            ("with the fewest", *map(str, fewest.sum(axis=1))),
+            ("seconds, of the solved", *(f"{sum(t[np.isfinite(t)]):.2f}" for t in seconds)),
+        ]
+        header = ["", *(f"{name:>6}" for name in self.optimizers)]
+        optimizers = counted(len(self.optimizers), "optimizer")
+        title = f"Race of {optimizers} on {counted(len(self.problems), 'problem')}: evaluations"
+        return "\n".join([title, textwrap.indent(table(header, rows), "  ")])
 
 
 def race(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +11,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import plots
+from mlxopt._report import html, listing, shapes
 from mlxopt._status import Status
-from mlxopt._tree import Tree, count, dtype_name, leaves_with_paths
+from mlxopt._tree import Tree, count, leaves_with_paths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,13 +58,10 @@ class Certificate(NamedTuple):
 
     def __repr__(self) -> str:
         numbers = (
-            f"  {name:<10} {'unknown' if value is None else f'{value:.3g}'}"
+            (name, "unknown" if value is None else f"{value:.3g}")
             for name, value in zip(self._fields[2:], self[2:], strict=True)
         )
-        verdict = textwrap.fill(
-            self.verdict, 80, initial_indent="  verdict    ", subsequent_indent=13 * " "
-        )
-        return "\n".join(["Certificate", verdict, *numbers])
+        return listing("Certificate", [("verdict", self.verdict), *numbers])
 
 
 class Info(NamedTuple):
@@ -161,19 +158,10 @@ class Result:
         ]
 
     def __repr__(self) -> str:
-        wrap = textwrap.TextWrapper(80, subsequent_indent=13 * " ", break_long_words=False)
-        rows = (wrap.fill(f"  {name:<10} {text}") for name, text in self._rows())
-        return "\n".join([type(self).__name__, *rows])
+        return listing(type(self).__name__, self._rows())
 
     def _repr_html_(self) -> str:
-        import html
-
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in self._rows()
-        )
-        return f"<table><caption><b>{type(self).__name__}</b></caption>{rows}</table>"
+        return html(type(self).__name__, self._rows())
 
 
 class TrainResult(Result):
@@ -194,16 +182,10 @@ def _of_phase(phase: Phase) -> str:
 
 def _describe(params: Tree) -> str:
     """Return the parameters if they are few, else their shapes."""
+    if count(params) > 12:
+        return shapes(params)
     named = leaves_with_paths(params)
-    if count(params) <= 12:
-        texts = [f"{path or 'params'} = {_numbers(leaf)}" for path, leaf in named]
-    else:
-        texts = [
-            f"{path or 'params'} {leaf.shape} {dtype_name(leaf.dtype)}" for path, leaf in named
-        ]
-        if len(texts) > 6:
-            texts = [*texts[:5], f"... {len(texts)} arrays, {count(params):,} numbers in all"]
-    return ", ".join(texts)
+    return ", ".join(f"{path or 'params'} = {_numbers(leaf)}" for path, leaf in named)
 
 
 def _numbers(leaf: mx.array) -> str:

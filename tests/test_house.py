@@ -35,7 +35,7 @@ ROOMS = [
     ["losses", "data", "plots", "prox", "schedules", "_functional", "_progress", "_resume"],
     ["special", "linalg"],
     ["_stop"],
-    ["_platform", "_checks"],
+    ["_platform", "_checks", "_report"],
     ["_krylov", "_dense"],
     ["_tree", "_status"],
 ]

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlxopt._checks import check_number
+from mlxopt._report import Row, counted, shortened, table
 from mlxopt._tree import Tree, from_leaves, leaves_with_paths, pieces, to_host
-
-_MOST_ROWS = 60
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -35,14 +34,10 @@ class Intervals:
     """What keeps the numbers from meaning what they seem to."""
 
     def __repr__(self) -> str:
-        columns = {
-            "": self.names,
-            "estimate": _numbers(self.estimate),
-            "lower": _numbers(self.lower),
-            "upper": _numbers(self.upper),
-        }
+        columns = zip(self.names, self.estimate, self.lower, self.upper, strict=True)
+        rows = [[name, *(f"{number:.6g}" for number in numbers)] for name, *numbers in columns]
         title = f"{percent(self.level)} intervals, {self.method}"
-        return table(title, columns, self.notes)
+        return _text(title, ["", "estimate", "lower", "upper"], rows, self.notes)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -132,15 +127,14 @@ class Estimates:
 
     def __repr__(self) -> str:
         wald = self.intervals()
-        columns = {
-            "": self.names,
-            "estimate": _numbers(wald.estimate),
-            "std. error": [f"{error:.4g}" for error in self.standard_errors],
-            "95 % interval": [
-                f"{low:.5g} to {high:.5g}" for low, high in zip(wald.lower, wald.upper, strict=True)
-            ],
-        }
-        return table(self._title(), columns, self.notes)
+        errors = self.standard_errors
+        columns = zip(self.names, wald.estimate, errors, wald.lower, wald.upper, strict=True)
+        rows = [
+            [name, f"{estimate:.6g}", f"{error:.4g}", f"{lower:.5g} to {upper:.5g}"]
+            for name, estimate, error, lower, upper in columns
+        ]
+        header = ["", "estimate", "std. error", "95 % interval"]
+        return _text(self._title(), header, rows, self.notes)
 
     def _title(self) -> str:
         what = {
@@ -151,7 +145,7 @@ class Estimates:
         data = (
             "the negative log-likelihood as given, one number for all the data"
             if self.examples is None
-            else f"{self.examples:,} example{'s' * (self.examples != 1)}"
+            else counted(self.examples, "example")
         )
         clusters = f" in {self.clusters:,} clusters" if self.clusters is not None else ""
         return f"Estimates ({what}; {data}{clusters})"
@@ -185,22 +179,6 @@ def quantile(probability: float, degrees_of_freedom: float = math.inf) -> float:
     return float(stdtrit(degrees_of_freedom, probability))
 
 
-def _numbers(values: np.ndarray) -> list[str]:
-    return [f"{value:.6g}" for value in values]
-
-
-def table(title: str, columns: dict[str, Sequence[str]], notes: Sequence[str]) -> str:
-    """Return a table as text: the first column flush left, the others flush right."""
-    shown = {head: [head, *cells[:_MOST_ROWS]] for head, cells in columns.items()}
-    widths = [max(map(len, cells)) for cells in shown.values()]
-    lines = [title]
-    for row in zip(*shown.values(), strict=True):
-        name, *numbers = (
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([name, *numbers]).rstrip())
-    hidden = len(columns[""]) - _MOST_ROWS
-    if hidden > 0:
-        lines.append(f"... {hidden:,} more")
-    return "\n".join([*lines, *(f"Note: {note}" for note in notes)])
+def _text(title: str, header: Row, rows: Sequence[Row], notes: Sequence[str]) -> str:
+    shown = table(header, shortened(rows))
+    return "\n".join([title, shown, *(f"Note: {note}" for note in notes)])

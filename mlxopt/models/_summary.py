@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import io
 import shutil
 
 import numpy as np
 from scipy.special import ndtr, stdtr
 
-_MOST_ROWS = 60
+from mlxopt._report import Row, html, shortened
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -53,19 +52,23 @@ class Summary:
         letter = "z" if np.isinf(self.degrees_of_freedom) else "t"
         return ["", "estimate", "std. error", letter, f"P>|{letter}|"]
 
-    def _rows(self) -> list[list[str]]:
+    def _rows(self) -> list[Row]:
         columns = zip(
             self.names, self.estimate, self.standard_error, self.statistic, self.p_value,
             strict=True,
         )  # fmt: skip
-        rows = [
-            [name, f"{estimate:.6g}", _text(error, ".4g"), _ratio_text(ratio), probability_text(p)]
-            for name, estimate, error, ratio, p in columns
-        ]
-        hidden = len(rows) - _MOST_ROWS
-        if hidden > 0:
-            rows = [*rows[:_MOST_ROWS], [f"... {hidden} more", "", "", "", ""]]
-        return rows
+        return shortened(
+            [
+                [
+                    name,
+                    f"{estimate:.6g}",
+                    _text(error, ".4g"),
+                    _ratio_text(ratio),
+                    probability_text(p),
+                ]
+                for name, estimate, error, ratio, p in columns
+            ]
+        )
 
     def __str__(self) -> str:
         from rich import box
@@ -92,30 +95,9 @@ class Summary:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        style = "style='text-align:right'"
-        head = "".join(f"<th {style}>{html.escape(title)}</th>" for title in self._header())
-        body = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(row[0])}</th>"
-            + "".join(f"<td {style}>{html.escape(cell)}</td>" for cell in row[1:])
-            + "</tr>"
-            for row in self._rows()
-        )
-        figures = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td {style}>{html.escape(text)}</td></tr>"
-            for name, text in self.figures.items()
-        )
-        notes = "".join(f"<p><b>Note:</b> {html.escape(note)}</p>" for note in self.notes)
-        return (
-            f"<table><caption><b>{html.escape(self.title)}</b></caption>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            f"<table>{figures}</table>{notes}"
-        )
-
-
-def counted(number: int, what: str) -> str:
-    """Return `1 row`, `2,000 rows`."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
+        notes = [("Note:", note) for note in self.notes]
+        rows = html(self.title, self._rows(), self._header())
+        return rows + html("", [*self.figures.items(), *notes])
 
 
 def probability_text(p: float) -> str:

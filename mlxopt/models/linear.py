@@ -9,13 +9,14 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import fdtrc
 
+from mlxopt._report import counted
 from mlxopt._result import Result
 from mlxopt.models._base import Model, warn_of_rank, warn_of_status
 from mlxopt.models._design import Design
 from mlxopt.models._error import error_bounds, judge, rounding
 from mlxopt.models._input import read_table, read_target, read_weights
 from mlxopt.models._solve import Solved, remainder, solve
-from mlxopt.models._summary import Summary, counted, probability_text
+from mlxopt.models._summary import Summary, probability_text
 
 
 class LinearRegression(Model):

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import expit, xlogy
 
+from mlxopt._report import counted
 from mlxopt._result import Result
 from mlxopt.models._base import Model, warn_of_rank, warn_of_status
 from mlxopt.models._climb import Climbed, climb
@@ -15,7 +16,7 @@ from mlxopt.models._design import Design
 from mlxopt.models._error import error_bounds, judge
 from mlxopt.models._input import read_column, read_labels, read_table, read_weights
 from mlxopt.models._separation import warn_of_separation
-from mlxopt.models._summary import Summary, counted
+from mlxopt.models._summary import Summary
 
 
 class LogisticRegression(Model):
