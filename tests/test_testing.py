@@ -53,7 +53,7 @@ class WalkState(NamedTuple):
     grad: Any
     optimality: float
     status: mo.Status | None
-    moved: bool = True
+    moved: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +75,33 @@ class Walk(mo.optimizers.Optimizer[WalkState]):
         return tree_map(lambda x, s: x - s, state.params, step)
 
     def step(self, objective, state):
+        before = [mx.array(leaf) for leaf in leaves(state.params)]
         new = self.look(objective, self.trial(state))
         if not (np.isfinite(new.value) and np.isfinite(new.optimality)):
             return state._replace(status=mo.Status.NONFINITE, moved=False)
-        return new
+        pairs = zip(before, leaves(new.params), strict=True)
+        return new._replace(moved=not all(mx.array_equal(a, b).item() for a, b in pairs))
+
+
+class NeverMoved(Walk):
+    def step(self, objective, state):
+        return super().step(objective, state)._replace(moved=False)
+
+
+class AlwaysMoved(Walk):
+    """An equal copy of the parameters after a rejected trial, taken for a move."""
+
+    def step(self, objective, state):
+        new = super().step(objective, state)
+        if new.value > 0.9 * state.value:
+            return state._replace(params=tree_map(mx.array, state.params), moved=True)
+        return new._replace(moved=True)
+
+
+class MovedArray(Walk):
+    def step(self, objective, state):
+        new = super().step(objective, state)
+        return new._replace(moved=np.bool_(new.moved))
 
 
 class StaleValue(Walk):
@@ -176,13 +199,14 @@ class SpoiltData(Walk):
 
 class KeptNaN(Walk):
     def step(self, objective, state):
-        return self.look(objective, self.trial(state))
+        return self.look(objective, self.trial(state))._replace(moved=True)
 
 
 class KeptNaNGradient(Walk):
     def step(self, objective, state):
-        new = self.look(objective, self.trial(state))
-        return new if np.isfinite(new.value) else state._replace(status=mo.Status.NONFINITE)
+        new = self.look(objective, self.trial(state))._replace(moved=True)
+        failed = state._replace(status=mo.Status.NONFINITE, moved=False)
+        return new if np.isfinite(new.value) else failed
 
 
 class Twice(Walk):
@@ -270,6 +294,9 @@ class Reading(mo.SGD):
 
 
 BROKEN = [
+    (NeverMoved(), r"state.moved after step 1 .* is False, but the step changed params"),
+    (AlwaysMoved(), r"state.moved after step \d+ .* is True, but the step did not change params"),
+    (MovedArray(), r"state.moved after step 1 .* is np.True_, .* expected True"),
     (StaleValue(), r"state.value after step 1 .* but the loss at state.params is"),
     (StaleGradient(), r"state.grad\['w'\]\[0\] after step 1 .* is not the gradient"),
     (Norm(), "expected the largest absolute entry of the gradient"),

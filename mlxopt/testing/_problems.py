@@ -1,4 +1,4 @@
-"""Small problems to try an optimizer on; each is half the sum of squares of a residual."""
+"""Small problems for optimizers; each loss is half the sum of squares of a residual."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBLEMS = ("quadratic", "rosenbrock")  # those to be solved
 
 
 class Given(NamedTuple):
-    """A problem: a residual whose sum of squares, halved, is the loss."""
+    """A residual, where to start, and the data."""
 
     residual: Callable[..., mx.array]
     params: Tree
@@ -25,7 +25,7 @@ class Given(NamedTuple):
         return ResidualObjective(self.residual, self.data)
 
     def evaluate(self, params: Tree) -> tuple[float, Tree]:
-        """Return the loss and its gradient, without any of the optimizer's machinery."""
+        """Return the loss and its gradient, by MLX alone."""
 
         def loss(params: Tree) -> mx.array:
             residual = self.residual(params, *self.data)
@@ -39,19 +39,14 @@ def regression(dtype: mx.Dtype) -> Given:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(40, 3)) / np.sqrt(40)
     y = X @ [1.0, -2.0, 0.5] + 0.3 / np.sqrt(40) + 0.02 * rng.normal(size=40)
-    data = tuple(mx.array(item.astype(np.float64), dtype=dtype) for item in (X, y))
-    return Given(_linear, _start(dtype), data)
+    # A tuple inside a dict, and shapes from () to (2, 1).
+    w = mx.full((2, 1), 0.5, dtype=dtype), mx.zeros(1, dtype=dtype)
+    params = {"w": w, "b": mx.array(0.0, dtype=dtype)}
+    return Given(_linear, params, (mx.array(X, dtype=dtype), mx.array(y, dtype=dtype)))
 
 
 def curved(dtype: mx.Dtype) -> Given:
-    given = regression(dtype)
-    return Given(_saturating, given.params, given.data)
-
-
-def _start(dtype: mx.Dtype) -> Tree:
-    # A tuple inside a dict, and shapes from () to (2, 1): a tree with some of everything.
-    return {"w": (mx.full((2, 1), 0.5, dtype=dtype), mx.zeros(1, dtype=dtype)),
-            "b": mx.array(0.0, dtype=dtype)}  # fmt: skip
+    return regression(dtype)._replace(residual=_saturating)
 
 
 def _linear(params: Tree, X: mx.array, y: mx.array) -> mx.array:
@@ -84,7 +79,7 @@ def _rosenbrock(x: mx.array) -> mx.array:
     return mx.stack([10 * (x[1] - x[0] * x[0]), 1 - x[0]])
 
 
-_CENTER = np.array([1.0, -0.7, 0.31])  # no multiple of a step that an optimizer may take
+_CENTER = np.array([1.0, -0.7, 0.31])  # no multiple of a step size
 
 
 def _valley(x: mx.array) -> mx.array:
@@ -96,5 +91,5 @@ def _valley(x: mx.array) -> mx.array:
 def solvable(problem: str) -> tuple[Given, np.ndarray]:
     """Return a problem and its only minimum."""
     if problem == "quadratic":
-        return Given(_valley, mx.array(np.zeros(3), dtype=mx.float64)), _CENTER
+        return Given(_valley, mx.zeros(3, dtype=mx.float64)), _CENTER
     return Given(_rosenbrock, mx.array(np.array([-1.2, 1.0]), dtype=mx.float64)), np.ones(2)

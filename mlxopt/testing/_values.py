@@ -1,4 +1,4 @@
-"""Copies of what a value holds, comparisons of them, and how messages show them."""
+"""Copies of values, comparisons of them, and their types in words."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._tree import Tree, dtype_name
+from mlxopt._tree import HALF, Tree, dtype_name
 from mlxopt.optimizers import Optimizer
 
 
 def host(array: mx.array) -> np.ndarray:
     """Return an array as float64 on the host."""
-    narrow = array.dtype in (mx.bfloat16, mx.float16)
-    return np.array(array.astype(mx.float32) if narrow else array, dtype=np.float64)
+    return np.array(array.astype(mx.float32) if array.dtype in HALF else array, dtype=np.float64)
 
 
 def snapshot(item: Any) -> Any:
-    """Return a copy of all that a value holds, made of lists and NumPy arrays."""
+    """Return a copy of a value and everything in it, made of lists, dicts and NumPy arrays."""
     if isinstance(item, mx.array):
         return host(item)
     if isinstance(item, np.ndarray):
         return item.copy()
     if dataclasses.is_dataclass(item) or isinstance(item, Optimizer):
-        return snapshot(dict(vars(item)))
+        return snapshot(vars(item))
     if isinstance(item, dict):
         return {key: snapshot(child) for key, child in item.items()}
     if isinstance(item, (list, tuple)):
@@ -34,8 +33,9 @@ def snapshot(item: Any) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
+    """Return whether two snapshots are equal; NaN equals NaN."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+        return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -44,15 +44,16 @@ def same(a: Any, b: Any) -> bool:
 
 
 def types(tree: Tree) -> Any:
-    """Return the types of a tree's branches, as a message shows them."""
+    """Return the types of a tree's branches and leaves."""
     if isinstance(tree, dict):
         return {key: types(child) for key, child in tree.items()}
     if isinstance(tree, (list, tuple)):
         return [type(tree).__name__, *(types(child) for child in tree)]
-    return "array" if isinstance(tree, mx.array) else type(tree).__name__
+    return type(tree).__name__
 
 
 def described(leaf: Any) -> str:
+    """Return dtype and shape of an array, the type of another value."""
     if isinstance(leaf, mx.array):
         return f"{dtype_name(leaf.dtype)} of shape {leaf.shape}"
     return type(leaf).__name__
