@@ -1,4 +1,7 @@
-"""Pictures of plain arrays; matplotlib is imported when one is drawn."""
+"""Pictures of plain arrays, each returned as matplotlib axes; `ax.figure.savefig(...)` keeps it.
+
+matplotlib is imported when a picture is drawn.
+"""
 
 from __future__ import annotations
 
@@ -10,151 +13,110 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Of Okabe and Ito: distinct for every kind of color vision, and against gray.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
 
 def history(history: Any, ax: Axes | None = None, label: str = "loss") -> Axes:
-    """Draw the loss and the gradient norm of a run against its steps.
+    """Draw loss and gradient norm of a run against its steps; return the axes.
 
     Args:
-        history: with arrays `step`, `value` and `optimality`, as `Result.history` has.
-        ax: where to draw; None makes a new figure.
-        label: what to call the loss.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        history: with arrays `step`, `value` and `optimality`, such as `Result.history`.
+        ax: axes to draw on; None: a new figure.
+        label: name of the loss.
     """
-    from matplotlib import pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    ax = _axes(ax)
     marker = "o" if len(history.step) < 30 else None
     lines = ax.plot(history.step, history.value, marker=marker, markersize=3, label=label)
-    _log_if_wide(ax, history.value)
-    ax.set_xlabel("step")
-    ax.set_ylabel(label)
-    ax.grid(alpha=0.3)
-    norm_axis = ax.twinx()
-    lines += norm_axis.plot(
-        history.step, history.optimality, color="tab:orange", linestyle="--", linewidth=1,
-        label="largest gradient entry",
-    )  # fmt: skip
-    _log_if_wide(norm_axis, history.optimality)
-    norm_axis.set_ylabel("largest gradient entry")
+    _finish(ax, "step", label)
+    below = ax.twinx()
+    style = {"color": "tab:orange", "linestyle": "--", "linewidth": 1}
+    name = "largest gradient entry"
+    lines += below.plot(history.step, history.optimality, label=name, **style)
+    below.set_ylabel(name)
+    for axis, values in (ax, history.value), (below, history.optimality):
+        finite = values[np.isfinite(values)]
+        if len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():
+            axis.set_yscale("log")
     ax.legend(handles=lines, loc="upper right")
     return ax
-
-
-def _log_if_wide(ax: Axes, values: np.ndarray) -> None:
-    """Use a logarithmic axis where positive values span more than a factor of 30."""
-    finite = values[np.isfinite(values)]
-    if len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():
-        ax.set_yscale("log")
 
 
 def loss_curves(
     histories: Mapping[str, Any], lowest: float = 0.0, floor: float = 0.0, ax: Axes | None = None
 ) -> Axes:
-    """Draw how far the losses of several runs are above the lowest one, against their steps.
+    """Draw how far losses are above the lowest, against steps, both logarithmic; return the axes.
 
-    Both axes are logarithmic; step 0 stands at the left edge.
+    Step 0 is at the left edge.
 
     Args:
-        histories: what to call each run, and its history, as `Result.history` has.
-        lowest: the loss at the minimum, better known than any of the runs knows it.
-        floor: what rounding leaves of a difference of two losses; a smaller one is drawn there.
-        ax: where to draw; None makes a new figure, with a legend.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        histories: a history of each run, such as `Result.history`, by name.
+        lowest: the loss at the minimum, more exact than those of the runs.
+        floor: rounding error of the difference of two losses; smaller ones are drawn there.
+        ax: axes to draw on; None: a new figure, with a legend.
     """
-    alone = ax is None
+    legend = "best" if ax is None else None
     ax = _axes(ax)
     for index, (name, run) in enumerate(histories.items()):
         gap = np.maximum(run.value - lowest, floor)
         seen = gap > 0
-        ax.plot(
-            run.step[seen], gap[seen], label=name, color=f"C{index}", markersize=4,
-            marker="osD^"[index % 4] if len(run.step) < 60 else None,
-            linestyle=("-", "--", "-.", ":")[index % 4],
-        )  # fmt: skip
+        marker = "osD^"[index % 4] if len(run.step) < 60 else None
+        ax.plot(run.step[seen], gap[seen], label=name, marker=marker, markersize=4, **_style(index))
     ax.set_xscale("symlog", linthresh=1)
-    ax.set_yscale("log")
     ax.set_xlim(left=0)
     if floor > 0:
-        ax.set_ylim(bottom=floor / 10)
         ax.axhspan(floor / 10, floor, color="0.9", label="rounding")
-    ax.set_xlabel("step")
-    ax.set_ylabel("loss above its minimum" if lowest else "loss")
-    ax.grid(alpha=0.3)
-    if alone:
-        ax.legend(loc="best")
-    return ax
+    ax.set(yscale="log", ylim=(floor / 10 or None, None))
+    return _finish(ax, "step", _loss_label(lowest), legend)
 
 
 def fitted_values(observed: np.ndarray, fitted: np.ndarray, ax: Axes | None = None) -> Axes:
-    """Draw what was observed against what a model fitted; a perfect fit lies on the diagonal.
+    """Draw observed against fitted values, a perfect fit on the diagonal; return the axes.
 
     Args:
         observed: shape (rows,).
         fitted: shape (rows,).
-        ax: where to draw; None makes a new figure.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        ax: axes to draw on; None: a new figure.
     """
     ax = _cloud(fitted, observed, ax)
     ends = [min(fitted.min(), observed.min()), max(fitted.max(), observed.max())]
     ax.plot(ends, ends, color="black", linewidth=1, label="observed = fitted")
-    ax.set_xlabel("fitted")
-    ax.set_ylabel("observed")
-    ax.legend(loc="upper left")
-    return ax
+    return _finish(ax, "fitted", "observed", "upper left")
 
 
 def residuals(observed: np.ndarray, fitted: np.ndarray, ax: Axes | None = None) -> Axes:
-    """Draw residuals (observed - fitted) against fitted values.
+    """Draw residuals (observed - fitted) against fitted values; return the axes.
 
-    A bend means that a term is missing, a funnel that the noise is not of one size. Where there are
-    enough rows, a line joins the means of twenty groups of equal size, in the order of the fitted
-    values.
+    A bend means a missing term, a funnel noise of unequal size. From 200 rows on, a line joins the
+    means of twenty groups of equal size in the order of the fitted values.
 
     Args:
         observed: shape (rows,).
         fitted: shape (rows,).
-        ax: where to draw; None makes a new figure.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        ax: axes to draw on; None: a new figure.
     """
     residual = observed - fitted
     ax = _cloud(fitted, residual, ax)
     ax.axhline(0, color="black", linewidth=1)
-    if len(fitted) >= 200:
+    enough = len(fitted) >= 200
+    if enough:
         groups = np.array_split(np.argsort(fitted, kind="stable"), 20)
-        centers = [fitted[group].mean() for group in groups]
-        means = [residual[group].mean() for group in groups]
-        ax.plot(
-            centers, means, color="C1", marker="o", markersize=4, label="means of 5 % of the rows"
-        )
-        ax.legend(loc="upper left")
-    ax.set_xlabel("fitted")
-    ax.set_ylabel("residual (observed - fitted)")
-    return ax
+        x, y = ([values[group].mean() for group in groups] for values in (fitted, residual))
+        ax.plot(x, y, color="C1", marker="o", markersize=4, label="means of 5 % of the rows")
+    return _finish(ax, "fitted", "residual (observed - fitted)", "upper left" if enough else None)
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray, ax: Axes | None = None) -> Axes:
-    """Draw how often the event happened against how probable the model thought it.
+    """Draw observed shares of label 1 against fitted probabilities; return the axes.
 
-    The rows are sorted by probability and cut into groups of equal size, up to ten. Bars are 95 %
-    intervals for a share (Wilson 1927, "Probable inference, the law of succession, and statistical
+    The rows are sorted by probability and cut into groups of equal size, at most ten. Bars are 95 %
+    intervals of a share (Wilson 1927, "Probable inference, the law of succession, and statistical
     inference").
 
     Args:
         labels: shape (rows,), 0 or 1.
-        probabilities: shape (rows,), those of label 1.
-        ax: where to draw; None makes a new figure.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        probabilities: shape (rows,), of label 1.
+        ax: axes to draw on; None: a new figure.
     """
     ax = _axes(ax)
     count = int(np.clip(len(labels) // 20, 2, 10))
@@ -166,21 +128,14 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, ax: Axes | None =
     z = 1.959964  # the normal distribution's 97.5 % point
     center = (share + z**2 / (2 * size)) / (1 + z**2 / size)
     spread = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
-    bars = np.stack([share - (center - spread), center + spread - share])
+    bars = np.maximum([share - (center - spread), center + spread - share], 0)
     ax.plot([0, 1], [0, 1], color="black", linewidth=1, label="perfectly calibrated")
     rows = f"{size.min():,}" if size.min() == size.max() else f"{size.min():,} or {size.max():,}"
-    ax.errorbar(
-        expected, share, yerr=np.maximum(bars, 0), fmt="o", markersize=5, capsize=3,
-        label=f"{len(groups)} groups of {rows} rows, with 95 % intervals",
-    )  # fmt: skip
-    ax.set_xlim(-0.02, 1.02)
-    ax.set_ylim(-0.02, 1.18)  # room for the legend above all points
-    ax.set_yticks(np.linspace(0, 1, 6))
-    ax.set_xlabel("fitted probability")
-    ax.set_ylabel("observed share")
-    ax.grid(alpha=0.3)
-    ax.legend(loc="upper left")
-    return ax
+    label = f"{len(groups)} groups of {rows} rows, with 95 % intervals"
+    ax.errorbar(expected, share, yerr=bars, fmt="o", markersize=5, capsize=3, label=label)
+    # Room for the legend above all points.
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.18), yticks=np.linspace(0, 1, 6))
+    return _finish(ax, "fitted probability", "observed share", "upper left")
 
 
 def separation(
@@ -189,16 +144,13 @@ def separation(
     names: Sequence[str] = ("0", "1"),
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw, for each of two labels, how a model's probabilities are spread.
+    """Draw the distribution of fitted probabilities for each of two labels; return the axes.
 
     Args:
         labels: shape (rows,), 0 or 1.
-        probabilities: shape (rows,), those of label 1.
-        names: what to call the labels.
-        ax: where to draw; None makes a new figure.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        probabilities: shape (rows,), of label 1.
+        names: of the labels.
+        ax: axes to draw on; None: a new figure.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -206,57 +158,28 @@ def separation(
     edges = np.linspace(0, 1, 21)
     for index, name in enumerate(names):
         group = probabilities[labels == index]
+        counts, color = np.histogram(group, edges)[0], f"C{index}"
+        ax.stairs(counts, edges, fill=True, alpha=0.3, color=color)
         label = f"{name} ({len(group):,} rows)"
-        counts = np.histogram(group, edges)[0]
-        ax.stairs(counts, edges, fill=True, alpha=0.3, color=f"C{index}")
-        ax.stairs(counts, edges, linewidth=1.5, color=f"C{index}", label=label)
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1.15 * ax.get_ylim()[1])  # room for the legend
-    ax.set_xlabel("fitted probability")
-    ax.set_ylabel("rows")
+        ax.stairs(counts, edges, linewidth=1.5, color=color, label=label)
+    ax.set(xlim=(0, 1), ylim=(0, 1.15 * ax.get_ylim()[1]))  # room for the legend
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="upper right", ncols=2)
-    return ax
-
-
-def _axes(ax: Axes | None) -> Axes:
-    """Return `ax`, or the axes of a new figure."""
-    if ax is not None:
-        return ax
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(figsize=(6.4, 4.4), layout="constrained")[1]
-
-
-def _cloud(x: np.ndarray, y: np.ndarray, ax: Axes | None) -> Axes:
-    """Draw points, or how many there are where they would cover one another."""
-    ax = _axes(ax)
-    if len(x) > 5000:
-        hexagons = ax.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="Blues")
-        ax.figure.colorbar(hexagons, ax=ax, label="rows")
-    else:
-        size = float(np.clip(4000 / max(len(x), 1), 6, 30))
-        ax.scatter(x, y, s=size, alpha=0.5, linewidths=0)
-    ax.grid(alpha=0.3)
-    return ax
+    return _finish(ax, "fitted probability", "rows", "upper right", grid=False, ncols=2)
 
 
 def performance_profile(
     costs: Mapping[str, np.ndarray], measure: str = "evaluations", ax: Axes | None = None
 ) -> Axes:
-    """Draw the share of problems that each solver solved within a factor of the best one.
+    """Draw the share of problems solved within a factor of the best cost; return the axes.
 
-    At 1 a curve is the share of problems on which the solver was the best; at the right end, the
-    share it solved at all (Dolan and Moré 2002, "Benchmarking optimization software with
-    performance profiles").
+    At 1 a curve is the share of problems on which the solver was the best, at the right end the
+    share that it solved (Dolan and Moré 2002, "Benchmarking optimization software with performance
+    profiles").
 
     Args:
-        costs: for each solver what each problem took, shape (problems,); infinite if not solved.
+        costs: of each problem, shape (problems,), by solver; infinite if not solved.
         measure: what the costs count.
-        ax: where to draw; None makes a new figure.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        ax: axes to draw on; None: a new figure.
     """
     ax = _axes(ax)
     best = np.min(list(costs.values()), axis=0)
@@ -265,17 +188,18 @@ def performance_profile(
     end = 1.3 * max([1.5, *(ratio.max() for ratio in ratios.values() if len(ratio))])
     for index, (name, ratio) in enumerate(ratios.items()):
         share = np.arange(len(ratio) + 1) / len(best)
-        ax.stairs(
-            share, np.concatenate([[1], np.sort(ratio), [end]]), baseline=None, linewidth=1.8,
-            label=f"{name} ({len(ratio)} of {len(best)})", **_look(index),
-        )  # fmt: skip
-    _factors(ax, end)
-    ax.set_ylim(0, 1.04)
-    ax.set_xlabel(f"{measure}, as a multiple of the best solver's")
-    ax.set_ylabel("share of problems solved")
-    ax.grid(alpha=0.3)
-    ax.legend(loc="lower right")
-    return ax
+        edges = np.concatenate([[1], np.sort(ratio), [end]])
+        label = f"{name} ({len(ratio)} of {len(best)})"
+        ax.stairs(share, edges, baseline=None, linewidth=1.8, label=label, **_style(index))
+    ax.set(xlim=(1, end), ylim=(0, 1.04))
+    if end > 4:
+        ax.set_xscale("log")
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= end]
+        if len(ticks) < 10:
+            ax.set_xticks(ticks, [str(tick) for tick in ticks])
+            ax.minorticks_off()
+    x = f"{measure}, as a multiple of the best solver's"
+    return _finish(ax, x, "share of problems solved", "lower right")
 
 
 def descent(
@@ -284,18 +208,15 @@ def descent(
     unit: str = "evaluations",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how far the losses of several runs are above the lowest one, against their cost.
+    """Draw how far losses are above the lowest, against their cost; return the axes.
 
     A loss no higher than the lowest is drawn at the lower edge.
 
     Args:
-        curves: what to call each run, and its costs and losses, two arrays of one length.
+        curves: costs and losses of each run, two arrays of one length, by name.
         lowest: the loss at the minimum.
-        unit: what the cost counts, such as "evaluations" or "seconds".
-        ax: where to draw; None makes a new figure.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        unit: of the cost, such as "evaluations" or "seconds".
+        ax: axes to draw on; None: a new figure.
     """
     ax = _axes(ax)
     costs = np.concatenate([cost for cost, _ in curves.values()])
@@ -303,18 +224,14 @@ def descent(
     visible = np.concatenate([gap[gap > 0] for gap in gaps.values()])
     floor = max(visible.min() / 10, 1e-18 * visible.max()) if len(visible) else 1.0
     for index, (name, (cost, _)) in enumerate(curves.items()):
-        gap = np.maximum(gaps[name], floor)
-        ax.plot(cost, gap, label=name, linewidth=1.8, **_look(index))
-        ax.plot(cost[-1:], gap[-1:], "o", color=_look(index)["color"], markersize=5)
+        gap, style = np.maximum(gaps[name], floor), _style(index)
+        ax.plot(cost, gap, label=name, linewidth=1.8, **style)
+        ax.plot(cost[-1:], gap[-1:], "o", color=style["color"], markersize=5)
     positive = costs[costs > 0]
     if len(positive) and positive.max() > 100 * positive.min():
         ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xlabel(unit)
-    ax.set_ylabel("loss above its minimum" if lowest else "loss")
-    ax.grid(alpha=0.3)
-    ax.legend(loc="best")
-    return ax
+    return _finish(ax, unit, _loss_label(lowest), "best")
 
 
 def trajectories(
@@ -325,7 +242,7 @@ def trajectories(
     minima: np.ndarray | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw where several runs went, on a map of a loss of two parameters.
+    """Draw the paths of runs on a map of a loss of two parameters; return the axes.
 
     Shades are evenly spaced in the logarithm of the loss above its lowest value on the map.
 
@@ -333,12 +250,9 @@ def trajectories(
         across: shape (columns,), values of the first parameter.
         up: shape (rows,), values of the second.
         values: shape (rows, columns), the loss there.
-        paths: what to call each run, and its points, shape (points, 2).
-        minima: shape (n, 2), to mark with stars.
-        ax: where to draw; None makes a new figure.
-
-    Returns:
-        the axes; `ax.figure.savefig(...)` keeps the picture.
+        paths: points of each run, shape (points, 2), by name.
+        minima: shape (n, 2), drawn as stars.
+        ax: axes to draw on; None: a new figure.
     """
     ax = _axes(ax)
     above = values - np.nanmin(values)
@@ -350,38 +264,52 @@ def trajectories(
         marks = {"marker": "o", "markersize": 3} if len(path) <= 60 else {}
         # The first is the widest, so that those above it do not hide it.
         width = max(1.2, 3.0 - 0.4 * index)
-        ax.plot(path[:, 0], path[:, 1], label=name, linewidth=width, **_look(index), **marks)
+        ax.plot(*path.T, label=name, linewidth=width, **_style(index), **marks)
     first = next(iter(paths.values()))[0]
     ax.plot(*first, "s", color="black", markersize=7, label="start")
     if minima is not None and len(minima):
-        ax.plot(
-            minima[:, 0], minima[:, 1], "*", color="white", markeredgecolor="black",
-            markersize=15, linestyle="", label="minimum" if len(minima) == 1 else "minima",
-        )  # fmt: skip
-    ax.set_xlim(across[0], across[-1])
-    ax.set_ylim(up[0], up[-1])
-    ax.set_xlabel("first parameter")
-    ax.set_ylabel("second parameter")
-    ax.legend(loc="best", framealpha=0.9)
+        label = "minimum" if len(minima) == 1 else "minima"
+        ax.plot(*minima.T, "*", color="white", mec="black", markersize=15, label=label)
+    ax.set(xlim=(across[0], across[-1]), ylim=(up[0], up[-1]))
+    return _finish(ax, "first parameter", "second parameter", "best", grid=False, framealpha=0.9)
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(figsize=(6.4, 4.4), layout="constrained")[1]
+
+
+def _finish(
+    ax: Axes, x: str, y: str, legend: Any = None, grid: bool = True, **options: Any
+) -> Axes:
+    """Add labels, a grid, and a legend at a place."""
+    ax.set(xlabel=x, ylabel=y)
+    if grid:
+        ax.grid(alpha=0.3)
+    if legend:
+        ax.legend(loc=legend, **options)
     return ax
 
 
-# Okabe and Ito's, which people with any color vision can tell apart, and which stand out of gray.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+def _cloud(x: np.ndarray, y: np.ndarray, ax: Axes | None) -> Axes:
+    """Draw points, or counts where points would cover one another."""
+    ax = _axes(ax)
+    if len(x) > 5000:
+        hexagons = ax.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="Blues")
+        ax.figure.colorbar(hexagons, ax=ax, label="rows")
+    else:
+        size = float(np.clip(4000 / max(len(x), 1), 6, 30))
+        ax.scatter(x, y, s=size, alpha=0.5, linewidths=0)
+    return ax
 
 
-def _look(index: int) -> dict[str, Any]:
-    """Return the color and the dashes of one of several lines."""
+def _loss_label(lowest: float) -> str:
+    return "loss above its minimum" if lowest else "loss"
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Return color and dashes of a line among several."""
     return {"color": _COLORS[index % 7], "linestyle": ("-", "--", "-.", ":")[index % 4]}
-
-
-def _factors(ax: Axes, end: float) -> None:
-    """Make the horizontal axis one of factors, from 1 to `end`."""
-    ax.set_xlim(1, end)
-    if end <= 4:
-        return
-    ax.set_xscale("log")
-    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= end]
-    if len(ticks) < 10:
-        ax.set_xticks(ticks, [str(tick) for tick in ticks])
-        ax.minorticks_off()
