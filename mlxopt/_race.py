@@ -1,8 +1,4 @@
-"""A race: every optimizer on every problem, told in a table and in pictures.
-
-The pictures and their measure are those of Dolan and Moré (2002), "Benchmarking optimization
-software with performance profiles".
-"""
+"""A race: every optimizer on every problem, as a table and as pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import plots
-from mlxopt._checks import check_count, describe_type
+from mlxopt._checks import check_choice, check_count, describe_type
 from mlxopt._least_squares import least_squares
 from mlxopt._minimize import minimize
 from mlxopt._report import counted, table
@@ -36,25 +32,25 @@ _NEEDS_RESIDUAL = (LevenbergMarquardt, GaussNewton)
 
 
 class Run(NamedTuple):
-    """One optimizer on one problem; arrays have an entry for each look at it."""
+    """One optimizer on one problem; the trace has an entry for each read of the state."""
 
     problem: str  # its name
     optimizer: str  # its name in the race
-    solved: bool  # whether it came to a known minimum
+    solved: bool  # whether the loss reached that of a known minimum
     status: Status  # why it ended; STOPPED where it was solved before its own end
     evaluations: int  # of the loss and its gradient, to the solution or the end
     seconds: float  # likewise, tracing and compiling included
-    value: float  # the loss where it ended
+    value: float  # the last loss
     trace_evaluations: np.ndarray  # evaluations so far
     trace_seconds: np.ndarray  # seconds so far
     trace_value: np.ndarray  # the loss
-    path: np.ndarray  # (looks, p), float64: the parameters
+    path: np.ndarray  # (entries, p), float64: the parameters
 
 
 # Compared as objects: arrays do not answer == with yes or no.
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Race:
-    """What `race` returns; `repr` is a table of evaluations, a dash where it was not solved."""
+    """What `race` returns; `repr` is a table of evaluations, with a dash for "not solved"."""
 
     problems: tuple[Problem, ...]
     optimizers: tuple[str, ...]
@@ -64,42 +60,34 @@ class Race:
 
     def run(self, problem: str, optimizer: str) -> Run:
         """Return the run of one optimizer on one problem, both by name."""
-        for row in self.rows:
-            if (row.problem, row.optimizer) == (problem, optimizer):
-                return row
-        raise KeyError(
-            f"there is no run of {optimizer!r} on {problem!r}; the optimizers are "
-            f"{', '.join(map(repr, self.optimizers))}."
-        )
+        if optimizer not in self.optimizers:
+            raise KeyError(
+                f"there is no run of {optimizer!r} on {problem!r}; the optimizers are "
+                f"{', '.join(map(repr, self.optimizers))}."
+            )
+        return self._of(problem)[1][self.optimizers.index(optimizer)]
 
     def costs(self, by: str = "evaluations") -> dict[str, np.ndarray]:
-        """Return, for each optimizer, what each problem took, float64, infinite if not solved.
+        """Return the cost of each problem, float64, infinite if not solved, by optimizer.
 
         Args:
             by: "evaluations" or "seconds".
         """
-        _check_unit(by)
-        return {
-            name: np.array(
-                [
-                    float(getattr(row, by)) if row.solved else np.inf
-                    for row in self.rows
-                    if row.optimizer == name
-                ]
-            )
-            for name in self.optimizers
-        }
+        check_choice(by, "by", _UNITS)
+        costs = [float(getattr(row, by)) if row.solved else np.inf for row in self.rows]
+        columns = np.reshape(costs, (len(self.problems), -1)).T
+        return dict(zip(self.optimizers, columns, strict=True))
 
     def solved(self) -> dict[str, int]:
         """Return how many problems each optimizer solved."""
         return {name: int(np.isfinite(costs).sum()) for name, costs in self.costs().items()}
 
     def plot(self, by: str = "evaluations", ax: Axes | None = None) -> Axes:
-        """Draw the performance profile; return the matplotlib axes.
+        """Draw the performance profile (Dolan and Moré 2002); return the matplotlib axes.
 
         Args:
             by: "evaluations" or "seconds".
-            ax: where to draw; None makes a new figure.
+            ax: axes to draw on; None: a new figure.
         """
         return plots.performance_profile(self.costs(by), measure=_UNITS[by], ax=ax)
 
@@ -109,22 +97,21 @@ class Race:
         Args:
             problem: its name.
             by: "evaluations" or "seconds".
-            ax: where to draw; None makes a new figure.
+            ax: axes to draw on; None: a new figure.
         """
-        _check_unit(by)
+        check_choice(by, "by", _UNITS)
         known, runs = self._of(problem)
         curves = {row.optimizer: (getattr(row, f"trace_{by}"), row.trace_value) for row in runs}
-        unit = "evaluations" if by == "evaluations" else "seconds"
-        ax = plots.descent(curves, lowest=known.value, unit=unit, ax=ax)
+        ax = plots.descent(curves, lowest=known.value, unit=by, ax=ax)
         ax.set_title(problem)
         return ax
 
     def plot_paths(self, problem: str, ax: Axes | None = None) -> Axes:
-        """Draw where each optimizer went, on contours of a loss of two parameters; return the axes.
+        """Draw the path of each optimizer on a map of a loss of two parameters; return the axes.
 
         Args:
             problem: its name.
-            ax: where to draw; None makes a new figure.
+            ax: axes to draw on; None: a new figure.
         """
         known, runs = self._of(problem)
         if known.size != 2:
@@ -133,12 +120,14 @@ class Race:
             )
         paths = {row.optimizer: row.path for row in runs}
         minima = [minimum.point for minimum in known.minima if minimum.point is not None]
-        view = known.view or _around(np.concatenate([*paths.values(), *np.array([minima])]))
-        across, up = np.linspace(*view[:2], 121), np.linspace(*view[2:], 101)
+        seen = np.concatenate([*paths.values(), *np.array([minima])])
+        left, right, bottom, top = known.view or _around(seen)
+        across, up = np.linspace(left, right, 121), np.linspace(bottom, top, 101)
+        loss = mx.compile(known.loss)
         with mx.stream(mx.cpu):
-            grid = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
-            points = mx.array(grid, dtype=mx.float64)
-            values = np.array(_on_grid(known, points)).reshape(len(up), len(across))
+            points = mx.array(np.stack(np.meshgrid(across, up), axis=-1), dtype=mx.float64)
+            values = np.array(mx.stack([loss(point) for point in points.reshape(-1, 2)]))
+        values = values.reshape(len(up), len(across))
         ax = plots.trajectories(across, up, values, paths, np.array(minima), ax=ax)
         ax.set_title(problem)
         return ax
@@ -155,6 +144,7 @@ class Race:
         seconds = np.stack(list(self.costs("seconds").values()))
         solved = np.isfinite(costs)
         fewest = solved & (costs == costs.min(axis=0))
+        spent = np.where(solved, seconds, 0.0).sum(axis=1)
         cells = np.where(solved, [[f"{cost:,.0f}" for cost in row] for row in costs], "-")
         rows = [
             (),
@@ -162,11 +152,11 @@ class Race:
             (),
             ("solved", *map(str, solved.sum(axis=1))),
             ("with the fewest", *map(str, fewest.sum(axis=1))),
-            ("seconds, of the solved", *(f"{sum(t[np.isfinite(t)]):.2f}" for t in seconds)),
+            ("seconds, of the solved", *(f"{total:.2f}" for total in spent)),
         ]
         header = ["", *(f"{name:>6}" for name in self.optimizers)]
-        optimizers = counted(len(self.optimizers), "optimizer")
-        title = f"Race of {optimizers} on {counted(len(self.problems), 'problem')}: evaluations"
+        entered = f"{counted(len(header) - 1, 'optimizer')} on {counted(len(cells[0]), 'problem')}"
+        title = f"Race of {entered}: evaluations"
         return "\n".join([title, textwrap.indent(table(header, rows), "  ")])
 
 
@@ -180,27 +170,26 @@ def race(
 ) -> Race:
     """Run every optimizer on every problem, from the problem's start to a known minimum.
 
-    A run counts as solved as soon as its loss is that of a known minimum (`Problem.solved_by`), and
-    stops there; what it takes until then is its cost. So the tolerances of the methods play no
-    part, but a method that ends elsewhere has not solved the problem. An evaluation is that of the
-    loss with its gradient; a Hessian, a Jacobian or a product with one shows in the seconds alone.
+    A run is solved, and stops, as soon as its loss is that of a known minimum
+    (`Problem.solved_by`); its cost is counted up to there. So the tolerances of the methods play no
+    part, and a run that ends elsewhere is not solved. An evaluation is that of the loss with its
+    gradient; a Hessian, a Jacobian or a product with one shows in the seconds alone.
 
     Args:
         problems: records of `mlxopt.problems`.
-        optimizers: optimizers by the names to show, or a list of them. In place of an optimizer in
-            a dict may stand a function of the problem that returns one, such as
-            `lambda problem: mo.LBFGSB(*problem.bounds)`. `LevenbergMarquardt` and `GaussNewton`
-            need problems with a residual.
-        max_steps: steps at most in each run.
-        relative: how near the loss must come: to the minimum's value, or, where that is zero,
-            relative to the value at the start (at most 1).
+        optimizers: optimizers by name, or a list of them. In a dict, a function of the problem that
+            returns an optimizer can take its place: `lambda problem: mo.LBFGSB(*problem.bounds)`.
+            `LevenbergMarquardt` and `GaussNewton` need problems with a residual.
+        max_steps: steps of each run at most.
+        relative: the error of the loss that counts as solved, relative to the minimum's value or,
+            where that is zero, to the value at the start (at most 1).
         dtype: of the parameters.
 
     Returns:
         a `Race`: `repr` is the table, `rows` are the runs, `plot` draws the performance profile.
 
     Raises:
-        TypeError, ValueError: an argument is not as described. What a run raises goes on its way,
+        TypeError, ValueError: an argument is not as described. An exception of a run is passed on,
             with a note of the problem and the optimizer.
 
     >>> import mlxopt as mo
@@ -210,123 +199,96 @@ def race(
     """
     entered = (problems,) if isinstance(problems, Problem) else tuple(problems)
     named = _named(optimizers)
-    check_count(max_steps, "max_steps")
+    max_steps = check_count(max_steps, "max_steps")
     if not entered:
         raise ValueError("there are no problems; expected one or more of mlxopt.problems.")
-    for known in entered:
-        if not isinstance(known, Problem):
-            raise TypeError(
-                f"one of the problems is {describe_type(known)}; expected records such as "
-                f"mlxopt.problems.get('Rosenbrock')."
-            )
-    twice = {known.name for known in entered if sum(known.name == p.name for p in entered) > 1}
-    if twice:
+    if other := [item for item in entered if not isinstance(item, Problem)]:
+        raise TypeError(
+            f"one of the problems is {describe_type(other[0])}; expected records such as "
+            f"mlxopt.problems.get('Rosenbrock')."
+        )
+    names = [known.name for known in entered]
+    if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"these problems came twice: {', '.join(sorted(twice))}.")
-    pairs = [(known, name, _entrant(one, known)) for known in entered for name, one in named]
-    for known, name, optimizer in pairs:
-        if isinstance(optimizer, _NEEDS_RESIDUAL) and known.residual is None:
-            raise ValueError(
-                f"{name} needs a residual, and {known.name!r} has none. Leave one of them out: "
-                f"[p for p in problems if p.residual is not None]."
-            )
-    rows = tuple(_run(*pair, max_steps, relative, dtype) for pair in pairs)
-    return Race(entered, tuple(name for name, _ in named), rows)
+    pairs = [(known, name) for known in entered for name in named]
+    runs = [(*pair, _entrant(*pair, named[pair[1]])) for pair in pairs]  # checked before any runs
+    rows = tuple(_run(*run, max_steps, relative, dtype) for run in runs)
+    return Race(entered, tuple(named), rows)
 
 
 def _run(
-    known: Problem, name: str, optimizer: Optimizer[Any], max_steps: int, relative: float,
-    dtype: mx.Dtype,
-) -> Run:  # fmt: skip
+    known: Problem, name: str, optimizer: Any, max_steps: int, relative: float, dtype: mx.Dtype
+) -> Run:
     """Run one optimizer on one problem."""
-    from_residual = isinstance(optimizer, _NEEDS_RESIDUAL)
-    scale = 2.0 if from_residual else 1.0  # least_squares minimizes half the sum
-    trace: list[tuple[int, float, float]] = []
-    path: list[np.ndarray] = []
+    trace: list[tuple[int, float, float, np.ndarray]] = []
+    scale = 2.0 if isinstance(optimizer, _NEEDS_RESIDUAL) else 1.0  # they minimize half the sum
 
-    def look(info: Info) -> bool:
-        value = scale * info.value
-        trace.append((info.evaluations, info.seconds, value))
-        path.append(np.array(info.params, dtype=np.float64))
+    def is_solved(info: Info) -> bool:
+        value, point = scale * info.value, np.array(info.params, dtype=np.float64)
+        trace.append((info.evaluations, info.seconds, value, point))
         return known.solved_by(value, relative)
 
+    start = known.params(dtype)
+    options: dict[str, Any] = {"max_steps": max_steps, "callback": is_solved, "progress": False}
     began = time.perf_counter()
-    options: dict[str, Any] = {"max_steps": max_steps, "callback": look, "progress": False}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the table says it
-            if from_residual:
-                assert known.residual is not None
-                result = least_squares(
-                    known.residual, known.params(dtype), optimizer=optimizer, polish=False,
-                    **options,
-                )  # fmt: skip
+            if known.residual is not None and isinstance(optimizer, _NEEDS_RESIDUAL):
+                options |= {"optimizer": optimizer, "polish": False}
+                result = least_squares(known.residual, start, **options)
             else:
-                result = minimize(
-                    known.loss, known.params(dtype), optimizer, record_every=1, **options
-                )
+                result = minimize(known.loss, start, optimizer, record_every=1, **options)
     except Exception as error:
         error.add_note(f"This was {name} on {known.name!r}.")
         raise
-    value = scale * result.value
-    solved = known.solved_by(value, relative)
-    evaluations, seconds, values = (np.array(column) for column in zip(*trace, strict=True))
+    seconds, value = time.perf_counter() - began, scale * result.value
+    solved, columns = known.solved_by(value, relative), map(np.array, zip(*trace, strict=True))
     return Run(
-        known.name, name, solved, result.status, result.evaluations,
-        time.perf_counter() - began, value, evaluations, seconds, values, np.array(path),
-    )  # fmt: skip
+        known.name, name, solved, result.status, result.evaluations, seconds, value, *columns
+    )
 
 
-def _named(optimizers: Any) -> list[tuple[str, Entrant]]:
-    """Return optimizers with their names."""
-    if isinstance(optimizers, Optimizer):
-        optimizers = [optimizers]
+def _named(optimizers: Any) -> dict[str, Entrant]:
+    """Return optimizers by name."""
     if isinstance(optimizers, Mapping):
-        named = [(str(name), one) for name, one in optimizers.items()]
+        named = {str(name): one for name, one in optimizers.items()}
     else:
-        listed = list(optimizers)
-        kinds = [type(one).__name__ for one in listed]
-        tell = len(set(kinds)) < len(kinds)  # then hyper-parameters are what tells them apart
-        named = [(repr(one) if tell else kinds[i], one) for i, one in enumerate(listed)]
+        optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        kinds = [type(one).__name__ for one in optimizers]
+        # Optimizers of one class differ in their hyper-parameters.
+        names = kinds if len(set(kinds)) == len(kinds) else list(map(repr, optimizers))
+        named = dict(zip(names, optimizers, strict=True))
     if not named:
         raise ValueError("there are no optimizers; expected one or more.")
-    for name, one in named:
+    for name, one in named.items():
         if not isinstance(one, Optimizer) and (isinstance(one, type) or not callable(one)):
             raise TypeError(
                 f"{name} is {describe_type(one)}; expected an optimizer, such as mo.LBFGS(), or a "
                 f"function of the problem that returns one."
             )
-    names = [name for name, _ in named]
-    if len(set(names)) < len(names):
+    if len(named) < len(optimizers):
         raise ValueError("two optimizers have the same name; pass a dict that tells them apart.")
     return named
 
 
-def _entrant(one: Entrant, known: Problem) -> Optimizer[Any]:
-    if isinstance(one, Optimizer):
-        return one
-    optimizer = one(known)
+def _entrant(known: Problem, name: str, one: Entrant) -> Optimizer[Any]:
+    optimizer = one if isinstance(one, Optimizer) else one(known)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"the function for {known.name!r} returned {type(optimizer).__qualname__}; expected an "
             f"optimizer."
         )
+    if isinstance(optimizer, _NEEDS_RESIDUAL) and known.residual is None:
+        raise ValueError(
+            f"{name} needs a residual, and {known.name!r} has none. Leave one of them out: "
+            f"[p for p in problems if p.residual is not None]."
+        )
     return optimizer
 
 
-def _check_unit(by: str) -> None:
-    if by not in _UNITS:
-        raise ValueError(f"by is {by!r}; expected 'evaluations' or 'seconds'.")
-
-
-def _around(points: np.ndarray) -> tuple[float, float, float, float]:
-    """Return a window with room around points, shape (n, 2)."""
+def _around(points: np.ndarray) -> np.ndarray:
+    """Return left, right, bottom and top of a window with room around points, shape (n, 2)."""
     low, high = points.min(axis=0), points.max(axis=0)
     room = 0.15 * np.maximum(high - low, 1e-6)
-    (left, bottom), (right, top) = low - room, high + room
-    return float(left), float(right), float(bottom), float(top)
-
-
-def _on_grid(known: Problem, points: mx.array) -> mx.array:
-    """Return the loss at points, shape (n, 2)."""
-    loss = mx.compile(known.loss)
-    return mx.stack([loss(point) for point in points])
+    return np.stack([low - room, high + room], axis=1).ravel()

@@ -233,7 +233,7 @@ def test_what_is_not_in_the_race(found):
         found.run("Beale", "Adam")
     with pytest.raises(KeyError, match="not in this race"):
         found.plot_losses("Sphere")
-    with pytest.raises(ValueError, match="expected 'evaluations' or 'seconds'"):
+    with pytest.raises(ValueError, match="expected one of 'evaluations', 'seconds'"):
         found.plot(by="time")
     with pytest.raises(ValueError, match="4 parameters; a map shows two"):
         found.plot_paths("Powell singular")
