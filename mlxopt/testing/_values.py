@@ -1,4 +1,4 @@
-"""Copies of values, comparisons of them, and their types in words."""
+"""Copies of values and everything in them, and comparisons of the copies."""
 
 from __future__ import annotations
 
@@ -8,19 +8,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._tree import HALF, Tree, dtype_name
+from mlxopt._tree import to_numpy
 from mlxopt.optimizers import Optimizer
-
-
-def host(array: mx.array) -> np.ndarray:
-    """Return an array as float64 on the host."""
-    return np.array(array.astype(mx.float32) if array.dtype in HALF else array, dtype=np.float64)
 
 
 def snapshot(item: Any) -> Any:
     """Return a copy of a value and everything in it, made of lists, dicts and NumPy arrays."""
     if isinstance(item, mx.array):
-        return host(item)
+        return to_numpy(item)
     if isinstance(item, np.ndarray):
         return item.copy()
     if dataclasses.is_dataclass(item) or isinstance(item, Optimizer):
@@ -41,19 +36,3 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same, a, b))
     return a is b or bool(a == b) or (a != a and b != b)
-
-
-def types(tree: Tree) -> Any:
-    """Return the types of a tree's branches and leaves."""
-    if isinstance(tree, dict):
-        return {key: types(child) for key, child in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [type(tree).__name__, *(types(child) for child in tree)]
-    return type(tree).__name__
-
-
-def described(leaf: Any) -> str:
-    """Return dtype and shape of an array, the type of another value."""
-    if isinstance(leaf, mx.array):
-        return f"{dtype_name(leaf.dtype)} of shape {leaf.shape}"
-    return type(leaf).__name__
