@@ -11,26 +11,27 @@ import numpy as np
 
 from mlxopt._checks import describe_type
 from mlxopt._dense import eigen
-from mlxopt._tree import Tree, leaves, to_data, to_host, widened
+from mlxopt._tree import Tree, to_host, widened
 from mlxopt.autodiff import check_is_callable, jacobian
 from mlxopt.autodiff._guards import name_of
 from mlxopt.inference._estimates import Estimates, entry_names
+from mlxopt.inference._likelihood import as_float64
 
 
 def delta(
     function: Callable[..., Tree], estimates: Estimates, *data: Any, compile: bool = True
 ) -> Estimates:
-    """Return a function of estimates, with the covariance that it inherits: J V Jᵀ.
+    """Return a function of estimates with its covariance J V Jᵀ.
 
-    V is the covariance of the estimates and J the Jacobian of the function there, so the function
-    is taken for a straight line over the width of the standard errors. An entry that does not
-    change to first order (a constant, or a function at its own minimum) gets a standard error of 0.
+    V is the covariance of the estimates and J the Jacobian of the function there: the function is
+    linearized over the width of the standard errors. An entry with a derivative of zero (a
+    constant, or a function at its own minimum) has a standard error of 0.
 
     Args:
         function: a function `(params, *data)` made of MLX operations that returns an array or a
             tree of arrays: predictions, a ratio, a variance from its logarithm.
-        estimates: what `covariance` returned, or another `delta`.
-        *data: what the function takes after its parameters; computed in float64 like all else.
+        estimates: from `covariance` or `delta`.
+        *data: arguments of the function after its parameters, converted to float64.
         compile: False for a function that branches on values, as in `value_and_grad`.
 
     Returns:
@@ -58,11 +59,10 @@ def delta(
             f"returned. It comes second: delta(function, estimates, *data)."
         )
     with mx.stream(mx.cpu):
-        point = estimates.values
-        data = tuple(widened(to_data(item, mx.float64)) for item in data)
-        matrix = np.array(jacobian(function, flat=True, compile=compile)(point, *data))
-        values = widened(function(point, *data))
-        mx.eval(leaves(values))
+        arguments = estimates.values, *as_float64(data)
+        matrix = np.array(jacobian(function, flat=True, compile=compile)(*arguments))
+        values = widened(function(*arguments))
+        mx.eval(values)
     name = name_of(function)
     names = entry_names("function" if name == "<lambda>" else name, values)
     for what, rows in ("value", to_host(values)[:, None]), ("derivative", matrix):

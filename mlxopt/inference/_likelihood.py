@@ -1,4 +1,4 @@
-"""A negative log-likelihood around an estimate, in float64, its normalization made sure of."""
+"""A negative log-likelihood in float64, with a check that it is a sum over examples."""
 
 from __future__ import annotations
 
@@ -12,71 +12,65 @@ from mlx.utils import tree_map
 
 from mlxopt._result import Result
 from mlxopt._status import Status
-from mlxopt._tree import (
-    Tree,
-    check_params,
-    dtype_name,
-    from_host,
-    leaves,
-    to_data,
-    to_host,
-    widened,
-)
+from mlxopt._tree import check_params, dtype_name, from_host, leaves, to_data, to_host, widened
 from mlxopt.autodiff import check_is_callable, hessian, hvp, jacobian, value_and_grad
-from mlxopt.inference._estimates import entry_names
+from mlxopt.inference._estimates import Vector, entry_names
+
+Function = Callable[..., mx.array]
+Data = tuple[Any, ...]
 
 # How well parts of a loss must add up: MLX's own exp is good to 5e-7 in float64.
 _AGREEMENT = 1e-5
+
+# Of a function tried on fewer examples than it is written for.
+_FAILURES = (TypeError, ValueError, IndexError, RuntimeError)
 
 
 class Likelihood:
     """The negative log-likelihood of fixed data, summed over examples, in float64 on the CPU.
 
     Args:
-        function: `negative_log_likelihood(params, *data)`, one value for each example, (n,), or one
-            number, which must be the sum over all examples and not their mean.
+        function: `negative_log_likelihood(params, *data)`: one value for each example, (n,), or
+            their sum, ().
         result: a `Result`, or a tree of parameters.
-        data: what the function takes after its parameters.
-        total: believe, without a test, that one number is that of all the data together.
+        data: arguments of the function after its parameters.
+        total: one number is that of all the data together; do not check.
         compile: False for a function that branches on values.
 
     Vectors are NumPy's, (p,), in `tree_flatten` order.
     """
 
     def __init__(
-        self, function: Callable[..., mx.array], result: Any, data: tuple[Any, ...], total: bool,
-        compile: bool,
-    ) -> None:  # fmt: skip
+        self, function: Function, result: Any, data: Data, total: bool, compile: bool
+    ) -> None:
         check_is_callable(function)
         params = result.params if isinstance(result, Result) else result
         self.status: Status | None = result.status if isinstance(result, Result) else None
         check_params(params)
-        self.function, self._compile = function, compile
+        self._values, self._sum, self._compile = _checked(function), _summed(function), compile
         with mx.stream(mx.cpu):
-            self.params: Tree = widened(params)
-            self.data = tuple(widened(to_data(item, mx.float64)) for item in data)
-            self.names = entry_names("params", self.params)
-            self.theta = to_host(self.params)
+            self.params, self.data = widened(params), as_float64(data)
+            self.names, self.theta = entry_names("params", self.params), to_host(self.params)
             values = self._values(self.params, *self.data)
-            self._check_finite(values)
+            _check_finite(values)
             self.examples: int | None = values.shape[0] if values.ndim else None
-            self._value_and_grad = value_and_grad(self._sum(), compile=compile)
-            self._hessian = hessian(self._sum(), flat=True, compile=compile)
-            if self.examples is None:
-                self._check_is_sum(total)
-            else:
+            self._value_and_grad = value_and_grad(self._sum, compile=compile)
+            self._hessian = hessian(self._sum, flat=True, compile=compile)
+            if not values.ndim and not total:
+                self._check_is_sum()
+            elif values.ndim:
                 self._check_is_by_example(total, np.array(values))
 
-    def value_and_grad(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+    def value_and_grad(self, theta: Vector) -> tuple[float, Vector]:
         """Return the negative log-likelihood at theta, and its gradient, (p,)."""
         with mx.stream(mx.cpu):
-            value, grad = self._value_and_grad(self._tree(theta), *self.data)
-            return float(value.item()), to_host(grad)
+            value, grad = self._value_and_grad(from_host(theta, self.params), *self.data)
+            return value.item(), to_host(grad)
 
-    def hessian(self, theta: np.ndarray) -> np.ndarray:
+    def hessian(self, theta: Vector) -> np.ndarray:
         """Return the second derivatives at theta, (p, p), symmetric."""
         with mx.stream(mx.cpu):
-            matrix = np.array(self._hessian(self._tree(theta), *self.data))
+            matrix = np.array(self._hessian(from_host(theta, self.params), *self.data))
         return 0.5 * (matrix + matrix.T)
 
     def scores(self) -> np.ndarray:
@@ -85,91 +79,35 @@ class Likelihood:
             rows = jacobian(self._values, flat=True, compile=self._compile)
             return np.array(rows(self.params, *self.data))
 
-    def _tree(self, theta: np.ndarray) -> Tree:
-        return from_host(theta, self.params)
+    def _halves(self) -> tuple[int, list[Data]] | None:
+        """Return the number of examples, and the data of the first and the last half of them.
 
-    @property
-    def _values(self) -> Callable[..., mx.array]:
-        """The function, with a check of what it returns."""
-        function = self.function
-
-        @functools.wraps(function)
-        def checked(*args: Any) -> mx.array:
-            values = function(*args)
-            if not isinstance(values, mx.array):
-                raise TypeError(
-                    f"negative_log_likelihood returned {type(values).__module__}."
-                    f"{type(values).__qualname__}; expected an mx.array, one value for each "
-                    f"example, shape (n,)."
-                )
-            if values.ndim > 1:
-                raise ValueError(
-                    f"negative_log_likelihood returned shape {values.shape}; expected one value "
-                    f"for each example, shape (n,). (Shapes (n,) and (n, 1) in one operation make "
-                    f"(n, n).)"
-                )
-            if values.size == 0:
-                raise ValueError("negative_log_likelihood returned no values: are the data empty?")
-            if values.dtype != mx.float64:
-                raise TypeError(
-                    f"negative_log_likelihood returned {dtype_name(values.dtype)} for float64 "
-                    f"parameters and data; expected float64. Does it cast (astype), or is it "
-                    f"independent of the parameters?"
-                )
-            return values
-
-        return checked
-
-    def _sum(self) -> Callable[..., mx.array]:
-        values = self._values
-
-        @functools.wraps(self.function)
-        def summed(*args: Any) -> mx.array:
-            found = values(*args)
-            return mx.sum(found) if found.ndim else found
-
-        return summed
-
-    def _check_finite(self, values: mx.array) -> None:
-        wrong = np.flatnonzero(~np.isfinite(np.array(values).reshape(-1)))
-        if wrong.size:
-            where = f" for example {wrong[0]}" if values.ndim else ""
-            more = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
-            raise ValueError(
-                f"the negative log-likelihood is NaN or infinite{where}{more} at the estimate; "
-                f"expected finite numbers. Check the data for NaN, and that they are the data of "
-                f"the fit."
-            )
-
-    def _parts(self) -> list[tuple[Any, ...]] | None:
-        """Return the data in two parts, the first and the last examples; None if nothing tells what
-        the examples are.
+        None if the first axes of the data do not tell what the examples are.
         """
-        arrays = [leaf for leaf in leaves(self.data) if _has_axis(leaf)]
-        lengths = {leaf.shape[0] for leaf in arrays}
+        lengths = {leaf.shape[0] for leaf in leaves(self.data) if _has_axis(leaf)}
         if len(lengths) != 1 or min(lengths) < 2:
             return None
         (n,) = lengths
-        return [
-            tree_map(lambda leaf, part=part: leaf[part] if _has_axis(leaf) else leaf, self.data)
-            for part in (slice(0, n // 2), slice(n // 2, n))
-        ]
 
-    def _check_is_by_example(self, total: bool, values: np.ndarray) -> None:
-        """Raise if the first half of the values is not what the first half of the data gives."""
+        def part(rows: slice) -> Data:
+            return tree_map(lambda leaf: leaf[rows] if _has_axis(leaf) else leaf, self.data)
+
+        return n, [part(slice(n // 2)), part(slice(n // 2, n))]
+
+    def _check_is_by_example(self, total: bool, values: Vector) -> None:
+        """Raise if the first half of the data does not give the first half of the values."""
         if total:
             raise ValueError(
-                f"total=True speaks of one number for all the data, but negative_log_likelihood "
+                f"total=True means one number for all the data, but negative_log_likelihood "
                 f"returned {len(values)} values. Leave it out: they are summed here."
             )
-        parts = self._parts()
-        if parts is None:
+        if (found := self._halves()) is None:
             return
         try:
-            half = np.array(self._values(self.params, *parts[0]))
-        except (TypeError, ValueError, IndexError, RuntimeError):
-            return  # it refers to arrays of all n examples, so it cannot be tried on fewer
-        if half.shape == values.shape:  # it does not look at the data
+            half = np.array(self._values(self.params, *found[1][0]))
+        except _FAILURES:  # it refers to arrays of all n examples
+            return
+        if half.shape == values.shape:  # it does not depend on the data
             return
         expected = values[: len(half)]
         excess = np.abs(half - expected) - _AGREEMENT * np.abs(values).max()
@@ -180,52 +118,100 @@ class Likelihood:
                 f"others: example {worst} has {expected[worst]:.6g} among {len(values)} and "
                 f"{half[worst]:.6g} among the first {len(half)}. Expected values that depend on "
                 f"their own example alone, not divided by the number of examples or standardized "
-                f"by the batch. If the examples do depend on each other, return one number for all "
-                f"of them and pass total=True."
+                f"by the batch. For dependent examples return one number for all of them and pass "
+                f"total=True."
             )
 
-    def _check_is_sum(self, total: bool) -> None:
-        """Raise if the curvature of the whole is a mean of those of its parts, or cannot be told
-        from one.
-        """
-        if total:
-            return
-        parts, grown = self._parts(), ""
-        if parts is not None:
-            n = [next(x.shape[0] for x in leaves(part) if _has_axis(x)) for part in parts]
+    def _check_is_sum(self) -> None:
+        """Raise unless the curvature of the whole is the sum of those of two halves."""
+        reason = ""
+        if (found := self._halves()) is not None:
+            (n, parts), first_n = found, found[0] // 2
             curved = self._curvatures([self.data, *parts])
             if curved is not None:
                 whole, first, last = curved
                 room = _AGREEMENT * np.abs(whole).max()
                 if (np.abs(whole - (first + last)) <= room).all():
                     return
-                mean = (n[0] * first + n[1] * last) / sum(n)
+                mean = (first_n * first + (n - first_n) * last) / n
                 if (np.abs(whole - mean) <= room).all():
                     raise ValueError(
                         f"negative_log_likelihood returns a mean over examples: its curvature over "
-                        f"all {sum(n)} is the mean of those over two parts of them, and not their "
-                        f"sum. The covariance would be {sum(n)} times too large. Return one value "
-                        f"for each example, shape (n,): leave out the mean. (They are summed here; "
-                        f"mx.sum in place of mx.mean does as well, but for a sandwich.)"
+                        f"all {n} is the mean of those over two parts of them, and not their sum. "
+                        f"The covariance would be {n} times too large. Return one value for each "
+                        f"example, shape (n,): leave out the mean. (They are summed here; mx.sum "
+                        f"in place of mx.mean does as well, but for a sandwich.)"
                     )
-                grown = " (its curvatures over two parts of the data do not add up to the whole)"
+                reason = " (its curvatures over two parts of the data do not add up to the whole)"
         raise ValueError(
             f"negative_log_likelihood returns one number, and nothing shows whether that is the "
-            f"sum over all examples or their mean{grown}. The covariance would be wrong by the "
+            f"sum over all examples or their mean{reason}. The covariance would be wrong by the "
             f"number of examples. Return one value for each example, shape (n,), and pass the "
             f"data as arguments; or, if the number is the negative log-likelihood of all the data "
             f"together, pass total=True."
         )
 
-    def _curvatures(self, parts: list[tuple[Any, ...]]) -> list[np.ndarray] | None:
+    def _curvatures(self, parts: list[Data]) -> list[Vector] | None:
         """Return the Hessian times a vector, (p,), for each of several data; None if one fails."""
-        product = hvp(self._sum(), compile=self._compile)
+        product = hvp(self._sum, compile=self._compile)
         weights = np.random.default_rng(0).uniform(0.5, 1.5, len(self.theta))
-        vector = self._tree(weights)
+        vector = from_host(weights, self.params)
         try:
             return [to_host(product(self.params, vector, *part)) for part in parts]
-        except (TypeError, ValueError, IndexError, RuntimeError):
+        except _FAILURES:
             return None
+
+
+def as_float64(data: Data) -> Data:
+    """Return data arguments as MLX takes them, floating-point arrays in float64."""
+    return tuple(widened(to_data(item, mx.float64)) for item in data)
+
+
+def _checked(function: Function) -> Function:
+    """Return `function` with a check of its values."""
+
+    @functools.wraps(function)
+    def checked(*args: Any) -> mx.array:
+        values = function(*args)
+        if not isinstance(values, mx.array):
+            raise TypeError(
+                f"negative_log_likelihood returned {type(values).__module__}."
+                f"{type(values).__qualname__}; expected an mx.array, one value for each example, "
+                f"shape (n,)."
+            )
+        if values.ndim > 1:
+            raise ValueError(
+                f"negative_log_likelihood returned shape {values.shape}; expected one value for "
+                f"each example, shape (n,). (Shapes (n,) and (n, 1) in one operation make (n, n).)"
+            )
+        if values.size == 0:
+            raise ValueError("negative_log_likelihood returned no values: are the data empty?")
+        if values.dtype != mx.float64:
+            raise TypeError(
+                f"negative_log_likelihood returned {dtype_name(values.dtype)} for float64 "
+                f"parameters and data; expected float64. Does it cast (astype), or is it "
+                f"independent of the parameters?"
+            )
+        return values
+
+    return checked
+
+
+def _summed(function: Function) -> Function:
+    values = _checked(function)
+    return functools.wraps(function)(lambda *args: mx.sum(values(*args)))
+
+
+def _check_finite(values: mx.array) -> None:
+    wrong = np.flatnonzero(~np.isfinite(np.array(values).reshape(-1)))
+    if wrong.size:
+        where = f" for example {wrong[0]}" if values.ndim else ""
+        more = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
+        raise ValueError(
+            f"the negative log-likelihood is NaN or infinite{where}{more} at the estimate; "
+            f"expected finite numbers. Check the data for NaN, and that they are the data of the "
+            f"fit."
+        )
 
 
 def _has_axis(leaf: Any) -> bool:

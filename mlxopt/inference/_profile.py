@@ -1,4 +1,4 @@
-"""Profile-likelihood intervals: where the likelihood itself has fallen too far.
+"""Profile-likelihood intervals.
 
 Notation: N(θ) is the negative log-likelihood and θ̂ its minimum; N_j(x) = min N(θ) over all θ with
 θ_j = x is the profile, and r(x) = sqrt(2 (N_j(x) - N(θ̂))) its signed root, which is nearly a
@@ -16,14 +16,14 @@ import numpy as np
 
 from mlxopt._dense import eigen
 from mlxopt.inference._covariance import check_is_minimum, invert
-from mlxopt.inference._estimates import Intervals, check_level, quantile
+from mlxopt.inference._estimates import Intervals, Vector, quantile
 from mlxopt.inference._likelihood import Likelihood
 
 _MOST_PASSES = 100  # Newton steps to a constrained minimum
 _MOST_POINTS = 80  # of one side of a profile
-_DONE = 1e-18  # twice what a Newton step may still lower N by; 1e-9 standard errors
+_DONE = 1e-18  # twice the decrease of N that a last Newton step predicts; 1e-9 standard errors
 _CLOSE = 1e-9  # |r - z| at a limit, which puts it right to 1e-9 standard errors
-_FAR = 1e4  # this many Wald margins out, a profile that is still low stays low
+_FAR = 1e4  # Wald margins from the center: a profile still below z there has no limit
 
 
 def profile(
@@ -38,21 +38,20 @@ def profile(
     """Return profile-likelihood intervals: all values that a likelihood-ratio test does not reject.
 
     A limit is where the negative log-likelihood, minimized over all other parameters, has risen by
-    half the quantile of χ²₁: by 1.92 for 95 %. Such an interval is no mirror image of itself about
-    the estimate where the likelihood is none, and it does not depend on the parametrization: that
-    of log σ is the logarithm of that of σ. It stands on the model as "observed" does.
+    half the quantile of χ²₁: by 1.92 for 95 %. The interval is as asymmetric as the likelihood, and
+    equivariant: that of log σ is the logarithm of that of σ. Like "observed" it assumes the model.
 
     The limits are found in float64 by Newton's method, with derivatives of the profile and a
-    bracket around each limit; each takes some ten to twenty Hessians.
+    bracket around each limit, at ten to twenty Hessians each.
 
     Args:
-        negative_log_likelihood: as `covariance` takes it: one value for each example, or one
-            number, the sum over all. It must be a likelihood, with its scale.
-        result: what `minimize` returned, or a tree of parameters.
-        *data: what the function takes after its parameters.
-        level: how often an interval holds the true number, between 0 and 1.
-        names: of the parameters to do this for: entries (`"params['w'][0]"`) or whole leaves
-            (`"params['w']"`); None: all.
+        negative_log_likelihood: as for `covariance`: one value for each example, or their sum; a
+            likelihood, with its scale.
+        result: a `Result` of `minimize`, or a tree of parameters.
+        *data: arguments of the function after its parameters.
+        level: the probability that an interval holds the true number, between 0 and 1.
+        names: of parameters: entries (`"params['w'][0]"`) or whole leaves (`"params['w']"`); None:
+            all.
         total: one number is that of all the data together; see `covariance`.
         compile: False for a function that branches on values.
 
@@ -79,41 +78,37 @@ def profile(
             estimate      lower     upper
     params  0.333333  0.0828961  0.864365
     """
-    level = check_level(level)
+    z = quantile(level)
     likelihood = Likelihood(negative_log_likelihood, result, data, total, compile)
     chosen = _chosen(names, likelihood.names)
-    information = invert(likelihood)
-    errors = np.sqrt(np.diag(information.inverse))
-    check_is_minimum(likelihood, information, errors)
-    everything = np.arange(len(errors))
-    minimum = _descend(likelihood, likelihood.theta, everything)
+    inverse, _ = invert(likelihood)
+    errors = np.sqrt(np.diag(inverse))
+    check_is_minimum(likelihood, inverse, errors)
+    minimum = _descend(likelihood, likelihood.theta, np.arange(len(errors)))
     if minimum is None:
         raise ValueError(
             "Newton's method from the estimate leads to no minimum of the negative log-likelihood. "
             "Minimize that to convergence first."
         )
-    z = quantile(0.5 + level / 2)
     limits = np.empty((2, len(chosen)))
     notes: list[str] = []
     for column, j in enumerate(chosen):
-        for row, side in enumerate((-1.0, 1.0)):
-            search = _Side(likelihood, minimum, j, side, errors[j], z)
+        for row, where in enumerate(("lower", "upper")):
+            search = _Side(likelihood, minimum, j, 2.0 * row - 1.0, errors[j], z)
             limits[row, column], note = search.limit()
             if note:
-                where = "lower" if side < 0 else "upper"
                 notes.append(f"{where} limit of {likelihood.names[j]}: {note}")
-    return Intervals(
-        tuple(likelihood.names[j] for j in chosen), minimum.theta[chosen], limits[0], limits[1],
-        level, "profile likelihood", tuple(notes),
-    )  # fmt: skip
+    shown, estimate = tuple(likelihood.names[j] for j in chosen), minimum.theta[chosen]
+    lower, upper = limits
+    return Intervals(shown, estimate, lower, upper, level, "profile likelihood", tuple(notes))
 
 
 class _Point(NamedTuple):
-    """A minimum of N, over all entries or some."""
+    """A minimum of N over all entries or some, the free ones."""
 
-    theta: np.ndarray  # (p,)
+    theta: Vector  # (p,)
     value: float  # N there
-    gradient: np.ndarray  # (p,): its entries that were left free are zero
+    gradient: Vector  # (p,): zero in the free entries
     hessian: np.ndarray  # (p, p)
 
 
@@ -130,9 +125,9 @@ class _Side:
 
     def limit(self) -> tuple[float, str]:
         """Return where r = z, or infinity, or the end of the domain; and a note if there is one."""
-        center = self.minimum.theta[self.j]
-        distance, inside, outer = self.margin, 0.0, math.inf  # from the center
-        outside = ""  # what is known of the outer end of the bracket
+        center, margin = self.minimum.theta[self.j], self.margin
+        distance, inside, outer = margin, 0.0, math.inf  # from the center
+        note = ""  # on the outer end of the bracket
         for _ in range(_MOST_POINTS):
             point = self._at(center + self.side * distance)
             root, slope = (math.inf, 0.0) if point is None else self._root(point)
@@ -142,16 +137,18 @@ class _Side:
                 self.inner, inside = point, distance
             else:
                 outer = distance
-                outside = "" if point is not None else "the likelihood ends or jumps here."
+                note = "" if point is not None else "the likelihood ends or jumps here."
+            newton = distance + (self.z - root) / slope if slope > 0 else math.inf
             if math.isinf(outer):
                 # Flat: even a straight line would not get there, and r bends downwards.
-                flat = inside > 10 * self.margin and slope * _FAR * self.margin < self.z - root
-                if flat or inside > _FAR * self.margin:
+                flat = inside > 10 * margin and slope * _FAR * margin < self.z - root
+                if flat or inside > _FAR * margin:
                     return self.side * math.inf, "the likelihood never falls far enough."
+                distance = min(newton, 3 * max(inside, margin))
             elif outer - inside <= 1e-12 * max(outer, abs(center)):
-                return float(center + self.side * inside), outside
-            newton = distance + (self.z - root) / slope if slope > 0 else math.inf
-            distance = _next(newton, inside, outer, self.margin)
+                return float(center + self.side * inside), note
+            else:
+                distance = newton if inside < newton < outer else 0.5 * (inside + outer)
         return math.nan, "not found: the profile of the likelihood is not smooth."
 
     def _root(self, point: _Point) -> tuple[float, float]:
@@ -170,27 +167,17 @@ class _Side:
     def _at(self, x: float) -> _Point | None:
         """Return the minimum of N with θ_j = x; None if N is not finite there."""
         theta = self.inner.theta.copy()
-        change = x - theta[self.j]
         theta[self.j] = x
-        if not self.free.size:
-            return _descend(self.likelihood, theta, self.free)
         # Along the profile the free entries move by -H_ff⁻¹ H_fj for each unit of x.
         along = _newton_step(self.inner.hessian, self.inner.hessian[:, self.j], self.free)
         predicted = theta.copy()
-        predicted[self.free] += change * along
+        predicted[self.free] += (x - self.inner.theta[self.j]) * along
         point = _descend(self.likelihood, predicted, self.free)
         return point if point is not None else _descend(self.likelihood, theta, self.free)
 
 
-def _next(newton: float, inside: float, outer: float, margin: float) -> float:
-    """Return the next distance to try: Newton's, if that is inside the bracket."""
-    if math.isinf(outer):
-        return min(newton, 3 * max(inside, margin))
-    return newton if inside < newton < outer else 0.5 * (inside + outer)
-
-
-def _descend(likelihood: Likelihood, theta: np.ndarray, free: np.ndarray) -> _Point | None:
-    """Return the minimum of N over the entries `free`, from theta on, by Newton's method.
+def _descend(likelihood: Likelihood, theta: Vector, free: np.ndarray) -> _Point | None:
+    """Return the minimum of N over the entries `free`, by Newton's method from theta.
 
     None if N is not finite at theta, or no minimum is found.
     """
@@ -202,19 +189,17 @@ def _descend(likelihood: Likelihood, theta: np.ndarray, free: np.ndarray) -> _Po
         hessian = likelihood.hessian(theta)
         if not np.isfinite(hessian).all():
             return None
-        if not free.size:
-            return _Point(theta, value, gradient, hessian)
         step = _newton_step(hessian, gradient, free)
-        fall = float(-gradient[free] @ step)  # twice what the quadratic promises
+        fall = float(-gradient[free] @ step)  # twice the decrease that the quadratic predicts
         if fall <= _DONE or (fall < 1e-6 and fall >= 0.5 * before):  # the latter: rounding
             return _Point(theta, value, gradient, hessian)
         before = fall
         room = 1e-10 * (1 + abs(value))
-        for halving in range(40):
+        for size in 0.5 ** np.arange(40):
             trial = theta.copy()
-            trial[free] += 0.5**halving * step
+            trial[free] += size * step
             new_value, new_gradient = likelihood.value_and_grad(trial)
-            if new_value <= value - 1e-4 * 0.5**halving * fall + room:
+            if new_value <= value - 1e-4 * size * fall + room:
                 break
         else:
             return None
@@ -222,21 +207,18 @@ def _descend(likelihood: Likelihood, theta: np.ndarray, free: np.ndarray) -> _Po
     return None
 
 
-def _newton_step(hessian: np.ndarray, gradient: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Return -H⁻¹ g in the free entries; of eigenvalues that are not positive, the size counts."""
+def _newton_step(hessian: np.ndarray, gradient: Vector, free: np.ndarray) -> Vector:
+    """Return -H⁻¹ g in the free entries, with |λ| in place of negative eigenvalues λ."""
     return -eigen(hessian[np.ix_(free, free)]).floored(1e-13).solve(gradient[free])
 
 
 def _chosen(names: Sequence[str] | None, known: tuple[str, ...]) -> list[int]:
-    """Return the numbers of the entries that are meant."""
+    """Return the indices of entries by name."""
     if names is None:
         return list(range(len(known)))
-    wanted = [names] if isinstance(names, str) else list(names)
     chosen: list[int] = []
-    for name in wanted:
-        found = [
-            i for i, entry in enumerate(known) if entry == name or entry.startswith(f"{name}[")
-        ]
+    for name in [names] if isinstance(names, str) else names:
+        found = [i for i, entry in enumerate(known) if f"{entry}[".startswith(f"{name}[")]
         if not found:
             shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
             raise ValueError(f"names holds {name!r}; expected entries or leaves of {shown}.")
