@@ -11,14 +11,7 @@ from fractions import Fraction
 import mlx.core as mx
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.patches import Rectangle
-from typer.testing import CliRunner
-
-from mlxopt._platform import blas
-from mlxopt.cli import app
-from mlxopt.cli import bench as command
-from mlxopt.cli._bench import (
+from benchmarks import (
     contest,
     descent,
     peers,
@@ -28,7 +21,14 @@ from mlxopt.cli._bench import (
     regression,
     report,
 )
-from mlxopt.cli._bench.contest import Contestant, Goals, Outcome, Task
+from benchmarks import run as command
+from benchmarks.contest import Contestant, Goals, Outcome, Task
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+from typer.testing import CliRunner
+
+from mlxopt._platform import blas
+from mlxopt.cli import app
 
 lent = pytest.mark.skipif(
     blas.start().library is None, reason="MLX has no BLAS but its own here to switch from"
@@ -353,7 +353,7 @@ def test_numpy_and_mlx_are_enough(monkeypatch):
     for name in command.WORKLOADS:
         if name in ("flights", "memory"):  # the same lines as the others, and slow
             continue
-        for task in command._tasks(name)(True):
+        for task in command.WORKLOADS[name](True):
             packages = {contestant.package for contestant in task.contestants}
             assert packages <= {"mlxopt", "mlx", "numpy", "scipy"}
             assert len(task.contestants) > 1
@@ -495,10 +495,10 @@ def test_a_failure_of_mlxopt_ends_the_command_with_1(settled, monkeypatch):
     def broken(quick):
         yield Task("t", [Contestant("ours", lambda: mx.zeros(2) @ mx.zeros(3))])
 
-    monkeypatch.setattr(command, "_tasks", lambda name: broken)
+    monkeypatch.setitem(command.WORKLOADS, "sgd", broken)
     assert "failed: ValueError" in run("sgd", "--quick", code=1).output
 
 
 def test_every_workload_exists():
     for name in command.WORKLOADS:
-        assert callable(command._tasks(name))
+        assert callable(command.WORKLOADS[name])

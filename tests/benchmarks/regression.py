@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlxopt.cli._bench.contest import NO_GOALS, Contestant, Goals, Task, relative_error
-from mlxopt.cli._bench.peers import has, load
+from benchmarks.contest import NO_GOALS, Contestant, Goals, Task, relative_error
+from benchmarks.peers import has, load
 
 _EQUAL = 1e-8  # an error of the parameters, relative to the largest
 _TOLERANCES = tuple(10.0**-k for k in range(4, 13))

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import losses
-from mlxopt._many import ManyResult, minimize_many
-from mlxopt.cli._bench.contest import Contestant, Goals, Task
-from mlxopt.cli._bench.peers import has, load
-from mlxopt.optimizers import LBFGS, Newton
+import mlxopt as mo
+from benchmarks.contest import Contestant, Goals, Task
+from benchmarks.peers import has, load
 
 _EQUAL = 2e-4  # an error of the parameters: what the default tol of float32 reaches
 _TOLERANCES = tuple(10.0**-k for k in range(4, 9))
@@ -29,14 +27,16 @@ def regressions(quick: bool) -> Iterator[Task]:
     truth = _newton(X, y)
     start = {"b": mx.array(0.0), "w": mx.zeros(columns)}
 
-    def ours(loss: Callable[..., mx.array], optimizer: LBFGS | Newton) -> Callable[[], ManyResult]:
-        return lambda: minimize_many(loss, start, optimizer, X, y, in_axes=(None, 0, 0))
+    def ours(
+        loss: Callable[..., mx.array], optimizer: mo.LBFGS | mo.Newton
+    ) -> Callable[[], mo.ManyResult]:
+        return lambda: mo.minimize_many(loss, start, optimizer, X, y, in_axes=(None, 0, 0))
 
     contestants = [
-        Contestant("mlxopt minimize_many, LBFGS", ours(_loss, LBFGS()), "mlxopt", _params),
-        Contestant("mlxopt minimize_many, Newton", ours(_loss, Newton()), "mlxopt", _params),
+        Contestant("mlxopt minimize_many, LBFGS", ours(_loss, mo.LBFGS()), "mlxopt", _params),
+        Contestant("mlxopt minimize_many, Newton", ours(_loss, mo.Newton()), "mlxopt", _params),
         Contestant(
-            "mlxopt, LBFGS, mx.logaddexp in the loss", ours(_by_hand, LBFGS()), "mlxopt", _params
+            "mlxopt, LBFGS, mx.logaddexp in the loss", ours(_by_hand, mo.LBFGS()), "mlxopt", _params
         ),
     ]
     if has("sklearn"):
@@ -61,7 +61,7 @@ def regressions(quick: bool) -> Iterator[Task]:
 
 
 def _loss(params: dict[str, mx.array], X: mx.array, y: mx.array) -> mx.array:
-    return mx.mean(losses.logistic(X @ params["w"] + params["b"], y))
+    return mx.mean(mo.losses.logistic(X @ params["w"] + params["b"], y))
 
 
 def _by_hand(params: dict[str, mx.array], X: mx.array, y: mx.array) -> mx.array:
@@ -69,7 +69,7 @@ def _by_hand(params: dict[str, mx.array], X: mx.array, y: mx.array) -> mx.array:
     return mx.mean(mx.logaddexp(0, logits) - y * logits)
 
 
-def _params(result: ManyResult) -> np.ndarray:
+def _params(result: mo.ManyResult) -> np.ndarray:
     return np.column_stack([np.array(result.params["b"]), np.array(result.params["w"])])
 
 

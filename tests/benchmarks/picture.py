@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlxopt.cli._bench.contest import verdicts
-from mlxopt.cli._bench.report import Results, amount, significant
+from benchmarks.contest import verdicts
+from benchmarks.report import Results, amount, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._platform import blas
-
+# MLX's BLAS; `compare.py` also runs these workloads on checkouts that have it elsewhere.
+blas = importlib.import_module(
+    "mlxopt._platform.blas" if find_spec("mlxopt._platform") else "mlxopt._blas"
+)
+binding = blas.start if hasattr(blas, "start") else blas.binding
 # Import name -> the name under which pip knows it.
 PEERS = {
     "sklearn": "scikit-learn",
@@ -78,7 +81,6 @@ def settle_torch() -> None:
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on, by name."""
-    binding = blas.start()
     numpy_blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     packages = ["mlxopt", "mlx", "numpy", "scipy", *PEERS.values()]
     return {
@@ -87,7 +89,7 @@ def machine() -> dict[str, Any]:
         "threads": f"{threads()} for every library ({', '.join(_THREADS)} and torch were told so)",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "MLX device": str(mx.default_device()).removeprefix("Device(").removesuffix(")"),
-        "MLX BLAS": binding.library or "MLX's own",
+        "MLX BLAS": binding().library or "MLX's own",
         "NumPy BLAS": f"{numpy_blas['name']} {numpy_blas['version']}",
         "versions": {name: found for name in packages if (found := _version(name))},
         "absent": absent(),

@@ -9,14 +9,10 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import data, losses
-from mlxopt._minimize import minimize
-from mlxopt._platform import blas
-from mlxopt._train import train
-from mlxopt.cli._bench.contest import NO_GOALS, Contestant, Goals, Task
-from mlxopt.cli._bench.peers import has, load
+import mlxopt as mo
+from benchmarks.contest import NO_GOALS, Contestant, Goals, Task
+from benchmarks.peers import binding, has, load
 from mlxopt.cli.demo import Problem, linear_problem, logistic_problem, numpy_descent
-from mlxopt.optimizers import SGD
 
 _STOCK_SHARE = 0.1  # of the steps that the slow BLAS takes
 
@@ -47,8 +43,8 @@ def _full_batch(rows: int, columns: int, steps: int, goals: dict[str, Goals]) ->
     mx.eval(X, y, start)
 
     def ours() -> Any:
-        return minimize(
-            problem.loss, start, SGD(problem.learning_rate), X, y,
+        return mo.minimize(
+            problem.loss, start, mo.SGD(problem.learning_rate), X, y,
             tol=0, max_steps=steps, progress=False,
         )  # fmt: skip
 
@@ -83,7 +79,7 @@ def _plain(
 ) -> list[Contestant]:
     """Return MLX's plain loop on the wheel's own BLAS, for a few steps, and on the one lent."""
     lent = Contestant("plain MLX loop, same BLAS", lambda: run(steps), params=np.asarray)
-    if blas.start().library is None:
+    if binding().library is None:
         return [dataclasses.replace(lent, name="plain MLX loop")]
     stock = Contestant(
         "plain MLX loop, stock wheel", lambda: run(few), params=np.asarray, truth=truth,
@@ -163,8 +159,8 @@ def accuracy(quick: bool) -> Iterator[Task]:
 
     def ours() -> Any:
         seen: list[float] = []
-        result = minimize(
-            problem.loss, start, SGD(problem.learning_rate), X, y, tol=0, max_steps=steps,
+        result = mo.minimize(
+            problem.loss, start, mo.SGD(problem.learning_rate), X, y, tol=0, max_steps=steps,
             # In NumPy, since the parameters are there already: MLX would take a round trip more.
             record_every=1, callback=lambda info: seen.append(share_in_numpy(info.params)),
             progress=False,
@@ -211,11 +207,11 @@ def minibatch(quick: bool) -> Iterator[Task]:
     mx.eval(on_mlx)
 
     def loss(w: mx.array, X: mx.array, y: mx.array) -> mx.array:
-        return mx.mean(losses.squared_error(X @ w, y))
+        return mx.mean(mo.losses.squared_error(X @ w, y))
 
     def ours() -> Any:
-        batches = data.batches(*on_mlx, batch_size=size)
-        return train(loss, mx.zeros(2), SGD(rate), batches, epochs=epochs, progress=False)
+        batches = mo.batches(*on_mlx, batch_size=size)
+        return mo.train(loss, mx.zeros(2), mo.SGD(rate), batches, epochs=epochs, progress=False)
 
     def plain() -> mx.array:
         w, gradient = mx.zeros(2), mx.grad(loss)

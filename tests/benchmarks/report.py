@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mlxopt.cli._bench.contest import Outcome, Task, Verdict, ratio, verdicts
+from benchmarks.contest import Outcome, Task, Verdict, ratio, verdicts
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import losses
-from mlxopt._minimize import minimize
-from mlxopt._platform.device import device_for
-from mlxopt.cli._bench.contest import NO_GOALS, Contestant, Goals, Task
-from mlxopt.cli._bench.peers import has, load
-from mlxopt.cli._bench.regression import Classes, classes
-from mlxopt.optimizers import LBFGS
+import mlxopt as mo
+from benchmarks.contest import NO_GOALS, Contestant, Goals, Task
+from benchmarks.peers import has, load
+from benchmarks.regression import Classes, classes
 
 _MEMORY = 10  # pairs that each of them keeps
 _MOST = 100_000  # evaluations
@@ -51,7 +49,7 @@ def logistic(problem: Classes, dtype: np.dtype[Any]) -> Task:
     X = np.column_stack([np.ones(rows), problem.X]).astype(dtype)
 
     def loss(w: mx.array, X: mx.array, y: mx.array) -> mx.array:
-        return mx.mean(losses.logistic(X @ w, y))
+        return mx.mean(mo.losses.logistic(X @ w, y))
 
     def in_jax(w: Any, X: Any, y: Any) -> Any:
         logits = X @ w
@@ -91,7 +89,7 @@ class _Duel:
         found = [
             Contestant(
                 "mlxopt minimize", self.ours, "mlxopt",
-                lambda result: self._reached(result.optimality, result.params),
+                _converged,
                 evaluations=lambda result: result.evaluations,
             ),
             Contestant(
@@ -104,8 +102,8 @@ class _Duel:
 
     def ours(self) -> Any:
         """Minimize by mlxopt."""
-        return minimize(
-            self.loss, self.first, LBFGS(_MEMORY), *self.arrays,
+        return mo.minimize(
+            self.loss, self.first, mo.LBFGS(_MEMORY), *self.arrays,
             tol=self.tol, max_steps=_MOST, progress=False,
         )  # fmt: skip
 
@@ -121,7 +119,8 @@ class _Duel:
             return cast(float, value.item()), np.asarray(grad).astype(np.float64)
 
         limits = {"gtol": self.tol, "ftol": 0.0, "maxiter": _MOST, "maxfun": _MOST}
-        with device_for(self.first, self.arrays):
+        on_cpu = self.dtype == mx.float64  # other devices have no float64
+        with mx.stream(mx.cpu) if on_cpu else contextlib.nullcontext():
             return scipy_minimize(
                 evaluate, self.start.astype(np.float64), jac=True, method="L-BFGS-B",
                 options={"maxcor": _MEMORY, **limits},
@@ -162,3 +161,10 @@ class _Duel:
             lambda result: self._reached(largest(result), result.params),
             evaluations=lambda result: int(result.state.num_fun_eval), goals=goals,
         )  # fmt: skip
+
+
+def _converged(result: Any) -> Any:
+    """Return the parameters of a run that converged; raise for another."""
+    if not result.converged:
+        raise RuntimeError(f"stopped: {result.status.name}")
+    return result.params

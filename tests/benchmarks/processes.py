@@ -1,6 +1,6 @@
 """What is measured in a process of its own: the time of an import, and the memory of a fit.
 
-`python -m mlxopt.cli._bench.processes FIT ROWS` is such a process.
+`python -m benchmarks.processes FIT ROWS`, in tests/, is such a process.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlxopt.cli._bench.contest import Contestant, Goals, Task
-from mlxopt.cli._bench.peers import has, load
-from mlxopt.cli._bench.regression import classes, flight_table
+from benchmarks.contest import Contestant, Goals, Task
+from benchmarks.peers import has, load
+from benchmarks.regression import classes, flight_table
 
 _COLUMNS = 50  # of the logistic regressions
 
@@ -30,7 +31,8 @@ def _python(*arguments: str, cache: str | None = None) -> float:
         *arguments: of the command line.
         cache: a folder for the bytecode of what is imported, even where none is to be written.
     """
-    environment = dict(os.environ)
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if cache is not None:
         environment["PYTHONPYCACHEPREFIX"] = cache
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
