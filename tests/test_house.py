@@ -37,7 +37,7 @@ ROOMS = [
     ["_stop"],
     ["_platform", "_checks", "_report"],
     ["_krylov", "_dense"],
-    ["_tree", "_status"],
+    ["_operation", "_tree", "_status"],
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}

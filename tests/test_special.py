@@ -310,6 +310,7 @@ def test_axes_are_those_of_mlx():
             special.log_softmax(x, axis), mx.log(mx.softmax(x, axis)), rtol=1e-5
         )
     assert special.logsumexp(mx.array(2.0)).item() == 2
+    assert special.softmax(mx.array(2.0)).item() == 1
     with pytest.raises(ValueError, match=r"nothing to sum: the array has shape \(3, 0\)"):
         special.softmax(mx.zeros((3, 0)), axis=1)
     with pytest.raises(ValueError, match="axis=2, but the array has shape"):

@@ -5,14 +5,13 @@ Laplace's continued fraction of the inverse Mills ratio (Abramowitz and Stegun 2
 
     h(z) = φ(z) / Φ(-z) = z + u,   u = 1 / (z + K),   K = 2 / (z + L),   L = 3 / (z + 4 / (z + …)),
 
-is cut at L, for which a rational function stands on the whole half line. From h come the values,
-and from u, K and L the derivatives of log Φ without a cancellation in the tail:
+is cut at L, which one rational function approximates on the whole half line. h gives the values,
+and u, K and L the derivatives of log Φ without cancellation in the tail:
 
     (log Φ)' = h,   h' = -h u,   (h u)' = -h w,   u' = u² - w,   w = u² + h u - 1 = u² K (L - K).
 
 L and erf(x)/x are interpolated in 60 digits at Chebyshev nodes, mapped to the half line by
-z = c (1 + t) / (1 - t); tests/fit_special.py makes the tables and measures the errors that stand
-beside them.
+z = c (1 + t) / (1 - t); tests/fit_special.py makes the tables and measures their errors.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import math
 
 import mlx.core as mx
 
-from mlxopt.special._elementwise import elementwise, polynomial, waist
+from mlxopt.special._elementwise import elementwise, polynomial, rational, waist
 from mlxopt.special._exp import exp_values
 
 # erf(x)/x in x², |x| ≤ ½.
@@ -84,11 +83,9 @@ def _near(x: mx.array) -> mx.array:
 
 
 def _gaussian_values(z: mx.array, scale: float) -> mx.array:
-    """Return exp(-scale · z²) for 0 ≤ z ≤ 1,000 and scale 1 or ½.
-
-    The rounding of z² alone would move the result by up to 700 units in the last place, so it is
-    computed exactly from the halves of z (Dekker 1971) and put back to first order.
-    """
+    """Return exp(-scale · z²) for 0 ≤ z ≤ 1,000 and scale 1 or ½."""
+    # The rounding of z² would move the result by up to 700 units in the last place. It is computed
+    # exactly from the halves of z (Dekker 1971) and put back to first order.
     split = z * (2.0**27 + 1 if z.dtype == mx.float64 else 2.0**12 + 1)
     high = split - (split - z)
     square = z * z
@@ -96,21 +93,15 @@ def _gaussian_values(z: mx.array, scale: float) -> mx.array:
     return waist(exp_values(-square if scale == 1 else -scale * square) * (1 - scale * rest))
 
 
-def _last(near: mx.array) -> mx.array:
-    """Return L(z) for 0 ≤ z ≤ 1,000."""
-    above, below = TAIL[near.dtype]
-    return waist(polynomial(above, near) / polynomial(below, near))
-
-
 def _half_tail(near: mx.array) -> mx.array:
     """Return h(z) for 0 ≤ z ≤ 1,000."""
-    return near + waist(1 / (near + 2 / (near + _last(near))))
+    return near + waist(1 / (near + 2 / (near + rational(TAIL, near))))
 
 
 def _fraction(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """Return (u, K, L) at z = |x|, however far."""
     z = mx.abs(x)
-    last = waist(_last(_near(x)) / mx.maximum(z * (1 / _FAR), 1))
+    last = waist(rational(TAIL, _near(x)) / mx.maximum(z * (1 / _FAR), 1))
     k = 2 / (z + last)
     return waist(1 / (z + k)), k, last
 
@@ -121,9 +112,9 @@ def _upper_erfc(z: mx.array) -> mx.array:
     return math.sqrt(2 / math.pi) * _gaussian_values(z, 1.0) / _half_tail(root)
 
 
-def _lower_tail(near: mx.array) -> mx.array:
-    """Return Φ(-near) for 0 ≤ near ≤ 1,000."""
-    return math.sqrt(0.5 / math.pi) * _gaussian_values(near, 0.5) / _half_tail(near)
+def _density_values(near: mx.array) -> mx.array:
+    """Return φ(near) for 0 ≤ near ≤ 1,000."""
+    return math.sqrt(0.5 / math.pi) * _gaussian_values(near, 0.5)
 
 
 @elementwise(lambda x, y: -2 * x * y)
@@ -135,7 +126,7 @@ def _bell(x: mx.array) -> mx.array:
 @elementwise(lambda x, y: -x * y)
 def _density(x: mx.array) -> mx.array:
     """Return φ(x)."""
-    return math.sqrt(0.5 / math.pi) * _gaussian_values(_near(x), 0.5)
+    return _density_values(_near(x))
 
 
 @elementwise(lambda x, y: (2 / math.sqrt(math.pi)) * _bell(x))
@@ -179,7 +170,7 @@ def normal_cdf(x: mx.array) -> mx.array:
     z = _near(x)
     half_erf = waist(polynomial(ERF[x.dtype], 0.5 * mx.square(mx.minimum(z, 0.5))))
     inner = 0.5 + x * (math.sqrt(0.125) * half_erf)
-    lower = _lower_tail(z)
+    lower = _density_values(z) / _half_tail(z)
     return mx.where(z < 0.5, inner, mx.where(x < 0, lower, 1 - lower))
 
 
@@ -194,16 +185,16 @@ def normal_log_cdf(x: mx.array) -> mx.array:
     array(100.01, dtype=float32)
     """
     # log Φ(-z) = -z²/2 - log(√(2π) h(z)): two terms of one sign.
-    z, near = mx.abs(x), _near(x)
+    z = mx.abs(x)
     tail = z + _fraction(x)[0]
     left = -(0.5 * z) * z - mx.log(math.sqrt(2 * math.pi) * tail)
-    right = mx.log1p(-(math.sqrt(0.5 / math.pi) * _gaussian_values(near, 0.5) / tail))
+    right = mx.log1p(-(_density_values(_near(x)) / tail))
     return mx.where(x < 0, left, right)
 
 
 def _right_hazard(x: mx.array, tail: mx.array) -> mx.array:
     """Return φ(x) / Φ(x) where x ≥ 0, given h(x)."""
-    density = math.sqrt(0.5 / math.pi) * _gaussian_values(_near(x), 0.5)
+    density = _density_values(_near(x))
     return density / (1 - density / tail)
 
 
@@ -227,13 +218,9 @@ def _bend(x: mx.array) -> mx.array:
     return mx.where(x < 0, tail * u, hazard * (mx.minimum(x, _FAR) + hazard))
 
 
-def _excess_slope(x: mx.array, y: mx.array) -> mx.array:
-    return y * y - _third(x)
-
-
-@elementwise(_excess_slope)
+@elementwise(lambda x, y: y * y - _third(x))
 def _excess(x: mx.array) -> mx.array:
-    """Return u = x + φ(x) / Φ(x) for x ≤ 1,000; beyond, where it only meets φ(x) = 0, u(1,000)."""
+    """Return u = x + φ(x) / Φ(x) for x ≤ 1,000; beyond, multiplied by φ(x) = 0, u(1,000)."""
     u = _fraction(x)[0]
     right = mx.minimum(x, _FAR) + _right_hazard(x, mx.abs(x) + u)
     return mx.where(x < 0, u, right)

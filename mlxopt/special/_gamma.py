@@ -1,35 +1,36 @@
 """lgamma, digamma, trigamma and betaln, for positive arguments.
 
-Near the zeros of log Γ and ψ the zero is factored out and a rational function stands for what is
-left: with s = x - 1 on [0, 3],
+Near the zeros of log Γ and ψ the zero is factored out, and a rational function approximates the
+other factor: with s = x - 1 on [0, 3],
 
     log Γ(1 + s) = s (s - 1) R(s),      ψ(1 + s) = (s - s₀) D(s),
 
-and one step of the recurrence, Γ(x) = Γ(1 + x) / x, brings 0 < x < 1 there. From 4 on there are
-Stirling's series (Abramowitz and Stegun 6.1.40 and 6.3.18) with a polynomial in 1/x² fitted to
-what they leave:
+and 0 < x < 1 is reduced to it by Γ(x) = Γ(1 + x) / x. From 4 on Stirling's series (Abramowitz and
+Stegun 6.1.40 and 6.3.18) are used, with a polynomial in 1/x² fitted to the remainder:
 
     log Γ(x) = (x - ½)(log x - 1) + ½ log 2π - ½ + A(1/x²) / x,
     ψ(x) = log x - 1/(2x) - B(1/x²) / x².
 
 R, D, A and B are interpolated in 60 digits at Chebyshev nodes; tests/fit_special.py makes the
-tables and measures the errors that stand beside them.
+tables and measures their errors.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import mlx.core as mx
 
 from mlxopt.special._elementwise import (
     Number,
+    OfNumber,
+    Pair,
     elementwise,
     on_gpu,
     pairwise,
     polynomial,
+    rational,
     waist,
 )
 
@@ -128,15 +129,16 @@ STIRLING_SLOPE = {
 # s₀ = 0.46…, where ψ(1 + s₀) = 0, less a float32 number near it.
 _ROOT = (0.46163177490234375, 3.7006601859126265e-07)
 _LARGE = 4.0
-# Trigamma and the higher derivatives climb this many steps, and end with the Bernoulli numbers
-# B₂, B₄, … of the asymptotic series (Abramowitz and Stegun 6.4.11).
+# Polygamma functions: terms summed before the asymptotic series (Abramowitz and Stegun 6.4.11), and
+# its Bernoulli numbers B₂, B₄, ….
 _STEPS = 8
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
 
 
 def _small(x: mx.array) -> mx.array:
     """Return s in [0, 3]: x where x < 1, else x - 1, exactly; 3 from x = 4 on."""
-    x = waist(x)  # else the comparison that callers repeat would be a kernel of its own
+    # Without the waist the comparison that callers repeat would be a kernel of its own.
+    x = waist(x)
     return waist(mx.minimum(mx.where(x < 1, x, x - 1), _LARGE - 1))
 
 
@@ -153,9 +155,8 @@ def _stirling(x: mx.array) -> mx.array:
 
 def _lgamma_values(x: mx.array) -> mx.array:
     s = _small(x)
-    above, below = LGAMMA[x.dtype]
     logarithm = mx.log(x)
-    near = s * (s - 1) * waist(polynomial(above, s) / polynomial(below, s))
+    near = s * (s - 1) * rational(LGAMMA, s)
     near = near + mx.where(x < 1, -logarithm, mx.zeros_like(x))  # 0 at 1, not -0
     far = (x - 0.5) * (logarithm - 1) + ((0.5 * math.log(2 * math.pi) - 0.5) + _stirling(x))
     return mx.where(x < _LARGE, near, far)
@@ -186,8 +187,7 @@ def digamma(x: mx.array) -> mx.array:
     array([-0.577216, -1.27392e-07, 2.25175], dtype=float32)
     """
     s, y = _small(x), _inverse(x)
-    above, below = DIGAMMA[x.dtype]
-    near = ((s - _ROOT[0]) - _ROOT[1]) * waist(polynomial(above, s) / polynomial(below, s))
+    near = ((s - _ROOT[0]) - _ROOT[1]) * rational(DIGAMMA, s)
     near = near - mx.where(x < 1, 1 / mx.abs(x), mx.zeros_like(x))  # -∞ at -0 as at 0
     square = y * y
     far = mx.log(x) - (0.5 * y + square * waist(polynomial(STIRLING_SLOPE[x.dtype], square)))
@@ -207,8 +207,8 @@ def trigamma(x: Number) -> mx.array:
 
 
 @functools.cache
-def _polygamma(order: int) -> Callable[[Number], mx.array]:
-    """Return the function ψ of this order ≥ 1, whose derivative is the one of the next."""
+def _polygamma(order: int) -> OfNumber:
+    """Return the polygamma function of this order ≥ 1; its derivative is that of the next order."""
     sign = 1.0 if order % 2 else -1.0
     tail = tuple(
         b * math.factorial(2 * j + order - 1) / math.factorial(2 * j)
@@ -217,12 +217,14 @@ def _polygamma(order: int) -> Callable[[Number], mx.array]:
 
     @elementwise(lambda x, y: _polygamma(order + 1)(x), poles=True)
     def polygamma(x: mx.array) -> mx.array:
-        x = waist(x)  # what two orders share would be a kernel for each step
+        # Without the waist the terms common to two orders would be a kernel for each step.
+        x = waist(x)
         y = 1 / (x + _STEPS)
         series = waist(polynomial(tail, y * y))
         series = math.factorial(order - 1) + y * (math.factorial(order) / 2 + y * series)
         terms = [_power(1 / (x + k), order + 1) for k in range(_STEPS)]
-        while len(terms) > 1:  # the small ones first
+        # The small terms first.
+        while len(terms) > 1:
             terms = [a + b for a, b in zip(terms[0::2], terms[1::2], strict=True)]
         value = sign * (math.factorial(order) * waist(terms[0]) + _power(y, order) * series)
         return mx.where(x < 0, mx.full(x.shape, mx.nan, x.dtype), value)
@@ -231,12 +233,12 @@ def _polygamma(order: int) -> Callable[[Number], mx.array]:
 
 
 def _power(x: mx.array, exponent: int) -> mx.array:
-    """Return x to a whole power ≥ 1 by products; mx.power does not fuse well."""
+    """Return x to a whole power ≥ 1 by products, which fuse better than mx.power."""
     half = _power(mx.square(x), exponent // 2) if exponent > 1 else x
     return half * x if exponent % 2 and exponent > 1 else half
 
 
-def _betaln_slopes(a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+def _betaln_slopes(a: mx.array, b: mx.array) -> Pair:
     total = digamma(a + b)
     return digamma(a) - total, digamma(b) - total
 
@@ -245,26 +247,22 @@ def _betaln_slopes(a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
 def betaln(a: mx.array, b: mx.array) -> mx.array:
     """Return log B(a, b) = log Γ(a) + log Γ(b) - log Γ(a + b) for a, b > 0, which broadcast.
 
-    Where an argument is large the sum cancels, so from 4 on the leading terms of Stirling's
-    series are taken out first (Didonato and Morris 1992, "Algorithm 708", sections 7 and 8). In
-    float64, and in float32 on a GPU, what still cancels costs digits: the error is up to 20 units
-    in the last place of max(|result|, |log Γ(min(a, b))|), and near the zeros of log B in all of
-    1e-15. On the CPU float32 is computed in float64 and right to 1 unit.
+    Where an argument is large the sum cancels, so from 4 on the leading terms of Stirling's series
+    are taken out first (Didonato and Morris 1992, "Algorithm 708", sections 7 and 8). In float64,
+    and in float32 on a GPU, the error is up to 20 units in the last place of
+    max(|result|, |log Γ(min(a, b))|), and 1e-15 near the zeros of log B. On the CPU float32 is
+    computed in float64 and right to 1 unit.
 
     >>> import mlx.core as mx
     >>> betaln(mx.array([1.0, 1e-3, 5.0]), 1e8)
     array([-18.4207, 6.88876, -88.9253], dtype=float32)
     """
-    if a.dtype == mx.float32 and not on_gpu():
-        return _betaln_values(a.astype(mx.float64), b.astype(mx.float64)).astype(mx.float32)
-    return _betaln_values(a, b)
-
-
-def _betaln_values(a: mx.array, b: mx.array) -> mx.array:
-    small, large = mx.minimum(a, b), mx.maximum(a, b)
+    working = a.dtype if on_gpu() else mx.float64
+    small = mx.minimum(a.astype(working), b.astype(working))
+    large = mx.maximum(a.astype(working), b.astype(working))
     total = small + large
-    log_gamma = _lgamma_values(mx.stack([small, large, total]))
-    stirling = _stirling(mx.stack([small, large, total]))
+    three = mx.stack([small, large, total])
+    log_gamma, stirling = _lgamma_values(three), _stirling(three)
     few = (log_gamma[0] + log_gamma[1]) - log_gamma[2]
     rest = stirling[1] - stirling[2]
     shrink = mx.log1p(small / large)
@@ -273,4 +271,5 @@ def _betaln_values(a: mx.array, b: mx.array) -> mx.array:
     many = ((0.5 * math.log(2 * math.pi) - 0.5 * mx.log(large)) + (stirling[0] + rest)) - (
         (small - 0.5) * mx.log1p(large / small) + large * shrink
     )
-    return mx.where(large < _LARGE, few, mx.where(small < _LARGE, mixed, many))
+    value = mx.where(large < _LARGE, few, mx.where(small < _LARGE, mixed, many))
+    return value.astype(a.dtype)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
+from mlxopt._operation import operation
 from mlxopt.special._elementwise import (
+    Unary,
     elementwise,
-    forward_mode,
     fused,
     in_working_precision,
     on_gpu,
@@ -18,7 +20,7 @@ from mlxopt.special._elementwise import (
 )
 from mlxopt.special._exp import exp_values
 
-Axis = int | Sequence[int] | None
+Axis: TypeAlias = int | Sequence[int] | None
 
 # (artanh(s) / s - 1) / s² in s², on |s| ≤ 1/3, at the Chebyshev nodes: relative error 1e-8.
 LOG1P = (0.333333337, 0.199998532, 0.14296179, 0.108532879, 0.116121646)
@@ -32,8 +34,8 @@ def _sigmoid_slope(x: mx.array, y: mx.array) -> mx.array:
 def sigmoid(x: mx.array) -> mx.array:
     """Return 1 / (1 + exp(-x)), to all its digits in both tails.
 
-    Its derivative is sigmoid(x) · sigmoid(-x), which keeps them too; y (1 - y) is 0 from x = 17 on
-    in float32.
+    Its derivative is sigmoid(x) · sigmoid(-x), accurate there too; y (1 - y) would be 0 from x = 17
+    on in float32.
 
     >>> import mlx.core as mx
     >>> sigmoid(mx.array([-100.0, 0.0, 2.0]))
@@ -53,8 +55,7 @@ def softplus(x: mx.array) -> mx.array:
     >>> mx.grad(softplus)(mx.array(0.0))
     array(0.5, dtype=float32)
     """
-    x = waist(x)
-    return waist(mx.maximum(x, 0)) + softplus_below(x)
+    return _softplus_values(x)
 
 
 @elementwise(lambda x, y: sigmoid(-x))
@@ -65,20 +66,21 @@ def log_sigmoid(x: mx.array) -> mx.array:
     >>> log_sigmoid(mx.array([-100.0, 0.0, 20.0]))
     array([-100, -0.693147, -2.06115e-09], dtype=float32)
     """
-    x = waist(-x)
-    return -(waist(mx.maximum(x, 0)) + softplus_below(x))
+    return -_softplus_values(-x)
+
+
+def _softplus_values(x: mx.array) -> mx.array:
+    # Alone, between waists, a maximum is quick; in a kernel it branches for each number.
+    x = waist(x)
+    return waist(mx.maximum(x, 0)) + softplus_below(x)
 
 
 def softplus_below(x: mx.array) -> mx.array:
-    """Return softplus(-|x|), without a derivative.
-
-    In a kernel MLX computes log1p one number at a time and branches at each maximum; alone, between
-    waists, a maximum is quick.
-    """
+    """Return softplus(-|x|), without a derivative."""
     e = exp_values(-waist(mx.abs(x)))
     if x.dtype == mx.float64 or on_gpu():
         return mx.log1p(e)
-    # log(1 + e) = 2 artanh(s) where s = e / (2 + e) ≤ 1/3.
+    # mx.log1p is scalar and slow: log(1 + e) = 2 artanh(s) where s = e / (2 + e) ≤ 1/3.
     twice = e / (1 + 0.5 * e)
     u = 0.25 * twice * twice
     return twice + twice * (u * polynomial(LOG1P, u))
@@ -87,9 +89,9 @@ def softplus_below(x: mx.array) -> mx.array:
 def logsumexp(x: mx.array, axis: Axis = None, keepdims: bool = False) -> mx.array:
     """Return log Σ exp(x) over `axis` (None: over all), max x + log1p(Σ of the others).
 
-    The largest entry stays out of the sum, so that what the others add to it is not rounded away;
-    the derivative is softmax(x). Accurate to a few units in the last place of
-    max(|result|, |max x|): where the two terms cancel, the digits of x itself are missing.
+    The largest entry stays out of the sum, so that the contribution of the others is not rounded
+    away; the derivative is softmax(x). Accurate to a few units in the last place of
+    max(|result|, |max x|): where the two terms cancel, the rounding of x shows.
 
     Raises:
         ValueError: there is nothing to sum: the axis has length 0.
@@ -98,11 +100,14 @@ def logsumexp(x: mx.array, axis: Axis = None, keepdims: bool = False) -> mx.arra
     >>> logsumexp(mx.array([[0.0, -20.0], [1000.0, 1000.0]]), axis=1)
     array([2.06115e-09, 1000.69], dtype=float32)
     """
-    return _along(_logsumexp, x, axis, keepdims, reduces=True)
+    y = _along(_logsumexp, x, axis)
+    axes = _axes(x, axis)
+    # mx.squeeze crashes where there is no axis to remove.
+    return y if keepdims or not axes else mx.squeeze(y, axes)
 
 
 def softmax(x: mx.array, axis: Axis = None) -> mx.array:
-    """Return exp(x) / Σ exp(x) over `axis` (None: over all): the small entries to all digits too.
+    """Return exp(x) / Σ exp(x) over `axis` (None: over all), small entries to all digits too.
 
     The rounding of x - max x, which moves a small entry by up to 64 units in the last place in
     float32, is recovered (Knuth's two-sum) and multiplied back in.
@@ -130,81 +135,44 @@ def log_softmax(x: mx.array, axis: Axis = None) -> mx.array:
     return _along(_log_softmax, x, axis)
 
 
-def _along(
-    function: Callable[[mx.array], mx.array],
-    x: mx.array,
-    axis: Axis,
-    keepdims: bool = False,
-    reduces: bool = False,
-) -> mx.array:
+def _along(function: Unary, x: mx.array, axis: Axis) -> mx.array:
     """Return `function`, which works along the last axis and keeps it, along `axis` of x."""
-    if not isinstance(x, mx.array):
-        raise TypeError(f"expected an mx.array; got {type(x).__qualname__}.")
-    chosen = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
-    if any(not -x.ndim <= i < x.ndim for i in chosen):
-        raise ValueError(f"axis={axis}, but the array has shape {x.shape}.")
-    axes = sorted({i % x.ndim for i in chosen})
+    axes = _axes(x, axis)
     others = [i for i in range(x.ndim) if i not in axes]
     order = others + axes
     outer = [x.shape[i] for i in others]
     inner = [x.shape[i] for i in axes]
     if 0 in inner:
         raise ValueError(f"nothing to sum: the array has shape {x.shape} and axis={axis}.")
-    length = 1
-    for size in inner:
-        length *= size
-    rows = mx.transpose(x, order).reshape(*outer, length)
+    rows = mx.transpose(x, order).reshape([*outer, math.prod(inner)])
     y = in_working_precision(function, rows)
-    if reduces:
-        y = y.reshape([1 if i in axes else x.shape[i] for i in range(x.ndim)])
-        return y if keepdims else mx.squeeze(y, axis=axes) if axes else y
+    # The last axis of y has length 1 where `function` reduces.
+    inner = inner if y.shape == rows.shape else [1] * len(inner)
     back = [order.index(i) for i in range(x.ndim)]
-    return mx.transpose(y.reshape(*outer, *inner), back)
+    return mx.transpose(y.reshape([*outer, *inner]), back)
 
 
-def _rowwise(
-    values: Callable[[mx.array], mx.array],
-    pullback: Callable[[mx.array, mx.array, mx.array], mx.array],
-    pushforward: Callable[[mx.array, mx.array, mx.array], mx.array],
-) -> Callable[[mx.array], mx.array]:
-    """Return a function along the last axis with its derivatives, as `elementwise` does.
-
-    `pullback(x, y, cotangent)` and `pushforward(x, y, tangent)` are the rules of the two modes.
-    """
-
-    @mx.custom_function
-    def rule(x: mx.array) -> mx.array:
-        return values(mx.stop_gradient(x))  # jvp would go through the inside as well
-
-    @rule.vjp
-    def _(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:
-        return pullback(x, y, cotangent)
-
-    @rule.jvp
-    def _(x: mx.array, tangent: mx.array) -> mx.array:
-        with forward_mode():
-            return pushforward(x, apply(x), tangent)
-
-    @rule.vmap
-    def _(x: mx.array, axis: int) -> tuple[mx.array, int]:
-        return apply(mx.moveaxis(x, axis, 0)), 0
-
-    def apply(x: mx.array) -> mx.array:
-        return rule(x)  # pyright: ignore[reportReturnType] - typed as the tree it could be
-
-    return apply
+def _axes(x: mx.array, axis: Axis) -> list[int]:
+    """Return the axes that `axis` stands for, from 0, in order."""
+    if not isinstance(x, mx.array):
+        raise TypeError(f"expected an mx.array; got {type(x).__qualname__}.")
+    chosen = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
+    if any(not -x.ndim <= i < x.ndim for i in chosen):
+        raise ValueError(f"axis={axis}, but the array has shape {x.shape}.")
+    return sorted({i % x.ndim for i in chosen})
 
 
 @fused
 def _shifted(x: mx.array, largest: mx.array) -> list[mx.array]:
-    """Return t and d with t + d = x - largest to twice the digits, exp(t + d), and what of it the
-    sum over the others takes: 0 where x is the largest.
+    """Return t and d, where t + d = x - largest to twice the digits; e = exp(t + d); and e again
+    with 0 where x is the largest.
 
     `largest` is finite, and no less than each finite x.
     """
     x, largest = waist(x), waist(largest)
     t = waist(x - largest)
-    back = t - x  # Knuth (1969), 4.2.2, theorem B: the sum's rounding error, exactly
+    # Knuth (1969), 4.2.2, theorem B: the sum's rounding error, exactly.
+    back = t - x
     d = (x - (t - back)) - (largest + back)
     d = mx.where(mx.abs(t) < mx.inf, d, mx.zeros_like(t))
     e = exp_values(t)
@@ -221,8 +189,9 @@ def _parts(x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.arra
 
 
 def _sum(x: mx.array) -> mx.array:
-    """Return the sum along the last axis, kept, in pairs: one after another, as MLX adds them on
-    the CPU, a million float32 terms lose two digits.
+    """Return the sum along the last axis, kept, in pairs.
+
+    MLX's own sum on the CPU adds the terms in order: a million float32 terms lose two digits.
     """
     while x.shape[-1] > 8:
         half = x.shape[-1] // 2
@@ -251,19 +220,17 @@ def _total(x: mx.array) -> mx.array:
     return mx.sum(x, axis=-1, keepdims=True)
 
 
-def _through_softmax(x: Any, y: mx.array, change: mx.array) -> mx.array:
+def _through_softmax(_: Any, changes: Any, outputs: Any) -> mx.array:
     """The Jacobian diag(y) - y yᵀ of softmax is symmetric, so it serves both modes."""
+    (change,), (y,) = changes, outputs
     return y * (change - _total(y * change))
 
 
-_softmax = _rowwise(_softmax_values, _through_softmax, _through_softmax)
-_logsumexp = _rowwise(
-    _logsumexp_values,
-    lambda x, y, cotangent: cotangent * _softmax(x),
-    lambda x, y, tangent: _total(_softmax(x) * tangent),
-)
-_log_softmax = _rowwise(
+# Of arrays along their last axis, which is kept.
+_softmax = operation(_softmax_values, _through_softmax, _through_softmax)
+_logsumexp = operation(_logsumexp_values, lambda x, changes, _: changes[0] * _softmax(*x))
+_log_softmax = operation(
     _log_softmax_values,
-    lambda x, y, cotangent: cotangent - _softmax(x) * _total(cotangent),
-    lambda x, y, tangent: tangent - _total(_softmax(x) * tangent),
+    lambda x, changes, _: changes[0] - _softmax(*x) * _total(changes[0]),
+    lambda x, changes, _: changes[0] - _total(_softmax(*x) * changes[0]),
 )

@@ -1,0 +1,153 @@
+"""Functions that MLX takes as one operation, with derivatives of their own in every mode.
+
+MLX looks for a separate rule in reverse mode, in forward mode and under `mx.vmap`. Without one it
+differentiates the body instead: through a bit shift the derivative would be zero, without an error.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+
+Arrays: TypeAlias = tuple[mx.array, ...]
+Rule: TypeAlias = Callable[[Any, Any, Any], Any]
+Function: TypeAlias = Callable[..., Any]
+
+_forward: ContextVar[bool] = ContextVar("_forward", default=False)
+
+
+def operation(
+    body: Function, vjp: Rule, jvp: Rule | None = None, device: mx.DeviceType | None = None
+) -> Function:
+    """Return `body` as one operation; its rules may use operations, for derivatives of any order.
+
+    Args:
+        body: takes arrays with equally many axes, which may broadcast, and returns an array or a
+            tuple of arrays.
+        vjp: takes (arguments, cotangents, outputs), each a tuple, and returns the gradients in the
+            first few arguments; the others are constants.
+        jvp: takes (arguments, tangents, outputs) and returns the tangents of the outputs. By
+            default it is the transpose of `vjp`, which is linear in the cotangents.
+        device: where body and rules are computed; None for the default device.
+    """
+    on_device = _unchanged if device is None else on(device)
+
+    @mx.custom_function
+    @on_device
+    @functools.wraps(body)
+    def function(*arguments: mx.array) -> Any:
+        # Else forward mode would differentiate the body as well.
+        return body(*map(mx.stop_gradient, arguments))
+
+    def gradients(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        found = _tuple(vjp(arguments, cotangents, outputs))
+        fitted = map(_sum_to, found, arguments)
+        return *fitted, *map(mx.zeros_like, arguments[len(found) :])
+
+    @function.vjp
+    @on_device
+    def _(arguments: Any, cotangents: Any, outputs: Any) -> Any:
+        found = gradients(_tuple(arguments), _tuple(cotangents), _tuple(outputs))
+        return _like(arguments, found)
+
+    @function.jvp
+    @on_device
+    def _(arguments: Any, tangents: Any) -> Any:
+        arguments, tangents = _tuple(arguments), _tuple(tangents)
+        token = _forward.set(True)
+        try:
+            outputs: Any = function(*arguments)
+            if jvp is not None:
+                return jvp(arguments, tangents, _tuple(outputs))
+            moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
+
+            def pull(*cotangents: mx.array) -> list[mx.array]:
+                found = gradients(arguments, cotangents, _tuple(outputs))
+                return [found[i] for i in moving]
+
+            _, pushed = mx.vjp(pull, [*_tuple(outputs)], [tangents[i] for i in moving])
+            return _like(outputs, pushed)
+        finally:
+            _forward.reset(token)
+
+    function.vmap(on_device(batched(function)))
+    return function
+
+
+def batched(function: Function) -> Function:
+    """Return the `mx.vmap` rule of a function that works on leading axes."""
+
+    def rule(arguments: Any, axes: Any) -> Any:
+        stacked = [
+            a[None] if axis is None else mx.moveaxis(a, axis, 0)
+            for a, axis in zip(_tuple(arguments), _tuple(axes), strict=True)
+        ]
+        outputs = function(*stacked)
+        return outputs, _like(outputs, (0,) * len(_tuple(outputs)))
+
+    return rule
+
+
+def on(device: mx.DeviceType) -> Callable[[Function], Function]:
+    """Return a decorator that puts all operations of a function on a device."""
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with mx.stream(device):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    return decorate
+
+
+def in_forward_rule() -> bool:
+    """Return whether a jvp rule is being computed, whose arrays MLX does not mark as traced.
+
+    An array evaluated there leaves the tape, and a gradient of the forward derivative would lack
+    it; a function compiled there cannot be mapped by `mx.vmap`.
+    """
+    return _forward.get()
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether MLX refuses here to evaluate an array whose value is not known yet."""
+    return "[eval] Attempting to eval an array during function transformations" in str(error)
+
+
+def known(*arrays: mx.array) -> bool:
+    """Return whether values can be read here: not within a compile, a vmap or a jvp rule."""
+    if in_forward_rule():
+        return False
+    try:
+        mx.eval(*arrays)
+    except ValueError as error:
+        if is_refusal(error):
+            return False
+        raise
+    return True
+
+
+def _unchanged(function: Function) -> Function:
+    return function
+
+
+def _tuple(arrays: Any) -> tuple[Any, ...]:
+    return tuple(arrays) if isinstance(arrays, (tuple, list)) else (arrays,)
+
+
+def _like(arrays: Any, found: Any) -> Any:
+    """Return `found` as a tuple where `arrays` is one, else its only member."""
+    return tuple(found) if isinstance(arrays, (tuple, list)) else found[0]
+
+
+def _sum_to(gradient: mx.array, like: mx.array) -> mx.array:
+    """Return `gradient` summed over the axes along which `like` was broadcast."""
+    pairs = enumerate(zip(gradient.shape, like.shape, strict=True))
+    axes = [axis for axis, (wide, narrow) in pairs if wide != narrow]
+    return mx.sum(gradient, axis=axes, keepdims=True) if axes else gradient
