@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -499,6 +500,32 @@ def test_a_failure_of_mlxopt_ends_the_command_with_1(settled, monkeypatch):
     assert "failed: ValueError" in run("sgd", "--quick", code=1).output
 
 
-def test_every_workload_exists():
-    for name in command.WORKLOADS:
-        assert callable(command.WORKLOADS[name])
+def test_the_help_names_every_workload():
+    text = "".join(run("--help").output.split())  # which may be broken at a hyphen
+    for name, tasks in command.WORKLOADS.items():
+        assert callable(tasks)
+        assert f"{name}," in text or f"{name};" in text
+
+
+def test_an_installed_package_says_that_the_benchmarks_need_a_clone(monkeypatch, tmp_path):
+    monkeypatch.setattr("mlxopt.cli.bench._TESTS", tmp_path)
+    found = run("sgd", "--quick", code=2)
+    assert "Clone the repository" in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert found.stdout == ""
+
+
+def test_two_checkouts_are_compared():
+    script = Path(command.__file__).with_name("compare.py")
+    old = Path(command.__file__).parents[2]
+    found = subprocess.run(
+        [sys.executable, script, old, "lbfgs", "--quick", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [line for line in found.stdout.splitlines() if "mlxopt minimize" in line]
+    assert len(rows) == 3
+    for row in rows:
+        assert row.endswith("  same")
+        assert 0.1 < float(row.split()[-2]) < 10

@@ -1,8 +1,8 @@
-"""Several ways of doing one task, timed in turn, and whether mlxopt's time meets its goals.
+"""Time several ways of doing one task in turn, and judge mlxopt's time by its goals.
 
-A machine's speed changes from minute to minute, so nothing here compares times that were not taken
-in turn: each round runs every contestant once, every other round in the opposite order, and each
-run follows a rest, in which the threads of the one before, which wait by spinning, fall asleep.
+A machine's speed changes from minute to minute, so only times taken in turn are compared: each
+round runs every contestant once, odd rounds in reverse order. Each run follows a rest, in which
+the spinning threads of the run before it go to sleep.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -21,18 +22,18 @@ import numpy as np
 
 from benchmarks.peers import blas
 
-# Rounds by the seconds that a run takes: quick ones scatter more and cost less.
+# Rounds by the seconds of a run: short runs scatter more and cost less.
 _ROUNDS = ((0.5, 7), (2.0, 5), (8.0, 3), (math.inf, 1))
-_ALL_DIGITS = 2 * float(np.finfo(np.float64).eps)  # errors below are not told apart
+_ALL_DIGITS = 2 * float(np.finfo(np.float64).eps)  # smaller errors count as equal
 
 
 class Goals(NamedTuple):
-    """What mlxopt is to reach against one contestant; None where nothing is claimed."""
+    """Claims against one contestant; None where there is no claim."""
 
-    time: float | None = None  # mlxopt's time in the contestant's, at most
-    times_faster: float | None = None  # the same the other way round, at least
-    evaluations: float | None = None  # mlxopt's evaluations in the contestant's, at most
-    error: float | None = None  # mlxopt's error in the contestant's, at most
+    time: float | None = None  # largest ratio of mlxopt's time to the contestant's
+    times_faster: float | None = None  # smallest ratio of the contestant's time to mlxopt's
+    evaluations: float | None = None  # largest ratio of evaluations
+    error: float | None = None  # largest ratio of errors
 
 
 NO_GOALS = Goals()
@@ -40,49 +41,61 @@ NO_GOALS = Goals()
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """One way of doing a task."""
+    """One way of doing a task.
+
+    Args:
+        name: as shown in the table.
+        run: does the task and waits for its end; with `measures`, returns the figure.
+        package: the package that does the work.
+        params: extracts the parameters from the answer of `run`; None if there are none.
+        truth: the exact parameters where they differ from the task's, as after fewer steps.
+        evaluations: extracts the number of evaluations from the answer of `run`.
+        share: the part of the task that `run` does, by which its time is divided.
+        stock: whether MLX uses the BLAS of its own wheel.
+        measures: whether `run` returns seconds or bytes itself.
+        rounds: number of runs of a contestant that `measures`.
+        remark: shown after the name.
+        goals: claims about mlxopt against this contestant.
+    """
 
     name: str
     run: Callable[[], Any]
-    """Does it, and waits until it is done; with `measures`, returns its own figure."""
     package: str = "mlx"
-    """The package that does the work."""
     params: Callable[[Any], Any] | None = None
-    """Takes the parameters out of what `run` returned; None where there are none."""
     truth: np.ndarray | None = None
-    """What these should be, where that is not the task's truth: after fewer steps."""
     evaluations: Callable[[Any], int] | None = None
-    """Takes the number of evaluations out of what `run` returned."""
     share: float = 1.0
-    """The part of the task that `run` does: its time is divided by it."""
     stock: bool = False
-    """Whether MLX works on the BLAS that its wheel brings."""
     measures: bool = False
-    """Whether `run` returns the figure, seconds or bytes, itself."""
     rounds: int | None = None
-    """How often to run it, if it `measures`; the others are run as their time allows."""
     remark: str = ""
     goals: Goals = NO_GOALS
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is to be done, and who does it."""
+    """A task and its contestants.
+
+    Args:
+        title: as shown above the table.
+        contestants: mlxopt first.
+        truth: the parameters, (p,), by float64 arithmetic or better.
+        most_error: the largest error allowed to mlxopt.
+        unit: "seconds" or "bytes".
+        note: shown below the table.
+    """
 
     title: str
     contestants: list[Contestant]
-    """mlxopt comes first."""
     truth: np.ndarray | None = None
-    """The parameters, by float64 arithmetic or better."""
     most_error: float | None = None
-    """The largest error that mlxopt may have."""
     unit: str = "seconds"
     note: str = ""
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What one contestant did."""
+    """The figures of one contestant."""
 
     contestant: Contestant
     figures: list[float] = dataclasses.field(default_factory=list)
@@ -97,18 +110,18 @@ class Outcome:
 
 
 class Verdict(NamedTuple):
-    """One claim about mlxopt, and what came of it."""
+    """Whether mlxopt meets one goal."""
 
     quantity: str  # "time", "evaluations" or "error"
-    ratio: float  # mlxopt's figure in the other's; for its own error, the error
+    ratio: float  # of mlxopt's figure to the contestant's; against itself, its error
     goal: float
-    inverse: bool  # whether people say it as "so many times faster"
+    inverse: bool  # whether the goal is a number of times faster
     met: bool
 
 
 @contextmanager
 def stock_blas() -> Iterator[None]:
-    """Give MLX the BLAS of its own wheel while inside."""
+    """Use the BLAS of MLX's own wheel inside the context."""
     mx.synchronize()
     blas.unbind()
     try:
@@ -121,13 +134,13 @@ def stock_blas() -> Iterator[None]:
 def compete(
     task: Task, rest: float, most_rounds: int, tell: Callable[[str], None] = lambda _: None
 ) -> list[Outcome]:
-    """Return what each contestant of a task did.
+    """Return the outcome of each contestant of a task.
 
     Args:
-        task: what to do.
-        rest: seconds before each run.
-        most_rounds: how often to run a contestant at most.
-        tell: is told who runs.
+        task: the task.
+        rest: seconds of rest before each run.
+        most_rounds: largest number of runs of a contestant.
+        tell: called with a line of text before each run.
     """
     outcomes = [Outcome(contestant) for contestant in task.contestants]
     rounds = {}
@@ -141,7 +154,7 @@ def compete(
                 continue
             tell(f"{task.title}: {outcome.contestant.name}, run {number + 1} of {rounds[index]}")
             try:
-                outcome.figures.append(_figure(outcome.contestant, rest)[0])
+                outcome.figures.append(measure(outcome.contestant, rest).figure)
             except Exception as error:
                 _fail(outcome, error)
                 rounds[index] = 0
@@ -149,12 +162,12 @@ def compete(
 
 
 def _first_run(outcome: Outcome, task: Task, rest: float, most_rounds: int) -> int:
-    """Run a contestant once, untimed: it compiles, and shows its answer. Return its rounds."""
+    """Run a contestant once to compile it and to check its answer; return its number of rounds."""
     contestant = outcome.contestant
     try:
-        seconds, answer = _figure(contestant, rest)
-        if contestant.measures:  # a fresh process each time: the first is like the others
-            outcome.figures.append(seconds)
+        figure, _, answer = measure(contestant, rest)
+        if contestant.measures:  # in a fresh process each time: the first is like the others
+            outcome.figures.append(figure)
             return min(contestant.rounds or 1, most_rounds) - 1
         if contestant.params is not None:
             truth = task.truth if contestant.truth is None else contestant.truth
@@ -162,10 +175,10 @@ def _first_run(outcome: Outcome, task: Task, rest: float, most_rounds: int) -> i
             outcome.error = relative_error(contestant.params(answer), truth)
         if contestant.evaluations is not None:
             outcome.evaluations = int(contestant.evaluations(answer))
-    except Exception as error:  # a peer's new release must not cost the other figures
+    except Exception as error:  # a broken peer must not cost the other figures
         _fail(outcome, error)
         return 0
-    seconds *= contestant.share
+    seconds = figure * contestant.share
     return min(most_rounds, next(count for limit, count in _ROUNDS if seconds < limit))
 
 
@@ -174,51 +187,63 @@ def _fail(outcome: Outcome, error: Exception) -> None:
     outcome.figures.clear()
 
 
-def _figure(contestant: Contestant, rest: float) -> tuple[float, Any]:
-    """Return a contestant's figure and answer."""
-    if contestant.stock:
-        with stock_blas():
-            return _figure(dataclasses.replace(contestant, stock=False), rest)
-    gc.disable()  # one library's garbage is not collected on another's time
-    try:
-        time.sleep(rest)
-        began = time.perf_counter()
-        answer = contestant.run()
-        seconds = time.perf_counter() - began
-    finally:
-        gc.enable()
-    return (float(answer) if contestant.measures else seconds / contestant.share), answer
+class Measurement(NamedTuple):
+    """One run of a contestant."""
+
+    figure: float  # seconds of the whole task, or what the contestant measured itself
+    cpu: float  # seconds of CPU time, of this process and of child processes that ended
+    answer: Any
+
+
+def measure(contestant: Contestant, rest: float) -> Measurement:
+    """Run a contestant once, after a rest in seconds."""
+    with stock_blas() if contestant.stock else nullcontext():
+        gc.disable()  # the garbage of one library must not cost time of another
+        try:
+            time.sleep(rest)
+            cpu, began = _cpu_seconds(), time.perf_counter()
+            answer = contestant.run()
+            figure = (time.perf_counter() - began) / contestant.share
+            cpu = _cpu_seconds() - cpu
+        finally:
+            gc.enable()
+    return Measurement(float(answer) if contestant.measures else figure, cpu, answer)
+
+
+def _cpu_seconds() -> float:
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def without_data(task: Task, outcomes: list[Outcome]) -> tuple[Task, list[Outcome]]:
-    """Return both without what the contestants work on, which may fill the memory."""
+    """Return both without references to the data, which fill much memory."""
 
     def gone() -> Any:
         raise RuntimeError("the data are gone")
 
-    bare = [dataclasses.replace(one.contestant, run=gone, params=None) for one in outcomes]
-    kept = [
-        dataclasses.replace(outcome, contestant=contestant)
-        for outcome, contestant in zip(outcomes, bare, strict=True)
-    ]
-    return dataclasses.replace(task, contestants=bare, truth=None), kept
+    kept = []
+    for outcome in outcomes:
+        bare = dataclasses.replace(outcome.contestant, run=gone, params=None, evaluations=None)
+        kept.append(dataclasses.replace(outcome, contestant=bare))
+    contestants = [outcome.contestant for outcome in kept]
+    return dataclasses.replace(task, contestants=contestants, truth=None), kept
 
 
 def relative_error(params: Any, truth: np.ndarray) -> float:
-    """Return the largest error of any parameter, in the largest parameter."""
+    """Return the largest error of a parameter relative to the largest parameter."""
     found = np.asarray(params, dtype=np.float64).ravel()
     return float(np.max(np.abs(found - truth)) / np.max(np.abs(truth)))
 
 
 def ratio(ours: Outcome, other: Outcome) -> float:
-    """Return mlxopt's median in the other's."""
+    """Return the ratio of mlxopt's median to the other's."""
     return ours.figure / other.figure if other.figure else math.inf
 
 
 def verdicts(task: Task, ours: Outcome, other: Outcome) -> list[Verdict]:
-    """Return what came of the claims against one contestant; against itself, of mlxopt's error.
+    """Return the verdicts on the goals against one contestant; against mlxopt, on its error.
 
-    Where mlxopt failed it met nothing; a contestant that failed is no yardstick.
+    If mlxopt failed, it met no goal; a contestant that failed has no verdicts.
     """
     if other.failure and other is not ours:
         return []
