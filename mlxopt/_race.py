@@ -50,7 +50,7 @@ class Run(NamedTuple):
 # Compared as objects: arrays do not answer == with yes or no.
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Race:
-    """What `race` returns; `repr` is a table of evaluations, with a dash for "not solved"."""
+    """The runs of a race; `repr` is a table of evaluations, with a dash for "not solved"."""
 
     problems: tuple[Problem, ...]
     optimizers: tuple[str, ...]
@@ -272,8 +272,8 @@ def _named(optimizers: Any) -> dict[str, Entrant]:
     return named
 
 
-def _entrant(known: Problem, name: str, one: Entrant) -> Optimizer[Any]:
-    optimizer = one if isinstance(one, Optimizer) else one(known)
+def _entrant(known: Problem, name: str, entrant: Entrant) -> Optimizer[Any]:
+    optimizer = entrant if isinstance(entrant, Optimizer) else entrant(known)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"the function for {known.name!r} returned {type(optimizer).__qualname__}; expected an "

@@ -13,7 +13,7 @@ import numpy as np
 from mlxopt import plots
 from mlxopt._report import html, listing, shapes
 from mlxopt._status import Status
-from mlxopt._tree import Tree, count, leaves_with_paths
+from mlxopt._tree import Tree, count, leaves_with_paths, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,8 +189,7 @@ def _describe(params: Tree) -> str:
 
 
 def _numbers(leaf: mx.array) -> str:
-    wide = np.array(leaf.astype(mx.float32) if leaf.dtype in (mx.float16, mx.bfloat16) else leaf)
-    return np.array2string(wide, precision=6, separator=", ").replace("\n", "")
+    return np.array2string(to_numpy(leaf), precision=6, separator=", ").replace("\n", "")
 
 
 class Recorder:

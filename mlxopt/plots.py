@@ -178,7 +178,7 @@ def performance_profile(
 
     Args:
         costs: of each problem, shape (problems,), by solver; infinite if not solved.
-        measure: what the costs count.
+        measure: unit of the costs.
         ax: axes to draw on; None: a new figure.
     """
     ax = _axes(ax)

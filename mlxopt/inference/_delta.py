@@ -35,7 +35,7 @@ def delta(
         compile: False for a function that branches on values, as in `value_and_grad`.
 
     Returns:
-        `Estimates` of what the function returns, named after it.
+        `Estimates` of the values of the function, named after it.
 
     Raises:
         TapeError, TypeError: an argument is not as described.
@@ -55,8 +55,8 @@ def delta(
     check_is_callable(function)
     if not isinstance(estimates, Estimates):
         raise TypeError(
-            f"estimates is {describe_type(estimates)}; expected what mo.inference.covariance "
-            f"returned. It comes second: delta(function, estimates, *data)."
+            f"estimates is {describe_type(estimates)}; expected the result of "
+            f"mo.inference.covariance. It comes second: delta(function, estimates, *data)."
         )
     with mx.stream(mx.cpu):
         arguments = estimates.values, *as_float64(data)

@@ -82,7 +82,7 @@ class Likelihood:
     def _halves(self) -> tuple[int, list[Data]] | None:
         """Return the number of examples, and the data of the first and the last half of them.
 
-        None if the first axes of the data do not tell what the examples are.
+        None if the arrays differ in length, or there are none.
         """
         lengths = {leaf.shape[0] for leaf in leaves(self.data) if _has_axis(leaf)}
         if len(lengths) != 1 or min(lengths) < 2:

@@ -58,8 +58,8 @@ class Contract:
                 self.convergence(problem)
         self.expect(
             same(snapshot(self.optimizer), before),
-            "the optimizer has changed during its runs; expected an immutable value. What changes "
-            "during a run belongs in the state.",
+            "the optimizer has changed during its runs; expected an immutable value. Values that "
+            "change during a run belong in the state.",
         )
 
     def expect(self, kept: bool | np.bool_, message: str) -> None:
@@ -78,7 +78,7 @@ class Contract:
     # --- a run, step by step -----------------------------------------------------------------
 
     def states(self, given: Given, dtype: mx.Dtype) -> None:
-        """The first steps: every state is right, stays unchanged, and comes again in a new run."""
+        """The first steps: every state is right and never changes, and a new run repeats it."""
         where = f"({dtype_name(dtype)}, {given.residual.__name__})"
         start, data = snapshot(given.params), snapshot(given.data)
         objective, found, seen = given.objective(), [], []
@@ -174,7 +174,7 @@ class Contract:
             self.expect(
                 False,
                 f"optimizer.{name} can be assigned; expected an immutable value, a dataclass with "
-                f"frozen=True. What changes during a run belongs in the state.",
+                f"frozen=True. Values that change during a run belong in the state.",
             )
 
     def invariant(self, given: Given, state: Any, when: str, dtype: mx.Dtype) -> None:
