@@ -19,6 +19,7 @@ from ._functional import functional as functional
 from ._least_squares import LeastSquaresResult as LeastSquaresResult, least_squares as least_squares
 from ._many import ManyResult as ManyResult, minimize_many as minimize_many
 from ._minimize import minimize as minimize
+from ._platform.config import show_config as show_config
 from ._race import Race as Race, race as race
 from ._result import (
     Certificate as Certificate,

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import mlxopt
 from mlxopt import _progress, plots
 from mlxopt._platform import blas
+from mlxopt._platform.config import facts
 from mlxopt.cli import app, demo, doctor
 
 RNG = np.random.default_rng(5)
@@ -498,6 +499,17 @@ def test_doctor_tells_what_mlx_runs_on(monkeypatch):
     assert re.search(r"relative error \de-\d+", text)
 
 
+def test_show_config_and_doctor_state_the_same_facts(capsys):
+    mlxopt.show_config()
+    printed = " ".join(capsys.readouterr().out.split())
+    result = CliRunner().invoke(app, ["doctor"])
+    rows = facts()
+    assert {"mlxopt", "mlx", "numpy", "Python", "device", "BLAS"} <= {name for name, _ in rows}
+    for name, text in rows:
+        assert f"{name} {text}".strip() in printed
+        assert text in " ".join(result.output.split())
+
+
 def test_doctor_gives_a_reason_only_where_it_says_more(monkeypatch):
     said = {}
     for library, reason in (
@@ -505,8 +517,8 @@ def test_doctor_gives_a_reason_only_where_it_says_more(monkeypatch):
         (None, "There is no other."),
     ):  # fmt: skip
         binding = blas.Binding(library, None, 0, reason, 0.0)
-        monkeypatch.setattr(doctor.blas, "start", lambda binding=binding: binding)
-        said[library] = [text for name, text in doctor._backend() if name in ("BLAS", "")]
+        monkeypatch.setattr(blas, "start", lambda binding=binding: binding)
+        said[library] = [text for name, text in facts() if name in ("BLAS", "")]
     assert said == {
         "MKL": ["MKL"],
         "OpenBLAS": ["OpenBLAS", "MLX calls OpenBLAS; MKL is damaged."],

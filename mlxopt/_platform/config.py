@@ -1,0 +1,64 @@
+"""The facts of `mo.show_config()` and `mlxopt doctor`."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+
+import mlx.core as mx
+
+from mlxopt._platform import blas
+from mlxopt._platform.compiler import precompiled_header
+
+
+def show_config() -> None:
+    """Print what mlxopt runs on: versions, device, BLAS and compiler. For bug reports.
+
+    `mlxopt doctor`, on the command line, adds speeds and advice.
+
+    >>> import mlxopt as mo
+    >>> mo.show_config()
+    mlxopt ...
+    mlx ...
+    device ...
+    BLAS ...
+    """
+    rows = facts()
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:{width}}  {text}")
+
+
+def facts() -> list[tuple[str, str]]:
+    """Return rows of a name and a text; a row without a name continues the one above."""
+    packages = ("mlxopt", "mlx", "numpy", "scipy")
+    where = f"{platform.system()} {platform.machine()}"
+    binding = blas.start()
+    rows = [
+        *((name, _version(name)) for name in packages),
+        ("Python", f"{platform.python_version()} on {where}"),
+        ("device", mx.default_device().type.name.upper()),
+        ("BLAS", binding.library or "MLX's own"),
+    ]
+    if binding.reason != f"MLX calls {binding.library}.":
+        rows.append(("", binding.reason))
+    if binding.library is not None:
+        rows.append(("in place of", "the reference BLAS of MLX's wheel (ml-explore/mlx#660)"))
+    if sys.platform == "linux":
+        compiler = shutil.which("g++")
+        rows.append(("compiler", compiler or "none: compiled functions run op by op"))
+        if compiler and precompiled_header().exists():
+            rows.append(("its header", "precompiled, which makes kernels quick to compile"))
+        elif compiler:
+            rows.append(("its header", "not precompiled yet: the first run does it"))
+    return rows
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # takes 20 ms
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
