@@ -9,19 +9,18 @@ memory that the dynamic linker fills with the function's address, its *home*. Re
 the file pair each slot with a symbol, such as "cblas_sgemm". `bind` reads the tables of libmlx.so
 and writes the addresses of a faster library's functions into the slots; `unbind` restores them.
 
-Safety. Only writable memory is written: sealed slots (full RELRO) are left alone. Every home must
-be in a reference library. The faster library must have 32-bit integers (LP64), as MLX's calls have.
-MLX's results are then compared with NumPy's, and any doubt restores every slot. Nothing raises,
-warns or prints: `Binding.reason` says what was done and why.
+Safety. Slots that are not writable (full RELRO) are left alone. Every home must be in a reference
+library. The faster library must have 32-bit integers (LP64), as MLX's calls have. MLX's results are
+then compared with NumPy's, and any doubt restores every slot. Nothing raises, warns or prints:
+`Binding.reason` says what was done and why.
 
 `MLXOPT_BLAS` is `auto` (MKL if installed, else SciPy's OpenBLAS), `mkl`, `openblas`, `none`, or the
 path of a library. The libraries' own variables (`OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS`,
 `MKL_THREADING_LAYER`, `OMP_NUM_THREADS`) keep their meaning.
 
-Limits. Libraries loaded later can resolve a plain `dgemm_` or OpenMP from MKL, and two copies of
-Intel's OpenMP end a process (`MKL_THREADING_LAYER=SEQUENTIAL` uses none). OpenBLAS's threads spin:
-on cores busy with other processes small factorizations take hundreds of times as long, in NumPy and
-SciPy too, unless `OPENBLAS_NUM_THREADS=1`.
+Limits. Libraries loaded later can resolve a plain `dgemm_` or OpenMP from MKL. OpenBLAS's threads
+spin: on cores busy with other processes small factorizations take hundreds of times as long, in
+NumPy and SciPy too, unless `OPENBLAS_NUM_THREADS=1`.
 """
 
 import ctypes
@@ -99,16 +98,14 @@ _REFERENCE_FILE = re.compile(r"lib(c?blas|lapacke?)[-.]")
 # Distributions install other libraries under the same file name, in a folder named after them.
 _OTHER_FOLDER = re.compile("openblas|flexiblas|blis|mkl|atlas|nvpl|armpl", re.IGNORECASE)
 
-_Targets = dict[str, dict[int, int]]  # function -> address of a slot -> home
-
 
 def _is_reference(path: str) -> bool:
     folder, name = os.path.split(path)
     return bool(_REFERENCE_FILE.match(name)) and not _OTHER_FOLDER.search(os.path.basename(folder))
 
 
-def _survey(asked: bool) -> _Targets:
-    """Return the slots to write; raise `Unfit` if MLX must be left alone.
+def _survey(asked: bool) -> list[tuple[str, int, int]]:
+    """Return the function, address and home of each slot; raise `Unfit` if MLX must be left alone.
 
     `asked`: the user named a library.
     """
@@ -137,7 +134,7 @@ def _survey(asked: bool) -> _Targets:
         raise Unfit("This build of MLX signs its function pointers: left alone.")
 
     base = next(r.start for r in regions if r.path == path and r.offset == 0) - elf.start
-    targets: _Targets = {}
+    targets = []
     for name in filter(_BLAS_NAME.fullmatch, elf.slots):
         for slot in (base + address for address in elf.slots[name]):
             if not _region(regions, slot).mode.startswith("rw"):
@@ -147,7 +144,7 @@ def _survey(asked: bool) -> _Targets:
             owner = _region(regions, home)
             if "x" not in owner.mode or not _is_reference(owner.path):
                 raise Unfit(f"MLX takes {name} from {owner.path or 'elsewhere'}: left alone.")
-            targets.setdefault(name, {})[slot] = home
+            targets.append((name, slot, home))
     if not targets:
         raise Unfit("This build of MLX imports no BLAS function: nothing needs doing.")
     return targets
@@ -268,10 +265,8 @@ def _restore() -> None:
     _homes.clear()
 
 
-def _attach(path: str, targets: _Targets) -> tuple[str, int]:
-    """Open a library, write its functions into the slots and check; return its name and their
-    number.
-    """
+def _attach(path: str, targets: list[tuple[str, int, int]]) -> tuple[str, int]:
+    """Write a library's functions into the slots and check; return its name and their number."""
     if os.path.basename(path).startswith("libmkl_rt"):
         _prepare_mkl(path)
     library = ctypes.CDLL(path, mode=os.RTLD_LOCAL)  # never unloaded by ctypes
@@ -283,15 +278,14 @@ def _attach(path: str, targets: _Targets) -> tuple[str, int]:
     # Functions that the library lacks remain those of the reference. The mixture is sound: routines
     # keep nothing between calls, and LAPACK prescribes the layout of what they exchange (pivots,
     # Householder vectors). One wrong result, though, rejects the library as a whole.
-    found = {name: _address(library, prefix + name) for name in targets}
-    found = {name: address for name, address in found.items() if address}
-    if not found:
+    found = {name: _address(library, prefix + name) for name, _, _ in targets}
+    if not any(found.values()):
         raise Unfit("it has none of the functions that MLX calls")
     try:
-        for name, address in found.items():
-            _homes.update(targets[name])
-            for slot in targets[name]:
-                _word(slot).value = address
+        for name, slot, home in targets:
+            if found[name]:
+                _homes[slot] = home
+                _word(slot).value = found[name]
         with np.errstate(all="ignore"):
             wrong = _self_check()
         if wrong is not None:
@@ -301,7 +295,7 @@ def _attach(path: str, targets: _Targets) -> tuple[str, int]:
         raise
     marks = {"mkl_get_max_threads": "MKL", f"{prefix}openblas_get_config": "OpenBLAS"}
     names = [name for mark, name in marks.items() if hasattr(library, mark)]
-    return (names or [os.path.basename(path)])[0], len(found)
+    return (names or [os.path.basename(path)])[0], sum(map(bool, found.values()))
 
 
 _KNOWN = {
