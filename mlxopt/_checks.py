@@ -78,6 +78,12 @@ def check_tol(tol: Any) -> float:
     return check_number(tol, "tol", least=0, instead=", or None for the default")
 
 
+def check_finish(finish: Any) -> None:
+    """Raise ValueError unless `finish` is None or "float64"."""
+    if finish not in (None, "float64"):
+        raise ValueError(f'finish is {finish!r}; expected None or "float64".')
+
+
 def check_callback(callback: Any) -> None:
     """Raise TypeError unless `callback` is None or can be called."""
     if callback is not None and not callable(callback):

@@ -11,14 +11,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._checks import check_callback, check_count, check_tol, describe_type
+from mlxopt._checks import check_callback, check_count, check_finish, check_tol, describe_type
 from mlxopt._loop import Callback, Loop
-from mlxopt._minimize import SETTLED, check_finish, first_tol
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._residual_objective import ROBUST, SQUARES, Bounds, ResidualObjective, Robust
 from mlxopt._result import Result
-from mlxopt._status import Status, warn
+from mlxopt._status import SETTLED, Status, warn
 from mlxopt._stop import AllSteps, StopRule, check_stop, stop_rules
 from mlxopt._tree import (
     Params,
@@ -27,6 +26,7 @@ from mlxopt._tree import (
     check_params,
     count,
     epsilon,
+    first_tol,
     from_host,
     leaves,
     to_host,

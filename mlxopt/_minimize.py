@@ -11,23 +11,22 @@ from typing import Any
 import mlx.core as mx
 
 from mlxopt._certificate import certify
-from mlxopt._checks import check_callback, check_count, check_tol, describe_type
+from mlxopt._checks import check_callback, check_count, check_finish, check_tol, describe_type
 from mlxopt._loop import Callback, Loop
 from mlxopt._objective import Objective
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Result
 from mlxopt._resume import check_init
-from mlxopt._status import Status, warn
+from mlxopt._status import SETTLED, Status, warn
 from mlxopt._stop import AllSteps, Stall, StopRule, check_stop, stop_rules
-from mlxopt._tree import Params, as_data, check_params, count, default_tol, widened
+from mlxopt._tree import Params, as_data, check_params, count, default_tol, first_tol, widened
 from mlxopt.autodiff import check_is_callable
 from mlxopt.optimizers import Newton, Optimizer, State
-from mlxopt.optimizers._mlx import as_rule
+from mlxopt.optimizers._base import as_rule
 
 # After these ends of a stage the next stage runs; after these of the last one, `finish` does.
 _CONTINUES = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
-SETTLED = {Status.CONVERGED, Status.COMPLETED, Status.NO_PROGRESS}
 _POLISHED = 500  # parameters at most for Newton steps at the end of `finish`
 _POLISH_STEPS = 5
 
@@ -156,21 +155,6 @@ def minimize(
     if status.is_failure:
         warn(f"{status.name}: {status.value}")
     return result
-
-
-def check_finish(finish: Any) -> None:
-    """Raise ValueError unless `finish` is None or "float64"."""
-    if finish not in (None, "float64"):
-        raise ValueError(f'finish is {finish!r}; expected None or "float64".')
-
-
-def first_tol(params: Params, tol: float | None, finishes: bool = False) -> float:
-    """Return the tolerance of a run from `params`, which a finish in float64 may follow."""
-    least = default_tol(params)
-    if tol is None:
-        return least
-    # What follows in float64 reaches a tol that float32 would only struggle for.
-    return max(tol, least) if finishes and tol > 0 else tol
 
 
 def _stages(optimizer: Any, max_steps: int) -> list[tuple[Optimizer[Any], int]]:

@@ -13,6 +13,9 @@ _PACKAGE = str(Path(__file__).parent / "_")[:-1]  # with the separator at its en
 class Status(Enum):
     """Why a run stopped; the value is what it means and what to try."""
 
+    is_failure: bool
+    """Whether the caller is warned: the run neither converged nor did what was asked for."""
+
     CONVERGED = "the largest entry of the gradient is within tol."
     COMPLETED = "every step that was asked for has been taken."
     STOPPED = "the callback or a stop rule asked to stop."
@@ -43,16 +46,15 @@ class Status(Enum):
         "add a penalty."
     )
 
-    @property
-    def is_failure(self) -> bool:
-        """Whether the caller should be warned: nothing was converged, completed or asked for."""
-        return self not in _EXPECTED
-
     def __repr__(self) -> str:
         return f"Status.{self.name}"
 
 
+# What ends a stage of a run without a reason to give up on the next one.
+SETTLED = {Status.CONVERGED, Status.COMPLETED, Status.NO_PROGRESS}
 _EXPECTED = {Status.CONVERGED, Status.COMPLETED, Status.STOPPED, Status.INTERRUPTED}
+for _status in Status:
+    _status.is_failure = _status not in _EXPECTED
 
 
 class ConvergenceWarning(UserWarning):

@@ -33,8 +33,7 @@ from mlxopt._tree import (
 from mlxopt.autodiff import check_is_callable
 from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder, Optimizer
-from mlxopt.optimizers._base import initial_buffers
-from mlxopt.optimizers._mlx import as_rule
+from mlxopt.optimizers._base import as_rule, initial_buffers
 
 if TYPE_CHECKING:
     from mlx.optimizers import Optimizer as MLXOptimizer

@@ -114,6 +114,15 @@ def default_tol(params: Tree) -> float:
     return 1e-5 if mx.float32 in dtypes else 1e-8
 
 
+def first_tol(params: Params, tol: float | None, finishes: bool = False) -> float:
+    """Return the tolerance of a run from `params`, which a finish in float64 may follow."""
+    least = default_tol(params)
+    if tol is None:
+        return least
+    # What follows in float64 reaches a tol that float32 would only struggle for.
+    return max(tol, least) if finishes and tol > 0 else tol
+
+
 def widened(tree: Tree) -> Tree:
     """Return a tree with its floating-point arrays in float64; integers stay what they are."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -275,6 +276,16 @@ class FirstOrder(Optimizer[FirstOrderState]):
             return params, buffers, value, grad, self.optimality(grad)
 
         return steps
+
+
+def as_rule(optimizer: Any) -> Any:
+    """Return an optimizer of `mlx.optimizers` as a first-order rule, anything else as it is."""
+    library = sys.modules.get("mlx.optimizers")  # imported by whoever has such an object
+    if library is None or not isinstance(optimizer, library.Optimizer):
+        return optimizer
+    from mlxopt.optimizers._mlx import FromMLX
+
+    return FromMLX(optimizer)
 
 
 def initial_buffers(rule: FirstOrder, params: Params) -> Tree:

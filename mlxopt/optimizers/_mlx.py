@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -54,13 +53,6 @@ class FromMLX(FirstOrder):
             arrays = iter(moved[_WRAPPED])
             moved = tree_map(lambda _: next(arrays), params)
         return moved, state
-
-
-def as_rule(optimizer: Any) -> Any:
-    """Return an optimizer of `mlx.optimizers` as a rule, and anything else as it is."""
-    library = sys.modules.get("mlx.optimizers")  # who has such an object has imported it
-    is_theirs = library is not None and isinstance(optimizer, library.Optimizer)
-    return FromMLX(optimizer) if is_theirs else optimizer
 
 
 _WRAPPED = "params"  # the key of the leaves of a tree that these optimizers cannot hold
