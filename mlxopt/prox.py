@@ -27,7 +27,9 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._bounds import bound_arrays, inwards, project
 from mlxopt._checks import check_fields
+from mlxopt._tree import to_device
 
 
 class Penalty(ABC):
@@ -51,6 +53,10 @@ class Penalty(ABC):
             x: float32, or float64 where the parameters are.
             step_size: t, a scalar array of that dtype.
         """
+
+    def in_dtype(self, dtype: mx.Dtype) -> Penalty:
+        """Return the penalty for a leaf of this dtype, in which the result of `prox` is kept."""
+        return self
 
 
 class Constraint(Penalty):
@@ -161,7 +167,7 @@ class NonNegative(Constraint):
 
 @dataclasses.dataclass(frozen=True)
 class Box(Constraint):
-    """Every entry lies between `lower` and `upper`, rounded to the nearest of the leaf's dtype.
+    """Every entry lies between `lower` and `upper`, which are rounded inwards to the leaf's dtype.
 
     Args:
         lower: a number, or an array of a shape that broadcasts to the leaf's; None is no bound.
@@ -172,19 +178,18 @@ class Box(Constraint):
     upper: Any = None
 
     def __post_init__(self) -> None:
-        low, high = (_bound(self, name) for name in ("lower", "upper"))
-        if low is not None and high is not None and (low > high).any():
-            raise ValueError(
-                f"Box(lower={self.lower}, upper={self.upper}): lower is above upper. Swap the two?"
-            )
+        bound_arrays("Box", self.lower, self.upper)
 
     def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
         """Move each entry to the nearest allowed value."""
-        for name, closest in (("lower", mx.maximum), ("upper", mx.minimum)):
-            bound = _bound(self, name)
-            if bound is not None:
-                x = closest(x, mx.array(bound, dtype=x.dtype))
-        return x
+        return project(x, *(to_device(bound, x.dtype) for bound in self._rounded(x.dtype)))
+
+    def in_dtype(self, dtype: mx.Dtype) -> Box:
+        """Return the box with bounds that the dtype holds."""
+        return Box(*self._rounded(dtype))
+
+    def _rounded(self, dtype: mx.Dtype) -> tuple[np.ndarray, np.ndarray]:
+        return inwards(*bound_arrays("Box", self.lower, self.upper), dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,22 +223,6 @@ class Simplex(Constraint):
 
 def _shrink(x: mx.array, shift: mx.array) -> mx.array:
     return mx.maximum(x - shift, 0) + mx.minimum(x + shift, 0)
-
-
-def _bound(box: Box, name: str) -> np.ndarray | None:
-    """Return a bound of a box as float64 numbers."""
-    value = getattr(box, name)
-    if value is None:
-        return None
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"Box({name}={value!r}): expected a number, an array or None.") from None
-    if np.isnan(array).any():
-        raise ValueError(f"Box({name}={value!r}): NaN is no bound; None, or inf, is none at all.")
-    return array
 
 
 def _check_axis(penalty: GroupLasso, x: mx.array) -> None:

@@ -11,6 +11,7 @@ from scipy.optimize import lsq_linear, nnls
 import mlxopt as mo
 from mlxopt import prox
 from mlxopt._objective import Objective
+from mlxopt._tree import EPSILON
 from mlxopt.optimizers.proximal import ProximalGradient
 
 PENALTIES = {
@@ -111,6 +112,24 @@ def test_operators_keep_dtype_and_never_spread_points_apart(name):
     u, v = (penalty.prox(mx.array(x), mx.array(0.8)) for x in (a, b))
     assert u.dtype == mx.float32
     assert np.linalg.norm(np.array(u) - np.array(v)) <= np.linalg.norm(a - b) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("others", [mx.float32, mx.float64])
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32, mx.float64])
+def test_rounding_does_not_lead_out_of_a_box(dtype, others):
+    def loss(p):
+        return mx.sum(mx.square(p["x"].astype(mx.float32) - mx.array([1.0, -1.0]))) + p["y"] ** 2
+
+    rule = ProximalGradient({"x": prox.Box(lower=[0.0, 0.1], upper=[0.3, 2.0]), "y": None})
+    with mx.stream(mx.cpu):
+        params = {"x": mx.array([0.2, 0.2], dtype=dtype), "y": mx.array(0.5, dtype=others)}
+        found = mo.minimize(loss, params, rule, tol=1e-3).params["x"]
+        assert found.dtype == dtype
+        x = np.array(found.astype(mx.float64))
+    # In float64: float32(0.1) is above 0.1, and float32(0.3) is above 0.3.
+    assert x[0] <= 0.3
+    assert x[1] >= 0.1
+    np.testing.assert_allclose(x, [0.3, 0.1], rtol=EPSILON[dtype])
 
 
 def test_the_simplex_holds_in_float32_for_long_and_large_vectors():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
@@ -115,12 +115,12 @@ class ProximalGradient(Optimizer[ProximalState]):
 
     def nearest(self, params: Tree) -> Tree:
         """Return `params` projected onto the sets that it must lie in."""
-        penalties = penalty_of_each(self.penalty, params)
+        penalties = self._penalties(params)
         return from_leaves(map(_projected, leaves(params), penalties), params)
 
     def init(self, objective: Objective, params: Tree) -> ProximalState:
         """Return the state at `params`; one evaluation."""
-        penalties = penalty_of_each(self.penalty, params)
+        penalties = self._penalties(params)
         _check_allowed(penalties, params)
         params = self.nearest(params)  # moves by a rounding error at most
         value, grad = objective.value_and_grad(params)
@@ -145,12 +145,15 @@ class ProximalGradient(Optimizer[ProximalState]):
         if state.model is None:
             return self._look_ahead(objective, state)
         y, t, dtype = state.model, state.step_size, working_dtype(state.params)
-        penalties = penalty_of_each(self.penalty, state.params)
         scale = mx.array(t, dtype=dtype)
-        forward = objective.compiled((id(self), "step"), lambda: _bind(_step, penalties))
+        forward = objective.compiled(
+            (id(self), "step"), lambda: partial(_step, self._penalties(state.params))
+        )
         trial = forward(y.params, y.grad, scale)
         value, grad = objective.value_and_grad(trial)
-        look = objective.compiled((id(self), "look"), lambda: _bind(_look, penalties))
+        look = objective.compiled(
+            (id(self), "look"), lambda: partial(_look, self._penalties(state.params))
+        )
         numbers = look(value, trial, grad, y.params, y.grad, state.params, scale)
         loss, extra, optimality, ahead, dd, dy, uphill, moved = np.array(numbers).tolist()
 
@@ -186,6 +189,12 @@ class ProximalGradient(Optimizer[ProximalState]):
             return _restarted(kept)._replace(step_size=grown)
         return kept
 
+    def _penalties(self, params: Tree) -> list[Penalty | None]:
+        """Return the penalty of each leaf of `params`, in `tree_flatten` order."""
+        entries = spread(self.penalty, params, _is_penalty, "ProximalGradient's penalty", "penalty")
+        pairs = zip(entries, leaves(params), strict=True)
+        return [entry and entry.in_dtype(leaf.dtype) for entry, leaf in pairs]
+
     def _look_ahead(self, objective: Objective, state: ProximalState) -> ProximalState:
         """Evaluate y; without momentum go on from x if it is out of the loss's domain."""
         theta = 0.5 * (1 + math.sqrt(1 + 4 * state.theta**2))  # equation 4.2
@@ -197,11 +206,6 @@ class ProximalGradient(Optimizer[ProximalState]):
         if not is_finite(number, largest):
             return _restarted(state)
         return state._replace(theta=theta, model=Point(y, number, grad))
-
-
-def penalty_of_each(penalty: Any, params: Tree) -> list[Penalty | None]:
-    """Return the penalty of each leaf of `params`, in `tree_flatten` order."""
-    return spread(penalty, params, _is_penalty, "ProximalGradient's penalty", "penalty")
 
 
 def _is_penalty(penalty: Any, _: Tree) -> bool:
@@ -232,10 +236,6 @@ def _projected(leaf: mx.array, penalty: Penalty | None) -> mx.array:
 def _restarted(state: ProximalState) -> ProximalState:
     """Return the state without momentum: the next model is at `params`, where all is known."""
     return state._replace(theta=1.0, model=Point(state.params, state.loss, state.grad))
-
-
-def _bind(function: Callable[..., Any], penalties: list[Penalty | None]) -> Callable[..., Any]:
-    return lambda *arrays: function(penalties, *arrays)
 
 
 def _beyond(params: Tree, before: Tree, share: mx.array) -> Tree:
