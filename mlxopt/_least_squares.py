@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -207,11 +206,11 @@ def least_squares(
         objective.trace(params)
         check_rows(objective, params)
         polish = polish and tol > 0 and objective.rows(params) * count(params) <= _AFFORDABLE
-        return _run(loop, objective, optimizer, params, tol, max_steps, stop, polish)
+        return _run(loop, objective, optimizer, params, tol, max_steps, polish)
 
     finishes = finish is not None and any(leaf.dtype != mx.float64 for leaf in leaves(params))
     with ProgressBar("least_squares", max_steps, progress) as bar:
-        loop = Loop(callback, bar)
+        loop = Loop(callback, bar, stop)
         items = as_data(data, params)
         with device_for(params, items):
             first = first_tol(params, tol, finishes)
@@ -234,18 +233,16 @@ def _run(
     params: Params,
     tol: float,
     max_steps: int,
-    stop: tuple[StopRule, ...],
     polish: bool,
 ) -> tuple[Any, Status]:
     """Run the optimizer and the polish, and both again for as long as the end was a saddle."""
     while True:
-        rules = stop_rules(tol, max(1, max_steps - loop.steps), optimizer.patience, stop)
-        state, status = loop(objective, optimizer, params, rules)
+        rules = stop_rules(tol, max(1, max_steps - loop.steps), optimizer.patience)
+        state, status = loop(objective, optimizer, params, *rules)
         settled = status in (Status.CONVERGED, Status.NO_PROGRESS)
         if not (polish and settled and loop.steps < max_steps):
             return state, status
-        rules = (*stop, AllSteps(_POLISH_STEPS))
-        polished, ended = loop(objective, Polish(), state.params, rules)
+        polished, ended = loop(objective, Polish(), state.params, AllSteps(_POLISH_STEPS))
         if ended in (Status.STOPPED, Status.INTERRUPTED, Status.MAX_SECONDS):
             return polished, ended
         if polished.escaped and loop.steps < max_steps:
@@ -326,15 +323,7 @@ def _described(loop: Loop, state: Any, status: Status, robust: Robust) -> LeastS
     jacobian = model.jacobian / model.weights[:, None]
     rank, residual_sd, covariance = _covariance(model, jacobian, robust, epsilon(state.params))
     return LeastSquaresResult(
-        params=state.params,
-        value=state.value,
-        optimality=state.optimality,
-        status=status,
-        steps=loop.steps,
-        evaluations=loop.evaluations,
-        seconds=time.perf_counter() - loop.began,
-        history=loop.recorder.history(),
-        phases=tuple(loop.phases),
+        **loop.summary(state, status),
         grad_norm=float(np.max(np.where(model.fixed, 0.0, np.abs(model.gradient)))),
         residual=model.plain,
         jacobian=jacobian,

@@ -14,7 +14,7 @@ from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Phase, Recorder
 from mlxopt._resume import resumed
 from mlxopt._status import Status, warn
-from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves
+from mlxopt._stop import ROUNDINGS, Progress, Stall, StopRule, explain, improves
 from mlxopt._tree import Params, dtype_name, epsilon, leaves, working_dtype
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._base import STATE_FIELDS
@@ -28,6 +28,8 @@ class Loop:
     Args:
         callback: called with an `Info` at each record; True stops.
         bar: the progress bar.
+        stop: the stop rules of the user, which hold in every phase.
+        stride: steps between two records; None is the optimizer's.
         explain: replaces the status of a phase by what its first and last state show.
     """
 
@@ -35,9 +37,12 @@ class Loop:
         self,
         callback: Callback | None,
         bar: ProgressBar,
+        stop: tuple[StopRule, ...],
+        stride: int | None = None,
         explain: Callable[[Status, Any, Any], Status] = explain,
     ) -> None:
         self.callback, self.bar, self.explain = callback, bar, explain
+        self.stop, self.stride = stop, stride
         self.recorder = Recorder()
         self.began = time.perf_counter()
         self.steps = 0  # of the phases before the current one
@@ -49,8 +54,8 @@ class Loop:
         objective: Objective,
         optimizer: Optimizer[Any],
         params: Params,
-        rules: tuple[StopRule, ...],
-        stride: int = 1,
+        *rules: StopRule,
+        stride: int | None = None,
         init: Any = None,
     ) -> tuple[Any, Status]:
         """Run one phase; return its last state, or the best one after a failure, and the status.
@@ -59,10 +64,14 @@ class Loop:
             objective: the loss over its data.
             optimizer: the method.
             params: the start.
-            rules: stop rules; the first that applies gives the status.
-            stride: steps between two records.
+            *rules: stop rules; the first that applies, then one of the user's, gives the status.
+            stride: steps between two records; None is that of the run.
             init: a state at `params` to resume from.
         """
+        if any(isinstance(rule, Stall) for rule in self.stop):  # in place of the optimizer's
+            rules = tuple(rule for rule in rules if not isinstance(rule, Stall))
+        rules = (*rules, *self.stop)
+        stride = stride or self.stride or optimizer.stride
         began, earlier = time.perf_counter(), objective.evaluations
         self.evaluations -= earlier
         with late_interrupt():
@@ -117,6 +126,20 @@ class Loop:
             )
         )
         return state, status
+
+    def summary(self, state: Any, status: Status) -> dict[str, Any]:
+        """Return the fields that all results share, by name."""
+        return {
+            "params": state.params,
+            "value": state.value,
+            "optimality": state.optimality,
+            "status": status,
+            "steps": self.steps,
+            "evaluations": self.evaluations,
+            "seconds": self._seconds(),
+            "history": self.recorder.history(),
+            "phases": tuple(self.phases),
+        }
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.began

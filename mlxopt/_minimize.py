@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,13 +29,13 @@ _CONTINUES = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
 _POLISHED = 500  # parameters at most for Newton steps at the end of `finish`
 _POLISH_STEPS = 5
 
-Stages = Optimizer[Any] | list[Optimizer[Any] | tuple[Optimizer[Any], int]]
+Stages = list[tuple[Optimizer[Any], int]]
 
 
 def minimize(
     loss: Callable[..., mx.array],
     params: Params,
-    optimizer: Stages,
+    optimizer: Optimizer[Any] | list[Optimizer[Any] | tuple[Optimizer[Any], int]],
     *data: Any,
     tol: float | None = None,
     max_steps: int = 1000,
@@ -111,53 +110,41 @@ def minimize(
     tol = None if tol is None else check_tol(tol)
     if record_every is not None:
         check_count(record_every, "record_every")
-    rules = check_stop(stop)
+    stop = check_stop(stop)
     if init is not None:
         check_init(init, params)
         params = init.params
 
     total = sum(steps for _, steps in stages)
     with ProgressBar("minimize", total, progress) as bar:
-        loop = Loop(callback, bar)
+        loop = Loop(callback, bar, stop, record_every)
         items = as_data(data, params)
         with device_for(params, items):
             objective = Objective(loss, items, compile=compile)
             objective.trace(params)
             first = first_tol(params, tol, finishes=finish is not None)
-            state, status = _run(loop, objective, params, stages, first, rules, record_every, init)
+            state, status = _run(loop, objective, params, stages, first, init)
         if finish and status in SETTLED:
             with mx.stream(mx.cpu):
-                params = stages[-1][0].nearest(widened(state.params))
+                last = stages[-1][0]
+                params = last.nearest(widened(state.params))
                 objective = Objective(loss, widened(as_data(data, params)), compile=compile)
-                last = stages[-1:]
                 tol = default_tol(params) if tol is None else tol
-                state, status = _run(loop, objective, params, last, tol, rules, record_every)
-                alone = stages[-1][0].loss_alone
-                if alone and status in SETTLED and count(params) <= _POLISHED:
-                    state, status = _polish(loop, objective, state, tol, rules)
+                state, status = _run(loop, objective, params, stages[-1:], tol)
+                if last.loss_alone and status in SETTLED and count(params) <= _POLISHED:
+                    state, status = _polish(loop, objective, state, tol)
 
     drawn = objective.loss  # not the objective, which holds a second copy of the data
     judge = functools.partial(certify, drawn, state.params, *data, tol=tol)
-
-    result = Result(
-        params=state.params,
-        value=state.value,
-        optimality=state.optimality,
-        status=status,
-        steps=loop.steps,
-        evaluations=loop.evaluations,
-        seconds=time.perf_counter() - loop.began,
-        history=loop.recorder.history(),
-        phases=tuple(loop.phases),
-        state=state,
-        certify=judge if all(one.loss_alone for one, _ in stages) else None,
-    )
+    alone = all(optimizer.loss_alone for optimizer, _ in stages)
+    certify_later = judge if alone else None
+    result = Result(**loop.summary(state, status), state=state, certify=certify_later)
     if status.is_failure:
         warn(f"{status.name}: {status.value}")
     return result
 
 
-def _stages(optimizer: Any, max_steps: int) -> list[tuple[Optimizer[Any], int]]:
+def _stages(optimizer: Any, max_steps: int) -> Stages:
     """Return each optimizer that is to run, with its number of steps."""
     listed = optimizer if isinstance(optimizer, list) else [optimizer]
     stages = []
@@ -177,32 +164,24 @@ def _stages(optimizer: Any, max_steps: int) -> list[tuple[Optimizer[Any], int]]:
 
 
 def _run(
-    loop: Loop,
-    objective: Objective,
-    params: Params,
-    stages: list[tuple[Optimizer[Any], int]],
-    tol: float,
-    stop: tuple[StopRule, ...],
-    stride: int | None,
-    init: Any = None,
+    loop: Loop, objective: Objective, params: Params, stages: Stages, tol: float, init: Any = None
 ) -> tuple[State, Status]:
     """Run each stage from the end of the one before."""
-    for number, (optimizer, steps) in enumerate(stages, start=1):
-        rules = stop_rules(tol, steps, optimizer.patience, stop)
-        every = stride or optimizer.stride
-        state, status = loop(objective, optimizer, params, rules, every, init)
-        if number == len(stages) or status not in _CONTINUES:
+    for optimizer, steps in stages[:-1]:
+        rules = stop_rules(tol, steps, optimizer.patience)
+        state, status = loop(objective, optimizer, params, *rules, init=init)
+        if status not in _CONTINUES:
             return state, status
         params, init = state.params, None
-    raise AssertionError("there is a stage")
+    optimizer, steps = stages[-1]
+    rules = stop_rules(tol, steps, optimizer.patience)
+    return loop(objective, optimizer, params, *rules, init=init)
 
 
-def _polish(
-    loop: Loop, objective: Objective, state: State, tol: float, stop: tuple[StopRule, ...]
-) -> tuple[State, Status]:
+def _polish(loop: Loop, objective: Objective, state: State, tol: float) -> tuple[State, Status]:
     """Take Newton steps on the exact Hessian until one improves nothing."""
-    rules = (*stop, AllSteps(_POLISH_STEPS), Stall(1, math.inf))
-    polished, status = loop(objective, Newton(), state.params, rules)
+    rules = AllSteps(_POLISH_STEPS), Stall(1, math.inf)
+    polished, status = loop(objective, Newton(), state.params, *rules, stride=1)
     if status not in SETTLED:
         return polished, status
     if polished.optimality <= max(tol, state.optimality):

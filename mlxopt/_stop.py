@@ -164,21 +164,17 @@ class Stall(StopRule):
         return (progress.stalled >= self.patience) | (progress.idle >= idle)
 
 
-def stop_rules(
-    tol: float, max_steps: int, patience: float, stop: tuple[StopRule, ...] = ()
-) -> tuple[StopRule, ...]:
-    """Return the rules of a run; the first that applies gives the status.
+def stop_rules(tol: float, max_steps: int, patience: float) -> tuple[StopRule, ...]:
+    """Return the rules of a phase; without a tolerance, it takes every step.
 
     Args:
-        tol: 0 takes every step, and leaves out the rules that judge convergence.
+        tol: of the optimality; 0 leaves out the rules that judge convergence.
         max_steps: in this phase.
         patience: that of the optimizer.
-        stop: the rules of the user.
     """
     if tol == 0:
-        return (*stop, AllSteps(max_steps))
-    own = () if any(isinstance(rule, Stall) for rule in stop) else (Stall(patience),)
-    return (Tolerance(tol), *stop, Steps(max_steps), *own)
+        return (AllSteps(max_steps),)
+    return Tolerance(tol), Steps(max_steps), Stall(patience)
 
 
 def check_stop(stop: Any) -> tuple[StopRule, ...]:

@@ -166,24 +166,15 @@ def train(
         )
     total = len(batches) * epochs if isinstance(batches, Sized) else None
 
-    rules = check_stop(stop)
+    stop = check_stop(stop)
     with ProgressBar("train", total, progress) as bar:
         # The first batch is no step: the callback starts after it.
         after_start = callback and (lambda info: callback(info) if info.step else None)
-        loop = Loop(after_start, bar, explain=lambda status, start, end: status)
+        loop = Loop(after_start, bar, stop, explain=lambda status, start, end: status)
         objective = Objective(loss, compile=compile, fixed_draw=False)
-        state, status = loop(objective, _Epochs(rule, batches, epochs, init), params, rules)
-    result = TrainResult(
-        params=state.params,
-        value=state.value,
-        optimality=state.optimality,
-        status=status,
-        steps=loop.steps,
-        evaluations=loop.evaluations,
-        seconds=time.perf_counter() - loop.began,
-        history=loop.recorder.history(),
-        state=state,
-    )
+        state, status = loop(objective, _Epochs(rule, batches, epochs, init), params)
+    # One optimizer in one dtype has no phases to tell apart.
+    result = TrainResult(**{**loop.summary(state, status), "phases": ()}, state=state)
     if status.is_failure:
         warn(f"{status.name}: {status.value}")
     return result
