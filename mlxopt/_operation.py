@@ -44,32 +44,32 @@ def operation(
         return body(*map(mx.stop_gradient, arguments))
 
     def gradients(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
-        found = _tuple(vjp(arguments, cotangents, outputs))
+        found = as_tuple(vjp(arguments, cotangents, outputs))
         fitted = map(_sum_to, found, arguments)
         return *fitted, *map(mx.zeros_like, arguments[len(found) :])
 
     @function.vjp
     @on_device
     def _(arguments: Any, cotangents: Any, outputs: Any) -> Any:
-        found = gradients(_tuple(arguments), _tuple(cotangents), _tuple(outputs))
+        found = gradients(as_tuple(arguments), as_tuple(cotangents), as_tuple(outputs))
         return _like(arguments, found)
 
     @function.jvp
     @on_device
     def _(arguments: Any, tangents: Any) -> Any:
-        arguments, tangents = _tuple(arguments), _tuple(tangents)
+        arguments, tangents = as_tuple(arguments), as_tuple(tangents)
         token = _forward.set(True)
         try:
             outputs: Any = function(*arguments)
             if jvp is not None:
-                return jvp(arguments, tangents, _tuple(outputs))
+                return jvp(arguments, tangents, as_tuple(outputs))
             moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
 
             def pull(*cotangents: mx.array) -> list[mx.array]:
-                found = gradients(arguments, cotangents, _tuple(outputs))
+                found = gradients(arguments, cotangents, as_tuple(outputs))
                 return [found[i] for i in moving]
 
-            _, pushed = mx.vjp(pull, [*_tuple(outputs)], [tangents[i] for i in moving])
+            _, pushed = mx.vjp(pull, [*as_tuple(outputs)], [tangents[i] for i in moving])
             return _like(outputs, pushed)
         finally:
             _forward.reset(token)
@@ -84,10 +84,10 @@ def batched(function: Function) -> Function:
     def rule(arguments: Any, axes: Any) -> Any:
         stacked = [
             a[None] if axis is None else mx.moveaxis(a, axis, 0)
-            for a, axis in zip(_tuple(arguments), _tuple(axes), strict=True)
+            for a, axis in zip(as_tuple(arguments), as_tuple(axes), strict=True)
         ]
         outputs = function(*stacked)
-        return outputs, _like(outputs, (0,) * len(_tuple(outputs)))
+        return outputs, _like(outputs, (0,) * len(as_tuple(outputs)))
 
     return rule
 
@@ -137,7 +137,8 @@ def _unchanged(function: Function) -> Function:
     return function
 
 
-def _tuple(arrays: Any) -> tuple[Any, ...]:
+def as_tuple(arrays: Any) -> tuple[Any, ...]:
+    """Return several arrays as a tuple, and one as a tuple of one."""
     return tuple(arrays) if isinstance(arrays, (tuple, list)) else (arrays,)
 
 

@@ -1,10 +1,10 @@
-"""Matrix factorizations with derivatives, batching, and failures in words.
+"""Matrix factorizations with derivatives, batching, and errors.
 
-`mx.linalg` has no derivatives, and some of its functions return garbage where they fail. These here
-can be differentiated any number of times, forwards and backwards, under `mx.vmap` and `mx.compile`,
-and over leading axes; they run on the CPU whatever the default device. A failure raises
-`LinAlgError`, in words, also within `mx.grad`. Where values are unknown, under `mx.compile` and
-`mx.vmap`, it is NaN instead, which a line search backs away from.
+`mx.linalg` has no derivatives, and some of its functions return garbage where they fail. The
+functions here have derivatives of every order in both modes, under `mx.vmap` and `mx.compile`, and
+work over leading axes; they run on the CPU, whatever the default device. A failure raises
+`LinAlgError`, also within `mx.grad`. Where values are unknown, under `mx.compile` and `mx.vmap`, it
+is NaN instead, which a line search rejects.
 """
 
 from mlxopt.linalg._cholesky import cholesky, logdet

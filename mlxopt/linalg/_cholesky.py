@@ -6,11 +6,10 @@ with its diagonal halved; an overlined letter is a cotangent, the gradient of th
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._operation import Arrays
 from mlxopt.linalg._lu import log_determinant
 from mlxopt.linalg._rules import (
     both,
@@ -30,47 +29,42 @@ from mlxopt.linalg._triangular import inverse, invert_triangular
 
 def _body(a: mx.array) -> tuple[mx.array, mx.array]:
     a_symmetric = symmetric(a)
-    # LAPACK stops at the first pivot that is not positive and leaves it, unrooted, in the diagonal.
+    # LAPACK stops at the first pivot that is not positive, and leaves it in the diagonal.
     lower = mx.linalg.cholesky(a_symmetric)
     pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
-    # A pivot is what is left of an entry after subtractions; below its rounding, nothing is.
+    # A pivot is the rest of an entry after subtractions, and noise below the rounding of the entry.
     epsilon = mx.finfo(a.dtype).eps
     floor = mx.sqrt(epsilon * mx.diagonal(a_symmetric, axis1=-2, axis2=-1))
     return lower, both(mx.all(pivots > floor, axis=-1), is_symmetric(a))
 
 
 def _explain(a: np.ndarray, lower: np.ndarray) -> str:
-    wrong = explain_not_symmetric(a)
-    if wrong is not None:
-        return wrong
+    if skewed := explain_not_symmetric(a):
+        return skewed
+    pivots = np.diagonal(lower)
     with np.errstate(invalid="ignore"):
-        failed = ~(np.diagonal(lower) > 0)
-    j = int(np.argmax(failed)) if failed.any() else int(np.argmin(_relative(a, lower)))
+        failed = ~(pivots > 0)
+    j = int(np.argmax(failed) if failed.any() else np.argmin(pivots**2 / np.diagonal(a)))
     pivot = a[j, j] - np.sum(lower[j, :j] ** 2)
+    rounding = "" if failed.any() else " and lost in rounding"
     return (
-        f"is not positive definite: pivot {j}, what is left of {a[j, j]:.6g} at [{j}, {j}] after "
-        f"the columns before it, is {pivot:.3g}"
-        f"{' and lost in rounding' if not failed.any() else ''}. To a covariance or kernel matrix "
-        f"add a small multiple of the identity, and check for duplicate rows."
+        f"is not positive definite: pivot {j}, the rest of {a[j, j]:.6g} at [{j}, {j}] after the "
+        f"columns before it, is {pivot:.3g}{rounding}. To a covariance or kernel matrix add a "
+        f"small multiple of the identity, and check for duplicate rows."
     )
 
 
-def _relative(a: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    return np.diagonal(lower) ** 2 / np.diagonal(a)
+_factorize = factorization(_body, _explain)
 
 
-_factorize = factorization("cholesky", _body, _explain)
-_factorize_for_logdet = factorization("logdet", _body, _explain)
-
-
-def _vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
-    # Murray (2016): ā = L⁻ᵀ Φ(Lᵀ L̄) L⁻¹; the caller's ½(a + aᵀ) makes it symmetric.
+def _vjp(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> mx.array:
+    # Murray (2016): ā = L⁻ᵀ Φ(Lᵀ L̄) L⁻¹; its caller takes ½(a + aᵀ), so ā becomes symmetric.
     lower = outputs[0]
     inner = transpose(lower) @ triangle(cotangents[0])
     n = lower.shape[-1]
     phi = constant(np.tri(n) - 0.5 * np.eye(n), lower)
     w = inverse(lower, invert_triangular(lower))
-    return (transpose(w) @ (phi * inner) @ w,)
+    return transpose(w) @ (phi * inner) @ w
 
 
 # _factor(a, lower) = lower, the Cholesky factor of the symmetric matrix a.
@@ -107,7 +101,7 @@ def cholesky(a: mx.array) -> mx.array:
     mlxopt.linalg._rules.LinAlgError: cholesky: the matrix is not positive definite: pivot 1, ...
     """
     a = check_matrix("cholesky", a, square=True)
-    return _factor(symmetric(a), _factorize(a))
+    return _factor(symmetric(a), _factorize("cholesky", a))
 
 
 @on_cpu
@@ -136,7 +130,7 @@ def logdet(a: mx.array) -> mx.array:
            [-0.125, 0.25]], dtype=float32)
     """
     a = check_matrix("logdet", a, square=True)
-    lower = _factorize_for_logdet(a)
+    lower = _factorize("logdet", a)
     value = 2 * mx.sum(mx.log(mx.diagonal(lower, axis1=-2, axis2=-1)), axis=-1)
     w = invert_triangular(lower)
     return log_determinant(symmetric(a), value, transpose(w) @ w)

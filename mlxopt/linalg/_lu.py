@@ -5,21 +5,18 @@ Notation: P a = L U, L with a unit diagonal, U upper triangular, P a permutation
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._operation import Arrays, known
 from mlxopt.linalg._gram import gram_inverse
 from mlxopt.linalg._rules import (
     align,
     both,
     check_matrix,
-    explain_not_finite,
     factorization,
     identity,
     is_finite,
-    known,
     on_cpu,
     refuse,
     rule,
@@ -30,26 +27,28 @@ from mlxopt.linalg._rules import (
 from mlxopt.linalg._triangular import inverse, solution
 
 
-def _body(a: mx.array) -> tuple[tuple[mx.array, ...], mx.array]:
+def _body(a: mx.array) -> tuple[Arrays, mx.array]:
     """Return (left, right, sign, value), and whether a⁻¹ = left · right exists.
 
     Sign and value are those of the determinant and the logarithm of its size.
     """
     left, right, sign, value, ok = _by_lu(a) if known(a) else gram_inverse(a)
     w = left @ right
-    # Row j of W times column j of a is 1. The sum of the sizes of its terms tells how much of that
-    # is cancellation, whatever the scale of rows and columns (Bauer 1966, Skeel 1979).
+    # Row j of W times column j of a is 1. The sum of the absolute terms measures the cancellation
+    # in it, independently of the scale of rows and columns (Bauer 1966, Skeel 1979).
     terms = mx.sum(mx.abs(w * transpose(a)), axis=-1)
     clear = mx.max(terms, axis=-1) < 0.1 / mx.finfo(a.dtype).eps
     return (left, right, sign, value), both(ok, clear, is_finite(a))
 
 
-def _by_lu(a: mx.array) -> tuple[mx.array, ...]:
+def _by_lu(a: mx.array) -> Arrays:
     """Return a⁻¹ as U⁻¹ · L⁻¹P, sign and value, and whether no pivot is zero."""
-    if a.shape[-1] == 1:  # where mx.linalg.lu of MLX 0.32 writes past the end of its memory
+    if a.shape[-1] == 1:
+        # Here mx.linalg.lu of MLX 0.32 writes past the end of its memory.
         rows, lower, upper = mx.zeros(a.shape[:-1], dtype=mx.uint32), mx.ones_like(a), a
     else:
-        rows, lower, upper = mx.linalg.lu(a)  # lower[rows] @ upper is a
+        # a = lower[rows] @ upper
+        rows, lower, upper = mx.linalg.lu(a)
     pivots = mx.diagonal(upper, axis1=-2, axis2=-1)
     ok = mx.min(mx.abs(pivots), axis=-1) > 0
     left = mx.linalg.tri_inv(select(ok, upper, identity(a)), upper=True)
@@ -62,39 +61,33 @@ def _by_lu(a: mx.array) -> tuple[mx.array, ...]:
     return left, right, sign, mx.sum(mx.log(mx.abs(pivots)), axis=-1), ok
 
 
-def _explain(a: np.ndarray, *_: np.ndarray) -> str:
-    if not np.isfinite(a).all():
-        return explain_not_finite(a)
+def _explain(*_: np.ndarray) -> str:
     return (
         "is singular: to working precision its columns are dependent. lstsq solves systems with "
         "more rows than columns; a small multiple of the identity makes a covariance regular."
     )
 
 
-def _invert(a: mx.array) -> tuple[tuple[mx.array, ...], mx.array]:
+def _invert(a: mx.array) -> tuple[Arrays, mx.array]:
     factors, ok = _body(a)
     return factors[:2], ok
 
 
-_factorize_for_solve = factorization("solve", _invert, _explain)
-_factorize_for_inv = factorization("inv", _invert, _explain)
-
-
-def _determine(a: mx.array) -> tuple[tuple[mx.array, ...], mx.array]:
-    # A singular matrix has a determinant, 0, but no inverse: NaN, which its derivative then is.
+def _determine(a: mx.array) -> tuple[Arrays, mx.array]:
+    # A singular matrix has the determinant 0 but no inverse: NaN, and so is its derivative.
     (left, right, sign, value), ok = _body(a)
     return (select(ok, left @ right, float("nan")), sign, value), is_finite(a)
 
 
-_factorize_for_slogdet = factorization("slogdet", _determine, _explain)
+_factorize_inverse = factorization(_invert, _explain)
+_factorize_determinant = factorization(_determine, _explain)
 
 
-def _log_determinant_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
+def _log_determinant_vjp(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> mx.array:
     a, value, w = arguments
     ok = mx.logical_or(~mx.isnan(w[..., 0, 0]), mx.isnan(value))
-    if known(ok):
-        refuse("the derivative of slogdet", ok, _explain, (a,))
-    return (cotangents[0][..., None, None] * transpose(inverse(a, w)),)
+    refuse("the derivative of slogdet", ok, _explain, (a,))
+    return cotangents[0][..., None, None] * transpose(inverse(a, w))
 
 
 # log_determinant(a, value, w) = value, the logarithm of |det a|, where w = a⁻¹.
@@ -125,7 +118,7 @@ def solve(a: mx.array, b: mx.array) -> mx.array:
     array([1, 2], dtype=float32)
     """
     a, b, is_vector = align("solve", check_matrix("solve", a, square=True), b)
-    x = solution(a, b, *_factorize_for_solve(a))
+    x = solution(a, b, *_factorize_inverse("solve", a))
     return x[..., 0] if is_vector else x
 
 
@@ -152,7 +145,7 @@ def inv(a: mx.array) -> mx.array:
            [-0.125, 0.25]], dtype=float32)
     """
     a = check_matrix("inv", a, square=True)
-    left, right = _factorize_for_inv(a)
+    left, right = _factorize_inverse("inv", a)
     return inverse(a, left @ right)
 
 
@@ -161,7 +154,7 @@ def slogdet(a: mx.array) -> tuple[mx.array, mx.array]:
     """Return the sign of det a and log |det a|, so that det a = sign · exp(logarithm).
 
     The gradient of the logarithm is a⁻ᵀ, that of the sign zero. For a symmetric positive definite
-    matrix `logdet` is faster and says when it is not one.
+    matrix `logdet` is faster, and raises where the matrix is not one.
 
     Args:
         a: shape (..., n, n), float32 or float64.
@@ -180,5 +173,5 @@ def slogdet(a: mx.array) -> tuple[mx.array, mx.array]:
     (array(-1, dtype=float32), array(1.79176, dtype=float32))
     """
     a = check_matrix("slogdet", a, square=True)
-    w, sign, value = _factorize_for_slogdet(a)
+    w, sign, value = _factorize_determinant("slogdet", a)
     return sign, log_determinant(a, value, w)

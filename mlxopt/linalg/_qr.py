@@ -5,31 +5,31 @@ Notation: a = Q R, QᵀQ = I, R upper triangular; an overlined letter is a cotan
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._operation import Arrays, known
 from mlxopt.linalg._gram import gram_qr
 from mlxopt.linalg._rules import (
+    Explain,
     align,
     both,
     check_matrix,
-    explain_not_finite,
     factorization,
     identity,
     is_finite,
-    known,
     on_cpu,
     rule,
     select,
+    tall,
     transpose,
     triangle,
 )
 from mlxopt.linalg._triangular import inverse, solution
 
 
-def _body(a: mx.array) -> tuple[Any, mx.array]:
+def _body(a: mx.array) -> tuple[Arrays, mx.array]:
+    a = tall(a)
     if known(a):
         q, r = mx.linalg.qr(a)
         ok = is_finite(a)
@@ -42,9 +42,7 @@ def _body(a: mx.array) -> tuple[Any, mx.array]:
     return (q * sign[..., None, :], r * sign[..., :, None]), ok
 
 
-_factorize = factorization("qr", _body, explain_not_finite)
-_factorize_for_lstsq = factorization("lstsq", _body, explain_not_finite)
-_factorize_for_wide = factorization("lstsq", _body, lambda a, *_: explain_not_finite(a.T))
+_factorize = factorization(_body)
 
 
 def _invert(r: mx.array) -> tuple[mx.array, mx.array]:
@@ -52,19 +50,17 @@ def _invert(r: mx.array) -> tuple[mx.array, mx.array]:
     pivots = mx.min(mx.abs(mx.diagonal(r, axis1=-2, axis2=-1)), axis=-1)
     exists = both(pivots > 0, is_finite(r))
     w = mx.linalg.tri_inv(select(exists, r, identity(r)), upper=True)
-    # Column j of R times row j of R⁻¹, in length, is 1 / sin of the angle between column j and the
-    # span of all the others, whatever the columns' scale.
+    # The norm of column j of R times that of row j of R⁻¹ is 1 / sin of the angle between column j
+    # and the span of the others, independently of the scale of the columns.
     cosecant = mx.max(mx.abs(r), axis=-2) * mx.max(mx.abs(w), axis=-1)
     return w, both(exists, mx.max(cosecant, axis=-1) < 0.1 / mx.finfo(r.dtype).eps)
 
 
-def _explain(what: str) -> Any:
+def _explain(what: str) -> Explain:
     def explain(r: np.ndarray, w: np.ndarray) -> str:
         pivots = np.abs(np.diagonal(r))
-        if pivots.min() == 0:
-            j = int(np.argmin(pivots))
-        else:
-            j = int(np.argmax(np.abs(r).max(axis=0) * np.abs(w).max(axis=1)))
+        cosecant = np.abs(r).max(axis=0) * np.abs(w).max(axis=1)
+        j = int(np.argmin(pivots) if pivots.min() == 0 else np.argmax(cosecant))
         return (
             f"does not have full rank: to working precision {what} {j} is zero or a combination "
             f"of other {what}s. Drop one of them, or add a penalty."
@@ -73,18 +69,18 @@ def _explain(what: str) -> Any:
     return explain
 
 
-_invert_for_lstsq = factorization("lstsq", _invert, _explain("column"))
-_invert_for_wide = factorization("lstsq", _invert, _explain("row"))
-_invert_for_qr = factorization("the derivative of qr", _invert, _explain("column"))
+_invert_columns = factorization(_invert, _explain("column"))
+_invert_rows = factorization(_invert, _explain("row"))
 
 
-def _vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
+def _vjp(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> mx.array:
     # Walter and Lehmann (2010): with M = R R̄ᵀ - Q̄ᵀ Q and M' the symmetric matrix that
     # has the lower triangle of M, ā = (Q̄ + Q M') R⁻ᵀ.
     (q, r), (q_bar, r_bar) = outputs, cotangents
     m = r @ transpose(triangle(r_bar, upper=True)) - transpose(q_bar) @ q
     mirrored = triangle(m) + transpose(triangle(m, strict=True))
-    return ((q_bar + q @ mirrored) @ transpose(inverse(r, _invert_for_qr(r))),)
+    w = _invert_columns("the derivative of qr", r)
+    return (q_bar + q @ mirrored) @ transpose(inverse(r, w))
 
 
 # _factors(a, q, r) = (q, r), the QR factors of the tall matrix a.
@@ -121,7 +117,7 @@ def qr(a: mx.array) -> tuple[mx.array, mx.array]:
     a = check_matrix("qr", a)
     m, n = a.shape[-2:]
     square = a[..., :, :m]
-    q, r = _factors(square, *_factorize(square))
+    q, r = _factors(square, *_factorize("qr", square))
     if n > m:
         r = mx.concatenate([r, transpose(q) @ a[..., :, m:]], axis=-1)
     return q, r
@@ -153,12 +149,10 @@ def lstsq(a: mx.array, b: mx.array) -> mx.array:
     array([1, 2], dtype=float32)
     """
     a, b, is_vector = align("lstsq", check_matrix("lstsq", a), b)
-    is_wide = a.shape[-1] > a.shape[-2]
-    if is_wide:  # aᵀ = Q R, so a = Rᵀ Qᵀ
-        tall = transpose(a)
-        q, r = _factors(tall, *_factorize_for_wide(tall))
-        x = q @ solution(transpose(r), b, transpose(_invert_for_wide(r)))
+    q, r = _factors(tall(a), *_factorize("lstsq", a))
+    if a.shape[-1] > a.shape[-2]:
+        # aᵀ = Q R, so a = Rᵀ Qᵀ.
+        x = q @ solution(transpose(r), b, transpose(_invert_rows("lstsq", r)))
     else:
-        q, r = _factors(a, *_factorize_for_lstsq(a))
-        x = solution(r, transpose(q) @ b, _invert_for_lstsq(r))
+        x = solution(r, transpose(q) @ b, _invert_columns("lstsq", r))
     return x[..., 0] if is_vector else x

@@ -1,67 +1,64 @@
-"""What every factorization shares: checks at the door, failures in words, and derivative rules.
-
-A function of this package is made of two kinds of parts.
+"""The common parts of all factorizations: checks of arguments, failures, and derivative rules.
 
 A *factorization* calls `mx.linalg`, which has no derivatives, and tells which matrices of a batch
-it failed for. Where values are known the failure is raised, in words; under `mx.compile` and
-`mx.vmap` they are not known, and the factors of a failed matrix become NaN. "Known" means that MLX
-agrees to evaluate: within `mx.grad` it does, and reading a value there leaves the tape as it was,
-since the factorization sees its argument behind `stop_gradient`. Within a trace MLX refuses, and
-that refusal is caught here, so that no guard takes it for a loss that reads its own values.
+it failed for. Where values are known it raises an error; under `mx.compile` and `mx.vmap` they are
+not, and the factors of a failed matrix become NaN. Within `mx.grad` values are known, and reading
+them leaves the tape as it was, since the factorization sees its argument behind `stop_gradient`.
 
-A *rule* returns what a factorization found, together with its derivative in the matrix: it takes
-the matrix and, as constants, the factors. Derivatives are written with rules again, so they can be
-differentiated as often as one likes.
+A *rule* returns the factors together with their derivative in the matrix: it takes the matrix and,
+as constants, the factors. Derivatives are written with rules again, so all orders exist.
 
-All of it runs on the CPU, where MLX has its linear algebra, whatever the default device.
+Everything runs on the CPU, the only device with `mx.linalg`, whatever the default device.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
+from mlxopt._operation import Function, as_tuple, batched, known, on, operation
 from mlxopt._platform import blas
-from mlxopt._tree import dtype_name, numpy_dtype
+from mlxopt._tree import dtype_name
 
-# An entry may differ from its mirror image by this part of the largest entry. Rounding and finite
-# differences stay far below; a general or a triangular matrix passed by mistake does not.
+Explain: TypeAlias = Callable[..., str]
+
+rule = functools.partial(operation, device=mx.cpu)
+
+# The share of the largest entry by which an entry may differ from its mirror image: far above
+# rounding and finite differences, far below a general or triangular matrix passed by mistake.
 _SKEW = 0.01
 
 
 class LinAlgError(np.linalg.LinAlgError):
     """A matrix cannot be factorized, or has no such derivative; the message says which and why.
 
-    It is also a `numpy.linalg.LinAlgError`, which is a `ValueError`: code written for NumPy's
-    exception catches it.
+    It is also a `numpy.linalg.LinAlgError`, which is a `ValueError`.
     """
 
 
 # --- Checks at the door --------------------------------------------------------------------------
 
 
-def check_matrix(name: str, a: Any, square: bool = False, argument: str = "a") -> mx.array:
+def check_matrix(name: str, a: Any, square: bool = False) -> mx.array:
     """Return `a`, shape (..., m, n), if it is a stack of matrices of float32 or float64."""
-    check_dtype(name, a, argument)
+    check_dtype(name, a, "a")
     if a.ndim < 2:
-        raise ValueError(
-            f"{name}: {argument} has shape {a.shape}; expected a matrix (n, n), or a stack of "
-            f"them (..., n, n)."
+        expected = "expected a matrix (n, n), or a stack of them (..., n, n)"
+    elif square and a.shape[-1] != a.shape[-2]:
+        expected = (
+            "expected square matrices (..., n, n). lstsq solves with others, svd and qr factorize "
+            "them"
         )
-    if square and a.shape[-1] != a.shape[-2]:
-        raise ValueError(
-            f"{name}: {argument} has shape {a.shape}; expected square matrices (..., n, n). "
-            f"lstsq solves with others, svd and qr factorize them."
-        )
-    if 0 in a.shape[-2:]:
-        raise ValueError(f"{name}: {argument} has shape {a.shape}: matrices without entries.")
-    return a
+    elif 0 in a.shape[-2:]:
+        expected = "matrices without entries cannot be factorized"
+    else:
+        return a
+    raise ValueError(f"{name}: a has shape {a.shape}; {expected}.")
 
 
 def check_dtype(name: str, a: Any, argument: str) -> None:
@@ -116,14 +113,14 @@ def _broadcasts(a: mx.array, b: mx.array) -> bool:
 # --- Small pieces --------------------------------------------------------------------------------
 
 
-def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` with all its operations on the CPU, where MLX has float64."""
+def on_cpu(function: Function) -> Function:
+    """Return `function` with its operations on the CPU, where MLX has float64, and a fast BLAS."""
+    placed = on(mx.cpu)(function)
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         blas.start()
-        with mx.stream(mx.cpu):
-            return function(*args, **kwargs)
+        return placed(*args, **kwargs)
 
     return wrapped
 
@@ -133,15 +130,20 @@ def transpose(a: mx.array) -> mx.array:
     return mx.swapaxes(a, -1, -2)
 
 
+def tall(a: mx.array) -> mx.array:
+    """Return `a`, or its transpose where it has more columns than rows."""
+    return transpose(a) if a.shape[-1] > a.shape[-2] else a
+
+
 def symmetric(a: mx.array) -> mx.array:
-    """Return ½(a + aᵀ): the function is one of all entries, and its gradient symmetric."""
+    """Return ½(a + aᵀ), a function of all entries, whose gradient is symmetric."""
     return 0.5 * (a + transpose(a))
 
 
 def triangle(a: mx.array, upper: bool = False, strict: bool = False) -> mx.array:
     """Return the triangle of each matrix, its diagonal left out if `strict`, zeros elsewhere."""
-    # Mask and zeros are whole constants: mx.tril would build a mask in every compiled call, and a
-    # scalar zero make this two operations, which mx.compile fuses by calling a compiler.
+    # Mask and zeros are constants of full size: mx.tril would build a mask in every compiled call,
+    # and with a scalar zero mx.compile would fuse two operations, by calling a compiler.
     ones = np.ones(a.shape[-2:], dtype=bool)
     mask = np.triu(ones, int(strict)) if upper else np.tril(ones, -int(strict))
     return mx.where(mx.array(mask), a, constant(np.zeros(mask.shape), a))
@@ -149,8 +151,7 @@ def triangle(a: mx.array, upper: bool = False, strict: bool = False) -> mx.array
 
 def constant(values: np.ndarray, like: mx.array) -> mx.array:
     """Return an array of these values, of the dtype of another."""
-    dtype = np.int32 if like.dtype == mx.int32 else numpy_dtype(like.dtype)
-    return mx.array(values.astype(dtype), dtype=like.dtype)
+    return mx.array(values, dtype=like.dtype)
 
 
 def identity(a: mx.array) -> mx.array:
@@ -183,77 +184,39 @@ def both(*conditions: mx.array) -> mx.array:
 # --- Failures ------------------------------------------------------------------------------------
 
 
-class _Reading(threading.local):
-    """Whether values may be read in this thread."""
-
-    is_allowed = True
-
-
-_reading = _Reading()
-
-
-@contextlib.contextmanager
-def _no_reading() -> Iterator[None]:
-    """Let no values be read meanwhile.
-
-    For forward rules: what MLX evaluates within one it takes off the tape, and a gradient of the
-    forward derivative would lack it without a word. (What it evaluates within the function or a
-    backward rule it keeps.)
-    """
-    before, _reading.is_allowed = _reading.is_allowed, False
-    try:
-        yield
-    finally:
-        _reading.is_allowed = before
-
-
-def known(array: mx.array) -> bool:
-    """Return whether the values of an array can be read here: not within a compile or a vmap."""
-    if not _reading.is_allowed:
-        return False
-    try:
-        mx.eval(array)
-    except ValueError as error:
-        if "Attempting to eval an array during function transformations" in str(error):
-            return False
-        raise
-    return True
-
-
-def refuse(
-    name: str, ok: mx.array, explain: Callable[..., str], arrays: Sequence[mx.array]
-) -> None:
-    """Raise LinAlgError for the first member of a stack that is not `ok`.
+def refuse(name: str, ok: mx.array, explain: Explain, arrays: Sequence[mx.array]) -> bool:
+    """Raise LinAlgError for the first member of a stack that is not `ok`, if values are known.
 
     Args:
         name: the function to name.
-        ok: shape (...), boolean, its values known.
-        explain: takes the member's part of each of `arrays` as float64 NumPy arrays and returns
-            what is wrong with it, a clause that follows "the matrix".
+        ok: shape (...), boolean.
+        explain: takes the member's part of each of `arrays` as float64 NumPy arrays, the first of
+            them finite, and returns a clause to follow "the matrix".
         arrays: each of shape (..., and more).
+
+    Returns:
+        whether values are known.
     """
+    if not known(ok):
+        return False
     flags = np.array(ok)
     if flags.all():
-        return
+        return True
     index = tuple(int(i) for i in np.argwhere(~flags)[0])
-    member = [np.array(array, dtype=np.float64)[index] for array in arrays]
+    first, *others = (np.array(array, dtype=np.float64)[index] for array in arrays)
     where = f"matrix {list(index)} of the batch" if index else "the matrix"
-    raise LinAlgError(f"{name}: {where} {explain(*member)}")
+    if np.isfinite(first).all():
+        raise LinAlgError(f"{name}: {where} {explain(first, *others)}")
+    entry = np.argwhere(~np.isfinite(first))[0].tolist()
+    number = first[tuple(entry)]
+    raise LinAlgError(f"{name}: {where} has {number} at {entry}; expected finite numbers.")
 
 
-def explain_not_finite(a: np.ndarray, *_: np.ndarray) -> str:
-    """Say which entry is NaN or infinite."""
-    i, j = np.argwhere(~np.isfinite(a))[0]
-    return f"has {a[i, j]} at [{i}, {j}]; expected finite numbers."
-
-
-def explain_not_symmetric(a: np.ndarray) -> str | None:
-    """Say what is wrong with a matrix that should be finite and symmetric, or None."""
-    if not np.isfinite(a).all():
-        return explain_not_finite(a)
+def explain_not_symmetric(a: np.ndarray, *_: np.ndarray) -> str:
+    """Say where a finite matrix is not symmetric; an empty string where it is."""
     skew = np.abs(a - a.T)
     if skew.max() <= _SKEW * np.abs(a).max():
-        return None
+        return ""
     i, j = np.unravel_index(np.argmax(skew), skew.shape)
     return (
         f"is not symmetric: {a[i, j]:.6g} at [{i}, {j}] but {a[j, i]:.6g} at [{j}, {i}]. Both "
@@ -261,120 +224,33 @@ def explain_not_symmetric(a: np.ndarray) -> str | None:
     )
 
 
-# --- Factorizations ------------------------------------------------------------------------------
+def factorization(body: Function, explain: Explain = lambda *_: "") -> Callable[..., Any]:
+    """Return `factorize(name, a)`, which raises LinAlgError where `body` fails.
 
-
-def factorization(
-    name: str, body: Callable[[mx.array], tuple[Any, mx.array]], explain: Callable[..., str]
-) -> Callable[[mx.array], Any]:
-    """Return `body` as a function that raises on failure, or gives NaN where values are unknown.
+    Where values are unknown the factors of a failed matrix are NaN instead.
 
     Args:
-        name: the function to name in a message.
         body: takes a stack (..., m, n) and returns (factors, ok): an array or a tuple of arrays,
             each with the stack's leading axes, and which matrices it worked for, shape (...). It
-            may not make MLX fail, whatever the numbers.
-        explain: takes one matrix and its factors, as NumPy arrays; see `refuse`.
+            must not raise, whatever the numbers.
+        explain: takes one finite matrix and its factors; see `refuse`.
     """
 
-    def make(raises: bool) -> Any:
+    @functools.cache
+    def named(name: str | None) -> Any:
+        """Return the function under one name; under None it raises nothing."""
+
         @mx.custom_function
+        @on(mx.cpu)
         def factorize(a: mx.array) -> Any:
-            with mx.stream(mx.cpu):
-                factors, ok = body(a)
-                listed = factors if isinstance(factors, tuple) else (factors,)
-                if raises and known(ok):
-                    refuse(name, ok, explain, (a, *listed))
-                    return factors
-                marked = tuple(select(ok, factor, float("nan")) for factor in listed)
-                return marked if isinstance(factors, tuple) else marked[0]
+            factors, ok = body(a)
+            if name is not None and refuse(name, ok, explain, (a, *as_tuple(factors))):
+                return factors
+            return tree_map(lambda factor: select(ok, factor, float("nan")), factors)
 
-        @factorize.vmap
-        def _(a: mx.array, axis: int) -> Any:
-            # Here MLX would show the values: but one bad matrix should not take the batch with it.
-            with mx.stream(mx.cpu):
-                factors = quiet(mx.moveaxis(a, axis, 0))
-            return factors, ((0,) * len(factors) if isinstance(factors, (tuple, list)) else 0)
-
+        # Under vmap values can be read, but one bad matrix should not take the batch with it.
+        quiet = factorize if name is None else named(None)
+        factorize.vmap(on(mx.cpu)(batched(quiet)))
         return factorize
 
-    quiet, loud = make(raises=False), make(raises=True)
-    return lambda a: loud(mx.stop_gradient(a))
-
-
-# --- Rules ---------------------------------------------------------------------------------------
-
-
-def rule(
-    body: Callable[..., Any],
-    vjp: Callable[..., Any],
-    jvp: Callable[..., Any] | None = None,
-) -> Any:
-    """Return `body` as a function with this derivative, batching and all else.
-
-    Args:
-        body: takes arrays with equally many leading axes, which broadcast, and returns an array or
-            a tuple of arrays.
-        vjp: takes (arguments, cotangents, outputs), each a tuple, and returns the gradients in the
-            first few arguments; the others, factors, are constants.
-        jvp: takes (arguments, tangents, outputs); tangents come for the first argument alone. By
-            default it is made of `vjp`, which is linear in the cotangents.
-    """
-    # The name of the wrapped function shows in MLX's own messages.
-    function = mx.custom_function(functools.wraps(body)(on_cpu(body)))
-
-    def gradients(arguments: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
-        found = vjp(arguments, cotangents, outputs)
-        fitted = [_sum_to(g, a) for g, a in zip(found, arguments, strict=False)]
-        return fitted + [mx.zeros_like(a) for a in arguments[len(fitted) :]]
-
-    @function.vjp
-    @on_cpu
-    def _(arguments: Any, cotangents: Any, outputs: Any) -> Any:
-        found = gradients(_tuple(arguments), _tuple(cotangents), _tuple(outputs))
-        return tuple(found) if isinstance(arguments, (tuple, list)) else found[0]
-
-    @function.jvp
-    @on_cpu
-    @_no_reading()
-    def _(arguments: Any, tangents: Any) -> Any:
-        arguments, tangents = _tuple(arguments), _tuple(tangents)
-        outputs = function(*arguments)
-        if jvp is not None:
-            return jvp(arguments, tangents[0], _tuple(outputs))
-        moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
-
-        def pull(*cotangents: mx.array) -> list[mx.array]:
-            found = gradients(arguments, cotangents, _tuple(outputs))
-            return [found[i] for i in moving]
-
-        zeros = [mx.zeros_like(output) for output in _tuple(outputs)]
-        _, pushed = mx.vjp(pull, zeros, [tangents[i] for i in moving])
-        return tuple(pushed) if isinstance(outputs, (tuple, list)) else pushed[0]
-
-    @function.vmap
-    @on_cpu
-    def _(arguments: Any, axes: Any) -> Any:
-        axes = axes if isinstance(axes, (tuple, list)) else (axes,)
-        stacked = [
-            a[None] if axis is None else mx.moveaxis(a, axis, 0)
-            for a, axis in zip(_tuple(arguments), axes, strict=True)
-        ]
-        outputs = function(*stacked)
-        return outputs, ((0,) * len(outputs) if isinstance(outputs, (tuple, list)) else 0)
-
-    return function
-
-
-def _tuple(arrays: Any) -> tuple[mx.array, ...]:
-    return tuple(arrays) if isinstance(arrays, (tuple, list)) else (arrays,)
-
-
-def _sum_to(gradient: mx.array, like: mx.array) -> mx.array:
-    """Return `gradient` summed over the axes along which `like` was broadcast."""
-    axes = [
-        axis
-        for axis, (wide, narrow) in enumerate(zip(gradient.shape, like.shape, strict=True))
-        if narrow == 1 and wide != 1
-    ]
-    return mx.sum(gradient, axis=axes, keepdims=True) if axes else gradient
+    return lambda name, a: named(name)(mx.stop_gradient(a))

@@ -1,25 +1,23 @@
-"""Triangular systems, and the two derivative rules that all of this package is built on.
+"""Triangular systems, and the derivative rules of inverses and solutions.
 
-MLX solves by inverting: `mx.linalg.solve_triangular` is a triangular inverse and a product. Here
-the inverses are factors, computed once and kept for the derivatives, and a solution gets one step
-of iterative refinement, which makes up for what the explicit inverse loses (Higham 2002, "Accuracy
-and Stability of Numerical Algorithms", chapters 12 and 14). That holds for inverses of triangular
-and of orthogonal matrices one after the other; with their product in one matrix the residual would
-grow with the condition number.
+`mx.linalg.solve_triangular` is a triangular inverse and a product. Here the inverses are factors,
+computed once and kept for the derivatives, and a solution gets one step of iterative refinement,
+which restores the accuracy that an explicit inverse loses (Higham 2002, "Accuracy and Stability of
+Numerical Algorithms", chapters 12 and 14). That holds for inverses of triangular and orthogonal
+matrices applied one after the other; with their product in one matrix the residual would grow with
+the condition number.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._operation import Arrays
 from mlxopt.linalg._rules import (
     align,
     both,
     check_matrix,
-    explain_not_finite,
     factorization,
     identity,
     is_finite,
@@ -41,7 +39,7 @@ def _solution_body(a: mx.array, b: mx.array, *inverses: mx.array) -> mx.array:
     return x + approximate(b - a @ x)
 
 
-def _solution_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
+def _solution_vjp(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
     a, _, *inverses = arguments
     transposed = (transpose(w) for w in reversed(inverses))
     z = solution(transpose(a), cotangents[0], *transposed)
@@ -53,9 +51,9 @@ def _solution_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
 solution = rule(_solution_body, _solution_vjp)
 
 
-def _inverse_vjp(arguments: Any, cotangents: Any, outputs: Any) -> Any:
+def _inverse_vjp(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> mx.array:
     x = transpose(outputs[0])
-    return (-x @ cotangents[0] @ x,)
+    return -x @ cotangents[0] @ x
 
 
 # inverse(a, w) = a⁻¹ where w = a⁻¹ is a constant: dx = -x da x.
@@ -69,18 +67,18 @@ def _body(a: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _explain(a: np.ndarray, *_: np.ndarray) -> str:
-    if not np.isfinite(a).all():
-        return explain_not_finite(a)
     j = int(np.argmin(np.abs(np.diagonal(a))))
     return f"is singular: 0 at [{j}, {j}], on the diagonal of a triangular matrix."
 
 
-_invert_lower = factorization("solve_triangular", _body, _explain)
+_invert_lower = factorization(_body, _explain)
 
 
 def invert_triangular(a: mx.array, upper: bool = False) -> mx.array:
     """Return the inverse of each triangular matrix of a stack, as a constant without derivative."""
-    return transpose(_invert_lower(transpose(a))) if upper else _invert_lower(a)
+    if upper:
+        return transpose(invert_triangular(transpose(a)))
+    return _invert_lower("solve_triangular", a)
 
 
 @on_cpu

@@ -169,6 +169,11 @@ def polynomial(coefficients: tuple[float, ...], x: mx.array) -> mx.array:
     return terms[0]
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of a table."""
+    return tuple(map(float, text.split()))
+
+
 def rational(table: dict[mx.Dtype, Any], x: mx.array) -> mx.array:
     """Return P(x) / Q(x); the table holds the coefficients of P and Q for each dtype."""
     above, below = table[x.dtype]
