@@ -74,7 +74,7 @@ def _orthogonal_sign(q: mx.array) -> mx.array:
     if q.size == 0:
         return mx.ones(q.shape[:-2], dtype=q.dtype)
     # It is -1 to the number of eigenvalues -1. The other eigenvalues of ½(q + qᵀ) are 1 and
-    # cosines of angles, each twice. The widest gap in [-1, 1] separates no two equal cosines, so the
+    # cosines of angles, each twice. The widest gap in [-1, 1] separates no equal cosines, so the
     # number of eigenvalues below it is odd exactly where that of the -1's is.
     cosines = mx.linalg.eigvalsh(0.5 * (q + transpose(q)))
     end = mx.ones_like(cosines[..., :1])
