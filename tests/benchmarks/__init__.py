@@ -1,1 +1,1 @@
-"""What `mlxopt bench` measures: one file for each family of workloads, and one for the timing."""
+"""The benchmarks of `mlxopt bench`: a file per family of workloads, and the timing."""

@@ -1,4 +1,4 @@
-"""Gradient descent: on all the data, on mini-batches, and with the accuracy checked every step."""
+"""Gradient descent: on all the data, on mini-batches, and with the accuracy at every step."""
 
 from __future__ import annotations
 
@@ -14,83 +14,81 @@ from benchmarks.contest import NO_GOALS, Contestant, Goals, Task
 from benchmarks.peers import binding, has, load
 from mlxopt.cli.demo import Problem, linear_problem, logistic_problem, numpy_descent
 
-_STOCK_SHARE = 0.1  # of the steps that the slow BLAS takes
+_STOCK_SHARE = 0.1  # of the steps, on the slow BLAS of MLX's wheel
 
 
 def large(quick: bool) -> Iterator[Task]:
-    """Yield full-batch gradient descent where the products cost most."""
+    """Yield full-batch gradient descent in which matrix products dominate."""
     rows, columns, steps = (2_000, 50, 200) if quick else (10_000, 100, 1_200)
-    goals = {
-        "stock": Goals(times_faster=30), "numpy": Goals(time=0.8), "optax": Goals(time=0.5),
-        "torch": Goals(time=0.4),
-    }  # fmt: skip
-    yield _full_batch(rows, columns, steps, goals)
+    goals = {"numpy": Goals(time=0.8), "optax": Goals(time=0.5), "torch": Goals(time=0.4)}
+    yield _full_batch(rows, columns, steps, goals | {"stock": Goals(times_faster=30)})
 
 
 def small(quick: bool) -> Iterator[Task]:
-    """Yield full-batch gradient descent where the overhead of a step costs most."""
+    """Yield full-batch gradient descent in which the overhead of a step dominates."""
     rows, columns, steps = (500, 20, 1_000) if quick else (1_000, 100, 10_000)
-    goals = {
-        "stock": Goals(times_faster=20), "optax": Goals(time=1.0), "torch": Goals(time=0.25),
-    }  # fmt: skip
-    yield _full_batch(rows, columns, steps, goals)
+    goals = {"optax": Goals(time=1.0), "torch": Goals(time=0.25)}
+    yield _full_batch(rows, columns, steps, goals | {"stock": Goals(times_faster=20)})
 
 
 def _full_batch(rows: int, columns: int, steps: int, goals: dict[str, Goals]) -> Task:
     problem = linear_problem(rows, columns, seed=0)
-    few = max(1, int(steps * _STOCK_SHARE))
     X, y, start = mx.array(problem.X), mx.array(problem.y), mx.zeros(columns)
     mx.eval(X, y, start)
+    run = _minimizer(problem, start, X, y, steps)
 
-    def ours() -> Any:
-        return mo.minimize(
-            problem.loss, start, mo.SGD(problem.learning_rate), X, y,
-            tol=0, max_steps=steps, progress=False,
-        )  # fmt: skip
+    def plain(count: int) -> mx.array:
+        return _plain_descent(problem, X, y, count)
 
-    def goal(name: str) -> Goals:
-        return goals.get(name, NO_GOALS)
+    def peer(name: str, package: str, run: Callable[[], Any]) -> Contestant:
+        return Contestant(name, run, package, np.asarray, goals=goals.get(package, NO_GOALS))
 
     contestants = [
-        Contestant("mlxopt minimize", ours, "mlxopt", lambda result: result.params),
-        *_plain(
-            lambda count: _plain_descent(problem, X, y, count), steps, few, goal("stock"),
-            truth=_exact_descent(problem, few),
-        ),
-        Contestant(
-            "NumPy loop", lambda: numpy_descent(problem, steps), "numpy", np.asarray,
-            goals=goal("numpy"),
-        ),
-    ]  # fmt: skip
+        Contestant("mlxopt minimize", run, "mlxopt", lambda result: result.params),
+        *_plain(problem, plain, steps, goals["stock"]),
+        peer("NumPy loop", "numpy", lambda: numpy_descent(problem, steps)),
+    ]
     if has("optax"):
-        run = _optax_descent(problem, steps)
-        contestants.append(
-            Contestant("optax, jitted loop", run, "optax", np.asarray, goals=goal("optax"))
-        )
+        contestants.append(peer("optax, jitted loop", "optax", _optax_descent(problem, steps)))
     if has("torch"):
-        run = _torch_descent(problem, steps)
-        contestants.append(Contestant("torch loop", run, "torch", np.asarray, goals=goal("torch")))
+        contestants.append(peer("torch loop", "torch", _torch_descent(problem, steps)))
     title = f"SGD on all of {rows:,} × {columns}, {steps:,} steps"
     return Task(title, contestants, _exact_descent(problem, steps))
 
 
+def _minimizer(
+    problem: Problem, start: mx.array, X: mx.array, y: mx.array, steps: int, **options: Any
+) -> Callable[[], mo.Result]:
+    options |= {"tol": 0, "max_steps": steps, "progress": False}
+    rule = mo.SGD(problem.learning_rate)
+    return lambda: mo.minimize(problem.loss, start, rule, X, y, **options)
+
+
 def _plain(
-    run: Callable[[int], Any], steps: int, few: int, goals: Goals, truth: np.ndarray | None = None
+    problem: Problem, run: Callable[[int], Any], steps: int, goals: Goals
 ) -> list[Contestant]:
-    """Return MLX's plain loop on the wheel's own BLAS, for a few steps, and on the one lent."""
-    lent = Contestant("plain MLX loop, same BLAS", lambda: run(steps), params=np.asarray)
+    """Return MLX's plain loop on its wheel's own BLAS, for a tenth of the steps, and on the BLAS
+    that mlxopt binds.
+    """
+    bound = Contestant("plain MLX loop, same BLAS", lambda: run(steps), params=np.asarray)
     if binding().library is None:
-        return [dataclasses.replace(lent, name="plain MLX loop")]
+        return [dataclasses.replace(bound, name="plain MLX loop")]
+    few = max(1, int(steps * _STOCK_SHARE))
     stock = Contestant(
-        "plain MLX loop, stock wheel", lambda: run(few), params=np.asarray, truth=truth,
-        share=few / steps, stock=True, goals=goals,
+        "plain MLX loop, stock wheel",
+        lambda: run(few),
+        params=np.asarray,
+        truth=_exact_descent(problem, few),
+        share=few / steps,
+        stock=True,
+        goals=goals,
         remark=f"{few:,} steps, scaled to {steps:,}" if few < steps else "",
-    )  # fmt: skip
-    return [stock, lent]
+    )
+    return [stock, bound]
 
 
 def _plain_descent(problem: Problem, X: mx.array, y: mx.array, steps: int) -> mx.array:
-    """Take the steps as MLX's documentation writes the loop."""
+    """Return the parameters after the loop of MLX's documentation."""
     w = mx.zeros(X.shape[1])
     gradient = mx.grad(problem.loss)
     for _ in range(steps):
@@ -100,7 +98,7 @@ def _plain_descent(problem: Problem, X: mx.array, y: mx.array, steps: int) -> mx
 
 
 def _exact_descent(problem: Problem, steps: int) -> np.ndarray:
-    """Return where the same steps lead in float64."""
+    """Return the parameters after the same steps in float64."""
     wide = dataclasses.replace(problem, X=problem.X.astype(float), y=problem.y.astype(float))
     return numpy_descent(wide, steps)
 
@@ -143,10 +141,9 @@ def _torch_descent(problem: Problem, steps: int) -> Callable[[], Any]:
 
 
 def accuracy(quick: bool) -> Iterator[Task]:
-    """Yield gradient descent on a logistic regression whose accuracy is looked at every step."""
+    """Yield gradient descent on a logistic regression, with the accuracy at every step."""
     rows, columns, steps = (500, 20, 300) if quick else (1_000, 100, 2_000)
     problem = logistic_problem(rows, columns, seed=0)
-    few = max(1, int(steps * _STOCK_SHARE))
     X, y, start = mx.array(problem.X), mx.array(problem.y), mx.zeros(columns)
     positive, is_second = y > 0.5, problem.y > 0.5
     mx.eval(X, y, start, positive)
@@ -159,12 +156,12 @@ def accuracy(quick: bool) -> Iterator[Task]:
 
     def ours() -> Any:
         seen: list[float] = []
-        result = mo.minimize(
-            problem.loss, start, mo.SGD(problem.learning_rate), X, y, tol=0, max_steps=steps,
-            # In NumPy, since the parameters are there already: MLX would take a round trip more.
-            record_every=1, callback=lambda info: seen.append(share_in_numpy(info.params)),
-            progress=False,
-        )  # fmt: skip
+
+        # In NumPy, since the parameters are on the host: MLX would take one more round trip.
+        def callback(info: mo.Info) -> None:
+            seen.append(share_in_numpy(info.params))
+
+        result = _minimizer(problem, start, X, y, steps, record_every=1, callback=callback)()
         assert len(seen) > steps
         return result
 
@@ -186,10 +183,10 @@ def accuracy(quick: bool) -> Iterator[Task]:
         return w
 
     yield Task(
-        f"logistic SGD on all of {rows:,} × {columns}, {steps:,} steps, accuracy looked at in each",
+        f"logistic SGD on all of {rows:,} × {columns}, {steps:,} steps, accuracy at each",
         [
             Contestant("mlxopt minimize, callback", ours, "mlxopt", lambda result: result.params),
-            *_plain(plain, steps, few, Goals(times_faster=10), _exact_descent(problem, few)),
+            *_plain(problem, plain, steps, Goals(times_faster=10)),
             Contestant("NumPy loop", numpy_loop, "numpy", np.asarray, goals=Goals(time=2.5)),
         ],
         _exact_descent(problem, steps),
@@ -197,7 +194,7 @@ def accuracy(quick: bool) -> Iterator[Task]:
 
 
 def minibatch(quick: bool) -> Iterator[Task]:
-    """Yield stochastic gradient descent on batches so small that only overhead counts."""
+    """Yield stochastic gradient descent on batches so small that overhead dominates."""
     rows, size, epochs, rate = 1_000, 32, 3 if quick else 50, 0.03
     rng = np.random.default_rng(0)
     X = rng.normal(size=(rows, 2)).astype(np.float32)
@@ -251,14 +248,14 @@ def minibatch(quick: bool) -> Iterator[Task]:
         f"SGD on batches of {size} × 2 from {rows:,} rows, {epochs} epochs",
         contestants,
         np.linalg.lstsq(X.astype(float), y.astype(float))[0],
-        note="The error is the distance from the minimum, about which SGD wanders.",
+        note="The error is the distance from the minimum, around which SGD fluctuates.",
     )
 
 
 def _torch_minibatch(
     X: np.ndarray, y: np.ndarray, size: int, epochs: int, rate: float
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Return torch's loop over a DataLoader, and over indices drawn by hand."""
+    """Return torch's loop over a DataLoader, and over shuffled indices."""
     torch, utils = load("torch"), load("torch.utils.data")
     features, target = torch.from_numpy(X), torch.from_numpy(y)
 

@@ -11,12 +11,14 @@ import mlxopt as mo
 from benchmarks.contest import Contestant, Goals, Task
 from benchmarks.peers import has, load
 
-_EQUAL = 2e-4  # an error of the parameters: what the default tol of float32 reaches
+Loss = Callable[..., mx.array]
+
+_EQUAL = 2e-4  # the error of the parameters at the default tol in float32
 _TOLERANCES = tuple(10.0**-k for k in range(4, 9))
 
 
 def regressions(quick: bool) -> Iterator[Task]:
-    """Yield logistic regressions, each with data of its own."""
+    """Yield a batch of logistic regressions, each with its own data."""
     problems, rows, columns = (100, 200, 5) if quick else (1_000, 200, 5)
     rng = np.random.default_rng(0)
     X = rng.standard_normal((problems, rows, columns)).astype(np.float32)
@@ -27,35 +29,32 @@ def regressions(quick: bool) -> Iterator[Task]:
     truth = _newton(X, y)
     start = {"b": mx.array(0.0), "w": mx.zeros(columns)}
 
-    def ours(
-        loss: Callable[..., mx.array], optimizer: mo.LBFGS | mo.Newton
-    ) -> Callable[[], mo.ManyResult]:
-        return lambda: mo.minimize_many(loss, start, optimizer, X, y, in_axes=(None, 0, 0))
+    def ours(name: str, loss: Loss, optimizer: mo.LBFGS | mo.Newton) -> Contestant:
+        def run() -> mo.ManyResult:
+            return mo.minimize_many(loss, start, optimizer, X, y, in_axes=(None, 0, 0))
+
+        return Contestant(f"mlxopt {name}", run, "mlxopt", _params)
 
     contestants = [
-        Contestant("mlxopt minimize_many, LBFGS", ours(_loss, mo.LBFGS()), "mlxopt", _params),
-        Contestant("mlxopt minimize_many, Newton", ours(_loss, mo.Newton()), "mlxopt", _params),
-        Contestant(
-            "mlxopt, LBFGS, mx.logaddexp in the loss", ours(_by_hand, mo.LBFGS()), "mlxopt", _params
-        ),
+        ours("minimize_many, LBFGS", _loss, mo.LBFGS()),
+        ours("minimize_many, Newton", _loss, mo.Newton()),
+        ours("LBFGS, mx.logaddexp in the loss", _by_hand, mo.LBFGS()),
     ]
     if has("sklearn"):
         linear = load("sklearn.linear_model")
-        # float64, with which it is faster than with float32.
+        # scikit-learn is faster in float64 than in float32.
         data = list(zip(X.astype(np.float64), y.astype(np.float64), strict=True))
 
         def loop(tol: float) -> np.ndarray:
-            fits = (linear.LogisticRegression(C=np.inf, tol=tol).fit(*one) for one in data)
+            fits = (linear.LogisticRegression(C=np.inf, tol=tol).fit(*pair) for pair in data)
             return np.array([[*fit.intercept_, *fit.coef_[0]] for fit in fits])
 
         scale = np.abs(truth).max()
         tol = next(t for t in _TOLERANCES if np.abs(loop(t) - truth).max() <= _EQUAL * scale)
-        contestants.append(
-            Contestant(
-                "scikit-learn LogisticRegression, a loop", lambda: loop(tol), "scikit-learn",
-                np.asarray, remark=f"tol {tol:.0e}", goals=Goals(times_faster=20),
-            )
-        )  # fmt: skip
+        name, goals = "scikit-learn LogisticRegression, a loop", Goals(times_faster=20)
+        remark, run = f"tol {tol:.0e}", lambda: loop(tol)
+        peer = Contestant(name, run, "scikit-learn", np.asarray, remark=remark, goals=goals)
+        contestants.append(peer)
     title = f"{problems:,} logistic regressions at once, {rows} × {columns} each, float32"
     yield Task(title, contestants, truth.ravel(), most_error=_EQUAL)
 
@@ -77,7 +76,7 @@ def _newton(X: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the intercepts and coefficients, (B, 1 + p), by Newton's method in float64."""
     A = np.concatenate([np.ones((*y.shape, 1)), X], axis=2, dtype=np.float64)
     b = np.zeros((len(A), A.shape[2], 1))
-    for _ in range(20):  # 7 or 8 reach rounding; more do no harm
+    for _ in range(20):  # 7 or 8 reach rounding
         p = 1.0 / (1.0 + np.exp(-(A @ b)))
         gradient = np.swapaxes(A, 1, 2) @ (p - y[:, :, None])
         b -= np.linalg.solve(np.swapaxes(A, 1, 2) @ (A * (p * (1.0 - p))), gradient)

@@ -1,4 +1,4 @@
-"""The libraries that mlxopt is compared with, their threads, and the machine they run on."""
+"""The libraries that mlxopt is compared with, their threads, and the machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-# MLX's BLAS; `compare.py` also runs these workloads on checkouts that have it elsewhere.
+# The binding of MLX to a BLAS; `compare.py` also imports checkouts with the older name.
 blas = importlib.import_module(
     "mlxopt._platform.blas" if find_spec("mlxopt._platform") else "mlxopt._blas"
 )
 binding = blas.start if hasattr(blas, "start") else blas.binding
-# Import name -> the name under which pip knows it.
+
+# Import names and the names of the distributions.
 PEERS = {
     "sklearn": "scikit-learn",
     "statsmodels": "statsmodels",
@@ -28,27 +29,27 @@ PEERS = {
     "torch": "torch",
 }
 _NEEDS = {"optax": ("jax",), "jaxopt": ("jax",)}
-# Each library reads one of these as it is loaded or first used.
+# Each library reads one of these when it is loaded or first used.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
 
 
 def has(name: str) -> bool:
-    """Whether a peer, and all that it needs, is installed."""
+    """Whether a peer and its requirements are installed."""
     return all(find_spec(each) is not None for each in (name, *_NEEDS.get(name, ())))
 
 
 def load(name: str) -> Any:
-    """Return a module of a peer."""
+    """Import a module of a peer."""
     return importlib.import_module(name)
 
 
 def absent() -> list[str]:
-    """Return the peers that are not installed, as pip calls them."""
+    """Return the distribution names of the peers that are not installed."""
     return [pip for name, pip in PEERS.items() if not has(name)]
 
 
 def threads() -> int:
-    """Return how many threads each library is to use: OMP_NUM_THREADS, or one for each core."""
+    """Return the number of threads for each library: OMP_NUM_THREADS, or one per core."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
@@ -56,37 +57,37 @@ def threads() -> int:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def environment() -> dict[str, str]:
-    """Return the environment in which every library uses the same threads, and the CPU."""
+    """Return an environment in which every library uses the same number of threads and the CPU."""
     settings = dict.fromkeys(_THREADS, str(threads()))
     return {**os.environ, **settings, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
 
 
 def is_settled() -> bool:
-    """Whether this process already runs in that environment."""
+    """Whether this process runs in that environment."""
     return dict(os.environ) == environment()
 
 
 def settle_torch() -> None:
-    """Give torch its threads, where it is installed."""
+    """Set torch's number of threads, if it is installed."""
     if has("torch"):
         load("torch").set_num_threads(threads())
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on, by name."""
+    """Return properties of the machine and the versions of the packages, by name."""
     numpy_blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     packages = ["mlxopt", "mlx", "numpy", "scipy", *PEERS.values()]
     return {
         "CPU": _cpu(),
         "cores": cores(),
-        "threads": f"{threads()} for every library ({', '.join(_THREADS)} and torch were told so)",
+        "threads": f"{threads()} for every library (set by {', '.join(_THREADS)} and for torch)",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "MLX device": str(mx.default_device()).removeprefix("Device(").removesuffix(")"),
         "MLX BLAS": binding().library or "MLX's own",
@@ -97,8 +98,8 @@ def machine() -> dict[str, Any]:
 
 
 def busy_seconds() -> float | None:
-    """Return the CPU time that processes other than this one and its children have taken so far;
-    None where the system does not say.
+    """Return the CPU time, in seconds, of all processes but this one and its children; None if
+    the system does not report it.
     """
     try:
         with open("/proc/stat", encoding="ascii") as lines:

@@ -1,4 +1,4 @@
-"""The bar chart: each contestant's time in mlxopt's."""
+"""A bar chart of the ratios of times to mlxopt's."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLORS = {
-    "mlxopt": "#c2410c", "mlx": "#f0a868", "numpy": "#4c78a8", "scipy": "#4c78a8",
-    "scikit-learn": "#72a0c9", "statsmodels": "#8fb8a8", "glum": "#5f9e7f", "optax": "#8a79b8",
-    "jaxopt": "#8a79b8", "torch": "#b0708f",
-}  # fmt: skip
+    "mlxopt": "#c2410c",
+    "mlx": "#f0a868",
+    "numpy": "#4c78a8",
+    "scipy": "#4c78a8",
+    "scikit-learn": "#72a0c9",
+    "statsmodels": "#8fb8a8",
+    "glum": "#5f9e7f",
+    "optax": "#8a79b8",
+    "jaxopt": "#8a79b8",
+    "torch": "#b0708f",
+}
 _OTHER = "#888888"
-_COLUMNS = (1.19, 1.38, 1.53)  # where the numbers end, in widths of the axes
+_COLUMNS = (1.19, 1.38, 1.53)  # right edges of the numbers, in widths of the axes
 _HEAD, _GAP = 1.1, 0.45  # heights of a heading and of the space before it, in bars
 
 
 def draw(results: Results, machine: dict[str, Any], judged: bool) -> Figure:
-    """Return a figure of bars that begin at mlxopt's time, on a logarithmic axis.
+    """Return a figure of bars from mlxopt's time, on a logarithmic axis.
 
     Args:
-        results: those of the workloads; the ones that measured memory are left out.
-        machine: named above the chart.
+        results: of all workloads; measurements of memory are left out.
+        machine: shown above the chart.
         judged: whether to mark the goals.
     """
     from matplotlib.figure import Figure
@@ -67,11 +74,11 @@ def draw(results: Results, machine: dict[str, Any], judged: bool) -> Figure:
     if judged:
         _write(ax, 1.53, places + 0.4, "black mark: the goal", fontsize=8, ha="right")
     ax.spines[["top", "right", "left"]].set_visible(False)
-    figure.suptitle(
+    title = (
         f"Time of each, in mlxopt's: {machine['CPU']}, {machine['cores']} cores, "
-        f"MLX on {machine['MLX BLAS']}, NumPy on {machine['NumPy BLAS']}",
-        x=0.01, y=1 - 0.1 / inches, ha="left", va="top", fontsize=9,
-    )  # fmt: skip
+        f"MLX on {machine['MLX BLAS']}, NumPy on {machine['NumPy BLAS']}"
+    )
+    figure.suptitle(title, x=0.01, y=1 - 0.1 / inches, ha="left", va="top", fontsize=9)
     return figure
 
 
@@ -79,15 +86,15 @@ class _Bar(NamedTuple):
     place: float  # from the top, in bars
     name: str
     color: str
-    ratio: float  # its time in mlxopt's
-    goal: float | None  # what `ratio` is to be, at least
+    ratio: float  # of its time to mlxopt's
+    goal: float | None  # smallest `ratio` that meets the goal
     times: str
     time: str
     error: str
 
 
 def _layout(results: Results, judged: bool) -> tuple[float, list[_Bar], list[tuple[float, str]]]:
-    """Return the height of all, the bars, and the headings with their places."""
+    """Return the total height, the bars, and the headings with their places."""
     bars: list[_Bar] = []
     headings: list[tuple[float, str]] = []
     place = 0.0
@@ -97,27 +104,26 @@ def _layout(results: Results, judged: bool) -> tuple[float, list[_Bar], list[tup
             continue
         headings.append((place, task.title))
         place += _HEAD
-        for outcome in (one for one in outcomes if math.isfinite(one.figure)):
+        for outcome in outcomes:
+            if not math.isfinite(outcome.figure):
+                continue
             claim = next((c for c in verdicts(task, ours, outcome) if c.quantity == "time"), None)
             goal = None
             if judged and claim is not None:
                 goal = claim.goal if claim.inverse else 1 / claim.goal
             quotient = outcome.figure / ours.figure
-            bars.append(
-                _Bar(
-                    place, outcome.contestant.name,
-                    _COLORS.get(outcome.contestant.package, _OTHER), quotient, goal,
-                    "" if outcome is ours else f"{significant(quotient)}×",
-                    amount(outcome.figure, task.unit),
-                    "" if outcome.error is None else f"{outcome.error:.0e}",
-                )
-            )  # fmt: skip
+            name = outcome.contestant.name
+            color = _COLORS.get(outcome.contestant.package, _OTHER)
+            times = "" if outcome is ours else f"{significant(quotient)}×"
+            error = "" if outcome.error is None else f"{outcome.error:.0e}"
+            time = amount(outcome.figure, task.unit)
+            bars.append(_Bar(place, name, color, quotient, goal, times, time, error))
             place += 1.0
         place += _GAP
     return place, bars, headings
 
 
 def _write(ax: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """Write beside the axes: x in their widths, y in bars."""
+    """Write beside the axes: x in widths of the axes, y in bars."""
     style = {"ha": "left", "va": "center_baseline", **style}
     ax.text(x, y, text, transform=ax.get_yaxis_transform(), **style)

@@ -1,6 +1,6 @@
-"""What is measured in a process of its own: the time of an import, and the memory of a fit.
+"""Measurements in a process of their own: the time of an import, and the memory of a fit.
 
-`python -m benchmarks.processes FIT ROWS`, in tests/, is such a process.
+`python -m benchmarks.processes FIT ROWS`, with tests/ on the path, prints the memory of a fit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ _COLUMNS = 50  # of the logistic regressions
 
 
 def _python(*arguments: str, cache: str | None = None) -> float:
-    """Return the number that a Python process prints.
+    """Return the number printed by a Python process.
 
     Args:
-        *arguments: of the command line.
-        cache: a folder for the bytecode of what is imported, even where none is to be written.
+        *arguments: its command line.
+        cache: a folder for bytecode, written even if PYTHONDONTWRITEBYTECODE is set.
     """
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -54,21 +55,15 @@ def imports(quick: bool) -> Iterator[Task]:
 
     rounds = 3 if quick else 11
     with tempfile.TemporaryDirectory() as cache:
-        yield Task(
-            "import, in a fresh process",
-            [
-                Contestant("import mlxopt", of("mlxopt"), "mlxopt", measures=True, rounds=rounds),
-                Contestant(
-                    "import mlx.core, numpy", of("mlx.core, numpy"), measures=True, rounds=rounds,
-                    goals=Goals(time=2.0),
-                ),
-            ],
-            note="Compiled to bytecode before, as after any first import.",
-        )  # fmt: skip
+        ours = Contestant("import mlxopt", of("mlxopt"), "mlxopt", measures=True, rounds=rounds)
+        name, run = "import mlx.core, numpy", of("mlx.core, numpy")
+        peer = Contestant(name, run, measures=True, rounds=rounds, goals=Goals(time=2.0))
+        note = "The modules are compiled to bytecode, as after a first import."
+        yield Task("import, in a fresh process", [ours, peer], note=note)
 
 
 def memory(quick: bool) -> Iterator[Task]:
-    """Yield for each fit by how much it makes a process grow that holds X in float32."""
+    """Yield for each fit the growth of a process that holds X in float32."""
     rows = 5_000 if quick else 327_346
     linear, newton, lbfgs = "sklearn-linear", "sklearn-newton", "sklearn-lbfgs"
     yield _growth("flights, LinearRegression", rows, 366, "linear", *[linear] * (not quick))
@@ -79,29 +74,20 @@ def memory(quick: bool) -> Iterator[Task]:
 
 
 def _growth(title: str, rows: int, columns: int, fit: str, *peers: str) -> Task:
-    def grow(name: str) -> Callable[[], float]:
-        return lambda: _python("-m", __name__, name, str(rows))
+    def growth(name: str, package: str, fit: str) -> Contestant:
+        run = partial(_python, "-m", "benchmarks.processes", fit, str(rows))
+        return Contestant(name, run, package, measures=True, rounds=1)
 
-    size = 4.0 * rows * columns
-    contestants = [
-        Contestant("mlxopt", grow(fit), "mlxopt", measures=True, rounds=1),
-        Contestant(
-            "X itself, float32", lambda: size, "numpy", measures=True, rounds=1,
-            goals=Goals(time=0.1),
-        ),
-    ]  # fmt: skip
+    size, goals = 4.0 * rows * columns, Goals(time=0.1)
+    X = Contestant("X itself, float32", lambda: size, "numpy", measures=True, rounds=1, goals=goals)
+    contestants = [growth("mlxopt", "mlxopt", fit), X]
     if has("sklearn"):
-        contestants += [
-            Contestant(
-                f"scikit-learn, {peer.partition('-')[2]}", grow(peer), "scikit-learn",
-                measures=True, rounds=1,
-            )
-            for peer in peers
-        ]  # fmt: skip
-    return Task(
-        f"memory of {title}, {rows:,} × {columns}", contestants, unit="bytes",
-        note="Growth of the process at its peak, y and X being there already.",
-    )  # fmt: skip
+        for peer in peers:
+            solver = peer.partition("-")[2]
+            contestants.append(growth(f"scikit-learn, {solver}", "scikit-learn", peer))
+    title = f"memory of {title}, {rows:,} × {columns}"
+    note = "Peak growth of the process during the fit, beyond X and y."
+    return Task(title, contestants, unit="bytes", note=note)
 
 
 # --- In the process ------------------------------------------------------------------------------
@@ -133,7 +119,7 @@ def _data(name: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
     X = np.empty((rows, _COLUMNS), dtype=np.float32)
     y = np.empty(rows)
     rng = np.random.default_rng(2)
-    for start in range(0, rows, 10_000):  # in blocks, or making the data would be the peak
+    for start in range(0, rows, 10_000):  # in blocks, so that drawing the data is not the peak
         block = rng.standard_normal((min(10_000, rows - start), _COLUMNS), dtype=np.float32)
         chance = 1.0 / (1.0 + np.exp(-(block @ problem.truth[1:] / 2)))
         X[start : start + len(block)] = block
@@ -142,13 +128,13 @@ def _data(name: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _peak_growth(work: Callable[[], Any]) -> float:
-    """Return by how many bytes the process grows while it works, at its largest."""
+    """Return the peak growth of this process during `work`, in bytes."""
     gc.collect()
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")  # forget the peak so far
+            file.write("5")  # reset the peak
     except OSError:
-        before = _peak_ever()  # an earlier peak hides what stays below it
+        before = _peak_ever()  # an earlier peak hides growth below it
         work()
         return _peak_ever() - before
     before = _status("VmRSS")
@@ -167,9 +153,9 @@ def _peak_ever() -> float:
 
 
 def main(name: str, rows: int) -> None:
-    """Print by how many bytes a fit makes the process grow."""
+    """Print the peak growth of this process during a fit, in bytes."""
     fit = _fit(name)
-    fit(*_data(name, 5_000))  # imports, threads and compiled kernels stay, whatever is fitted
+    fit(*_data(name, 5_000))  # imports, threads and compiled kernels are not the fit's memory
     X, y = _data(name, rows)
     print(_peak_growth(lambda: fit(X, y)))
 

@@ -1,9 +1,10 @@
-"""L-BFGS on a loss of one's own: mlxopt's loop against SciPy's, which drives the same gradient."""
+"""L-BFGS on custom losses: mlxopt's loop against SciPy's with the same gradient."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any, cast
 
 import mlx.core as mx
@@ -14,13 +15,16 @@ from benchmarks.contest import NO_GOALS, Contestant, Goals, Task
 from benchmarks.peers import has, load
 from benchmarks.regression import Classes, classes
 
-_MEMORY = 10  # pairs that each of them keeps
+Loss = Callable[..., Any]
+Arrays = tuple[np.ndarray, ...]
+
+_MEMORY = 10  # pairs kept by each method
 _MOST = 100_000  # evaluations
 _GOALS = Goals(time=1.1, evaluations=1.1)
 
 
 def lbfgs(quick: bool) -> Iterator[Task]:
-    """Yield a loss whose evaluation costs nothing, and in two dtypes one where it costs most."""
+    """Yield a loss of cheap evaluations, and in two dtypes a loss of expensive ones."""
     yield rosenbrock(100 if quick else 1_000)
     problem = classes(10_000 if quick else 100_000, 10)
     yield logistic(problem, np.dtype(np.float32))
@@ -36,7 +40,7 @@ def rosenbrock(size: int) -> Task:
     def in_jax(x: Any) -> Any:
         return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
-    # The usual start. From smoother ones, such as zeros, some methods are there at a bound.
+    # The usual start. From smooth starts, such as zeros, some methods end early by luck.
     start = np.where(np.arange(size) % 2, 1.0, -1.2)
     duel = _Duel(loss, in_jax, start, (), 1e-6)
     title = f"L-BFGS, Rosenbrock of {size:,} parameters, float64"
@@ -44,7 +48,7 @@ def rosenbrock(size: int) -> Task:
 
 
 def logistic(problem: Classes, dtype: np.dtype[Any]) -> Task:
-    """Return a logistic loss as one writes it oneself."""
+    """Return a logistic loss written in MLX ops."""
     rows, columns = problem.X.shape
     X = np.column_stack([np.ones(rows), problem.X]).astype(dtype)
 
@@ -57,58 +61,50 @@ def logistic(problem: Classes, dtype: np.dtype[Any]) -> Task:
 
     start, tol = np.zeros(columns + 1, dtype=dtype), 1e-8 if dtype == np.float64 else 1e-5
     duel = _Duel(loss, in_jax, start, (X, problem.y.astype(dtype)), tol)
-    # In float32 rounding stops SciPy's line search early: what it can reach is what is asked for.
+    # In float32 rounding stops SciPy's line search early: loosen tol until SciPy reaches it.
     while dtype == np.float32 and duel.tol < 1e-2 and not duel.scipy_reaches_it():
         duel.tol *= 10
-    title = f"L-BFGS, logistic loss of one's own, {rows:,} × {columns} and intercept, {dtype}"
+    title = f"L-BFGS, logistic loss, {rows:,} × {columns} and intercept, {dtype}"
     return Task(title, duel.contestants(Goals(time=1.0)), problem.truth, note=duel.note())
 
 
 class _Duel:
-    """Two losses that are one, in MLX and in JAX, and all that minimize them."""
+    """The contestants for one loss, written in MLX and in JAX."""
 
-    def __init__(
-        self, loss: Callable[..., mx.array], in_jax: Callable[..., Any], start: np.ndarray,
-        data: tuple[np.ndarray, ...], tol: float,
-    ) -> None:  # fmt: skip
+    def __init__(self, loss: Loss, in_jax: Loss, start: np.ndarray, data: Arrays, tol: float):
         self.loss, self.in_jax, self.start, self.data, self.tol = loss, in_jax, start, data, tol
         self.dtype = mx.float64 if start.dtype == np.float64 else mx.float32
         self.first = mx.array(start, dtype=self.dtype)
         self.arrays = tuple(mx.array(array, dtype=self.dtype) for array in data)
 
     def note(self) -> str:
-        """Return how the runs end and what their times hold."""
+        """Return the stop rule, and the extent of the times."""
         return (
-            f"Each stops when no entry of the gradient is above {self.tol:.0e}. A time is that of "
-            f"one whole call: mlxopt's and SciPy's trace the loss anew in each, jaxopt's is "
-            f"jitted before."
+            f"Each stops when no entry of the gradient exceeds {self.tol:.0e}. A time is that of "
+            f"a whole call: mlxopt and SciPy trace the loss in each call, jaxopt is jitted before."
         )
 
     def contestants(self, jaxopt_goals: Goals) -> list[Contestant]:
         """Return mlxopt, SciPy, and jaxopt where it is installed."""
-        found = [
-            Contestant(
-                "mlxopt minimize", self.ours, "mlxopt",
-                _converged,
-                evaluations=lambda result: result.evaluations,
-            ),
-            Contestant(
-                "SciPy L-BFGS-B, MLX gradient", self.by_scipy, "scipy",
-                lambda result: self._reached(np.abs(result.jac).max(), result.x),
-                evaluations=lambda result: result.nfev, goals=_GOALS,
-            ),
-        ]  # fmt: skip
-        return [*found, self._jaxopt(jaxopt_goals)] if has("jaxopt") else found
+        count = attrgetter("evaluations")
+        ours = Contestant("mlxopt minimize", self.ours, "mlxopt", _converged, evaluations=count)
+        scipy = Contestant(
+            "SciPy L-BFGS-B, MLX gradient",
+            self.by_scipy,
+            "scipy",
+            lambda result: self._reached(np.abs(result.jac).max(), result.x),
+            evaluations=attrgetter("nfev"),
+            goals=_GOALS,
+        )
+        return [ours, scipy, *([self._jaxopt(jaxopt_goals)] if has("jaxopt") else [])]
 
-    def ours(self) -> Any:
+    def ours(self) -> mo.Result:
         """Minimize by mlxopt."""
-        return mo.minimize(
-            self.loss, self.first, mo.LBFGS(_MEMORY), *self.arrays,
-            tol=self.tol, max_steps=_MOST, progress=False,
-        )  # fmt: skip
+        limits: dict[str, Any] = {"tol": self.tol, "max_steps": _MOST, "progress": False}
+        return mo.minimize(self.loss, self.first, mo.LBFGS(_MEMORY), *self.arrays, **limits)
 
     def by_scipy(self) -> Any:
-        """Minimize by SciPy's L-BFGS-B, which calls the same compiled function."""
+        """Minimize by SciPy's L-BFGS-B with the compiled loss and gradient."""
         from scipy.optimize import minimize as scipy_minimize
 
         compiled = mx.compile(mx.value_and_grad(self.loss))
@@ -118,27 +114,26 @@ class _Duel:
             mx.eval(value, grad)
             return cast(float, value.item()), np.asarray(grad).astype(np.float64)
 
-        limits = {"gtol": self.tol, "ftol": 0.0, "maxiter": _MOST, "maxfun": _MOST}
+        options = {"gtol": self.tol, "ftol": 0.0, "maxiter": _MOST, "maxfun": _MOST}
+        options["maxcor"] = _MEMORY
+        method, start = "L-BFGS-B", self.start.astype(np.float64)
         on_cpu = self.dtype == mx.float64  # other devices have no float64
         with mx.stream(mx.cpu) if on_cpu else contextlib.nullcontext():
-            return scipy_minimize(
-                evaluate, self.start.astype(np.float64), jac=True, method="L-BFGS-B",
-                options={"maxcor": _MEMORY, **limits},
-            )  # fmt: skip
+            return scipy_minimize(evaluate, start, jac=True, method=method, options=options)
 
     def scipy_reaches_it(self) -> bool:
-        """Whether SciPy gets every entry of the gradient within the tolerance."""
+        """Whether SciPy brings every entry of the gradient within the tolerance."""
         return bool(np.abs(self.by_scipy().jac).max() <= self.tol)
 
     def _reached(self, largest: float, params: Any) -> Any:
-        """Return the parameters of a run that reached the tolerance; raise for another."""
+        """Return the parameters of a run that reached the tolerance; otherwise raise."""
         if not largest <= self.tol:
             raise RuntimeError(f"stopped with an entry of {largest:.1e} in the gradient")
         return params
 
     def _jaxopt(self, goals: Goals) -> Contestant:
-        """Return jaxopt's L-BFGS. It tests the gradient's Euclidean norm: of a few limits on that,
-        the loosest is taken that keeps the largest entry within the tolerance.
+        """Return jaxopt's L-BFGS. It tests the gradient's Euclidean norm, with the looser of two
+        limits that brings the largest entry within the tolerance.
         """
         jax, jnp, jaxopt = load("jax"), load("jax.numpy"), load("jaxopt")
         first, arrays = jnp.asarray(self.start), tuple(jnp.asarray(array) for array in self.data)
@@ -157,14 +152,17 @@ class _Duel:
             if largest(run()) <= self.tol:
                 break
         return Contestant(
-            "jaxopt LBFGS, jitted", run, "jaxopt",
+            "jaxopt LBFGS, jitted",
+            run,
+            "jaxopt",
             lambda result: self._reached(largest(result), result.params),
-            evaluations=lambda result: int(result.state.num_fun_eval), goals=goals,
-        )  # fmt: skip
+            evaluations=attrgetter("state.num_fun_eval"),
+            goals=goals,
+        )
 
 
 def _converged(result: Any) -> Any:
-    """Return the parameters of a run that converged; raise for another."""
+    """Return the parameters of a run that converged; otherwise raise."""
     if not result.converged:
         raise RuntimeError(f"stopped: {result.status.name}")
     return result.params

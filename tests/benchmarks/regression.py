@@ -1,19 +1,23 @@
-"""Fits of the reference models, against other libraries at equal accuracy."""
+"""Fits of the reference models against other libraries, at equal accuracy."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.contest import NO_GOALS, Contestant, Goals, Task, relative_error
 from benchmarks.peers import has, load
+from mlxopt.models import LinearRegression, LogisticRegression
 
-_EQUAL = 1e-8  # an error of the parameters, relative to the largest
+_EQUAL = 1e-8  # an error relative to the largest parameter
 _TOLERANCES = tuple(10.0**-k for k in range(4, 13))
 _DAYS = 365
+_WITH_ERRORS = "with standard errors"
 
 
 # --- Least squares -------------------------------------------------------------------------------
@@ -21,103 +25,87 @@ _DAYS = 365
 
 def least_squares(quick: bool) -> Iterator[Task]:
     """Yield a dense least-squares problem."""
-    from mlxopt.models import LinearRegression
-
     rows, columns = (2_000, 50) if quick else (10_000, 100)
     rng = np.random.default_rng(0)
     X = rng.standard_normal((rows, columns)).astype(np.float32).astype(np.float64)
     y = X @ rng.standard_normal(columns) + rng.standard_normal(rows)
 
+    def ours(name: str, *solver: Any) -> Contestant:
+        def run() -> Any:
+            return LinearRegression(*solver, fit_intercept=False).fit(X, y)
+
+        return Contestant(name, run, "mlxopt", _coef, remark=_WITH_ERRORS)
+
+    goals = Goals(time=0.5, error=1.0)
     contestants = [
-        Contestant(
-            "mlxopt LinearRegression",
-            lambda: LinearRegression(fit_intercept=False).fit(X, y),
-            "mlxopt", _coef, remark="with standard errors",
-        ),
-        Contestant(
-            "mlxopt LinearRegression, QR",
-            lambda: LinearRegression("qr", fit_intercept=False).fit(X, y),
-            "mlxopt", _coef, remark="with standard errors",
-        ),
-        Contestant(
-            "numpy.linalg.lstsq", lambda: np.linalg.lstsq(X, y)[0], "numpy", np.asarray,
-            goals=Goals(time=0.5, error=1.0),
-        ),
-    ]  # fmt: skip
+        ours("mlxopt LinearRegression"),
+        ours("mlxopt LinearRegression, QR", "qr"),
+        Contestant("numpy.linalg.lstsq", lambda: _lstsq(X, y), "numpy", np.asarray, goals=goals),
+    ]
     if has("sklearn"):
-        linear = load("sklearn.linear_model")
-        contestants.append(
-            Contestant(
-                "scikit-learn LinearRegression",
-                lambda: linear.LinearRegression(fit_intercept=False).fit(X, y),
-                "scikit-learn",
-                _coef,
-                goals=Goals(time=0.5, error=1.0),
-            )
-        )
+        name, run = "scikit-learn LinearRegression", lambda: _sklearn_linear(X, y)
+        contestants.append(Contestant(name, run, "scikit-learn", _coef, goals=goals))
     if has("statsmodels"):
-        api = load("statsmodels.api")
-        contestants.append(
-            Contestant(
-                "statsmodels OLS",
-                lambda: api.OLS(y, X).fit().bse,
-                "statsmodels",
-                lambda _: api.OLS(y, X).fit().params,
-                remark="with standard errors",
-            )
-        )
+        name, ols = "statsmodels", load("statsmodels.api").OLS
+
+        def errors() -> Any:
+            return ols(y, X).fit().bse
+
+        def params(_: Any) -> Any:
+            return ols(y, X).fit().params
+
+        peer = Contestant("statsmodels OLS", errors, name, params, remark=_WITH_ERRORS)
+        contestants.append(peer)
     title = f"least squares, {rows:,} × {columns}, float64"
     yield Task(title, contestants, exact_least_squares(X, y))
 
 
-def flights(quick: bool) -> Iterator[Task]:
-    """Yield the least-squares problem of a year's flights: one column a day, and the delay."""
-    from mlxopt.models import LinearRegression
+def _lstsq(X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.linalg.lstsq(X, y)[0]
 
+
+def _sklearn_linear(X: Any, y: np.ndarray, **options: Any) -> Any:
+    model = load("sklearn.linear_model").LinearRegression
+    return model(fit_intercept=False, **options).fit(X, y)
+
+
+def flights(quick: bool) -> Iterator[Task]:
+    """Yield the least-squares problem of a year's flights: a column per day, and the delay."""
     rows, days = (10_000, 60) if quick else (327_346, _DAYS)
     X, y = flight_table(rows, days)
     wide = X.astype(np.float64)
+
+    def ours() -> Any:
+        return LinearRegression(fit_intercept=False).fit(X, y)
+
+    name, goals = "numpy.linalg.lstsq, float64 X", Goals(time=0.07)
     contestants = [
         Contestant(
-            "mlxopt LinearRegression, float32 X",
-            lambda: LinearRegression(fit_intercept=False).fit(X, y),
-            "mlxopt", _coef, remark="with standard errors",
+            "mlxopt LinearRegression, float32 X", ours, "mlxopt", _coef, remark=_WITH_ERRORS
         ),
-        Contestant(
-            "numpy.linalg.lstsq, float64 X", lambda: np.linalg.lstsq(wide, y)[0], "numpy",
-            np.asarray, goals=Goals(time=0.07),
-        ),
-    ]  # fmt: skip
+        Contestant(name, lambda: _lstsq(wide, y), "numpy", np.asarray, goals=goals),
+    ]
     if has("sklearn"):
-        linear = load("sklearn.linear_model")
-
-        # mlxopt finds the zeros itself; scikit-learn is also told of them.
+        # mlxopt detects the zeros itself; scikit-learn needs a sparse matrix.
         sparse = load("scipy.sparse").csr_array(wide)
 
-        def fit(X: Any) -> Any:
-            return linear.LinearRegression(fit_intercept=False, tol=1e-12).fit(X, y)
+        def peer(data: Any, kind: str, **about: Any) -> Contestant:
+            name, run = f"scikit-learn LinearRegression, {kind}", partial(_sklearn_linear, data, y)
+            return Contestant(name, partial(run, tol=1e-12), "scikit-learn", _coef, **about)
 
         contestants += [
-            Contestant(
-                "scikit-learn LinearRegression, float64 X", lambda: fit(wide), "scikit-learn",
-                _coef, goals=Goals(time=0.2),
-            ),
-            Contestant(
-                "scikit-learn LinearRegression, float32 X", lambda: fit(X), "scikit-learn", _coef
-            ),
-            Contestant(
-                "scikit-learn LinearRegression, sparse X", lambda: fit(sparse), "scikit-learn",
-                _coef, remark="LSQR to 1e-12",
-            ),
-        ]  # fmt: skip
+            peer(wide, "float64 X", goals=Goals(time=0.2)),
+            peer(X, "float32 X"),
+            peer(sparse, "sparse X", remark="LSQR to 1e-12"),
+        ]
     title = f"flights: least squares, {rows:,} × {days + 1}, one-hot days and the delay"
     truth = exact_least_squares(X, y)
-    yield Task(title, contestants, truth, most_error=1e-7, note="Made-up flights of that shape.")
+    yield Task(title, contestants, truth, most_error=1e-7, note="Synthetic flights of that shape.")
 
 
 def flight_table(rows: int, days: int = _DAYS) -> tuple[np.ndarray, np.ndarray]:
-    """Return made-up flights: (rows, days + 1) float32, a column for each day and the departure
-    delay in minutes, and (rows,) float64, the delay at arrival. The days' columns add up to ones,
+    """Return synthetic flights: X, (rows, days + 1) float32, a column per day and the departure
+    delay in minutes, and y, (rows,) float64, the arrival delay. The days' columns add up to ones,
     so there is no intercept.
     """
     rng = np.random.default_rng(0)
@@ -131,11 +119,11 @@ def flight_table(rows: int, days: int = _DAYS) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact_least_squares(X: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the least-squares solution with all digits of a float64.
+    """Return the least-squares solution to float64 precision.
 
-    Refinement: the gradient at the solution so far is computed in NumPy's long double (64 bits of
-    mantissa on x86), and the Gram matrix's factor turns it into a correction, which need not be
-    exact (Björck 1987, "Stability analysis of the method of seminormal equations").
+    Refinement: the gradient is computed in NumPy's long double (64 bits of mantissa on x86), and
+    an approximate correction with the Gram matrix's factor (Björck 1987, "Stability analysis of
+    the method of seminormal equations").
     """
     from scipy.linalg import cho_factor, cho_solve
 
@@ -167,7 +155,7 @@ class Classes(NamedTuple):
 
 
 def classes(rows: int, columns: int) -> Classes:
-    """Return two classes that overlap: the logits have a spread of 2."""
+    """Return two overlapping classes: the logits have a standard deviation of 2."""
     rng = np.random.default_rng(1)
     X = rng.standard_normal((rows, columns)).astype(np.float32).astype(np.float64)
     slopes = rng.standard_normal(columns)
@@ -177,13 +165,13 @@ def classes(rows: int, columns: int) -> Classes:
 
 
 def _newton(A: np.ndarray, y: np.ndarray, tol: float = 0.0) -> np.ndarray:
-    """Return the logistic regression of y on the columns of A: by full Newton steps, which suffice
-    for classes like these, until the mean gradient is within `tol`; to rounding if that is 0.
+    """Return the logistic regression of y on the columns of A by full Newton steps, until the mean
+    gradient is within `tol`, or to rounding if `tol` is 0. Overlapping classes need no damping.
     """
     from scipy.special import expit
 
     b = np.zeros(A.shape[1])
-    for _ in range(15):  # 6 or 7 reach rounding; more do no harm
+    for _ in range(15):  # 6 or 7 reach rounding
         p = expit(A @ b)
         gradient = A.T @ (p - y)
         if np.abs(gradient).max() <= tol * len(y):
@@ -194,91 +182,67 @@ def _newton(A: np.ndarray, y: np.ndarray, tol: float = 0.0) -> np.ndarray:
 
 def logistic(quick: bool) -> Iterator[Task]:
     """Yield a logistic regression that every library solves to the same accuracy."""
-    from mlxopt.models import LogisticRegression
-
     rows, columns = (10_000, 10) if quick else (100_000, 10)
     problem = classes(rows, columns)
-    X, y, _ = problem
+    X, y, truth = problem
     A = np.column_stack([np.ones(rows), X])
-    contestants = [
-        Contestant(
-            "mlxopt LogisticRegression", lambda: LogisticRegression().fit(X, y), "mlxopt",
-            _intercept_and_coef, remark="with standard errors",
-        ),
-        _to_equal_accuracy(
-            "NumPy Newton", lambda tol: _newton(A, y, tol), "numpy", problem, NO_GOALS, np.asarray
-        ),
-    ]  # fmt: skip
+
+    def ours() -> Any:
+        return LogisticRegression().fit(X, y)
+
+    name, remark = "mlxopt LogisticRegression", _WITH_ERRORS
+    contestants = [Contestant(name, ours, "mlxopt", _intercept_and_coef, remark=remark)]
+
+    def add(
+        name: str,
+        package: str,
+        fit: Callable[[float], Any],
+        params: Callable[[Any], Any] = _intercept_and_coef,
+        goals: Goals = NO_GOALS,
+        remark: str = "",
+    ) -> None:
+        tol = _loosest(lambda tol: relative_error(params(fit(tol)), truth))
+        remark = ", ".join(filter(None, [f"tol {tol:.0e}", remark]))
+        run = partial(fit, tol)
+        contestants.append(Contestant(name, run, package, params, remark=remark, goals=goals))
+
+    add("NumPy Newton", "numpy", lambda tol: _newton(A, y, tol), np.asarray)
     if has("sklearn"):
-        linear = load("sklearn.linear_model")
+        model = load("sklearn.linear_model").LogisticRegression
         for solver, goal in (("newton-cholesky", 0.6), ("lbfgs", 0.3)):
-            contestants.append(
-                _to_equal_accuracy(
-                    f"scikit-learn, {solver}",
-                    lambda tol, solver=solver: linear.LogisticRegression(
-                        C=np.inf, solver=solver, tol=tol, max_iter=10_000
-                    ).fit(X, y),
-                    "scikit-learn",
-                    problem,
-                    Goals(time=goal),
-                )
-            )
+            options = {"C": np.inf, "solver": solver, "max_iter": 10_000}
+
+            def fit(tol: float, options: dict[str, Any] = options) -> Any:
+                return model(tol=tol, **options).fit(X, y)
+
+            add(f"scikit-learn, {solver}", "scikit-learn", fit, goals=Goals(time=goal))
     if has("statsmodels"):
-        api = load("statsmodels.api")
-        contestants.append(
-            _to_equal_accuracy(
-                "statsmodels Logit",
-                lambda tol: api.Logit(y, A).fit(disp=0, tol=tol),
-                "statsmodels",
-                problem,
-                Goals(time=0.25),
-                lambda fit: fit.params,
-                remark="with standard errors",
-            )
-        )
+        logit, goals = load("statsmodels.api").Logit, Goals(time=0.25)
+
+        def fit_logit(tol: float) -> Any:
+            return logit(y, A).fit(disp=0, tol=tol)
+
+        params = attrgetter("params")
+        add("statsmodels Logit", "statsmodels", fit_logit, params, goals, _WITH_ERRORS)
     if has("glum"):
-        glum = load("glum")
-        contestants.append(
-            _to_equal_accuracy(
-                "glum",
-                lambda tol: glum.GeneralizedLinearRegressor(
-                    family="binomial", alpha=0, gradient_tol=tol, max_iter=1000
-                ).fit(X, y),
-                "glum",
-                problem,
-                NO_GOALS,
-            )
-        )
-    yield Task(
-        f"logistic regression, {rows:,} × {columns}, float64",
-        contestants,
-        problem.truth,
-        most_error=_EQUAL,
-        note=f"Each has the loosest tol, of powers of ten, that brings its error to {_EQUAL:g}.",
-    )
+        glum = load("glum").GeneralizedLinearRegressor
+        options = {"family": "binomial", "alpha": 0, "max_iter": 1000}
+        add("glum", "glum", lambda tol: glum(gradient_tol=tol, **options).fit(X, y))
+    title = f"logistic regression, {rows:,} × {columns}, float64"
+    note = f"Each has the loosest tol, of powers of ten, that brings its error to {_EQUAL:g}."
+    yield Task(title, contestants, truth, most_error=_EQUAL, note=note)
 
 
-def _to_equal_accuracy(
-    name: str,
-    fit: Callable[[float], Any],
-    package: str,
-    problem: Classes,
-    goals: Goals,
-    params: Callable[[Any], Any] | None = None,
-    remark: str = "",
-) -> Contestant:
-    """Return a contestant with the loosest tolerance that brings it to the common accuracy."""
-    params = params or _intercept_and_coef
+def _loosest(error_at: Callable[[float], float]) -> float:
+    """Return the loosest tolerance that brings an error to the common accuracy, or the best."""
     errors: dict[float, float] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a tolerance that is out of reach
+        warnings.simplefilter("ignore")  # about tolerances out of reach
         for tol in _TOLERANCES:
-            errors[tol] = relative_error(params(fit(tol)), problem.truth)
+            errors[tol] = error_at(tol)
             if errors[tol] <= _EQUAL:
                 break
-    best = min(errors, key=lambda tol: (max(errors[tol], _EQUAL), -tol))
-    remark = ", ".join(filter(None, [f"tol {best:.0e}", remark]))
-    return Contestant(name, lambda: fit(best), package, params, remark=remark, goals=goals)
+    return min(errors, key=lambda tol: (max(errors[tol], _EQUAL), -tol))
 
 
 def _coef(model: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The figures as a table, and as JSON."""
+"""The figures as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks.contest import Outcome, Task, Verdict, ratio, verdicts
 if TYPE_CHECKING:
     from rich.console import Console
 
-_BUSY = 0.1  # the part of the CPUs that others may take unmentioned
-Results = list[tuple[str, Task, list[Outcome]]]  # each with the name of its workload
+_BUSY = 0.1  # share of the CPUs used by other processes that is worth a warning
+Results = list[tuple[str, Task, list[Outcome]]]  # with the name of the workload
 
 
 def print_machine(console: Console, machine: dict[str, Any]) -> None:
-    """Print where the figures come from."""
+    """Print the machine and the versions."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -29,13 +29,13 @@ def print_machine(console: Console, machine: dict[str, Any]) -> None:
 
 
 def print_task(console: Console, task: Task, outcomes: list[Outcome], judged: bool) -> None:
-    """Print one task's table.
+    """Print the table of a task.
 
     Args:
-        console: where.
+        console: the console to print on.
         task: the task.
-        outcomes: those of its contestants, mlxopt's first.
-        judged: whether to show the goals, which are those of the full sizes.
+        outcomes: of its contestants, mlxopt's first.
+        judged: whether to show the goals, which hold for the full sizes.
     """
     from rich import box
     from rich.table import Table
@@ -59,42 +59,40 @@ def print_task(console: Console, task: Task, outcomes: list[Outcome], judged: bo
             name.append(f" failed: {outcome.failure}", style="red")
         error = [_error(outcome.error)] * has_errors
         found = verdicts(task, ours, outcome) if judged else []
-        claim = next((one for one in found if one.quantity == "time"), None)
+        claim = next((verdict for verdict in found if verdict.quantity == "time"), None)
         quotient = "" if outcome is ours else _quotient(ratio(ours, outcome), claim)
         goal = _goal(claim) if claim else [""] * (2 * judged)
         table.add_row(name, amount(outcome.figure, task.unit), *error, quotient, *goal)
-        for one in found:
-            if one is not claim:
-                table.add_row(*_extra(one, ours, outcome, has_errors), *_goal(one))
+        for verdict in found:
+            if verdict is not claim:
+                table.add_row(*_extra(verdict, ours, outcome, has_errors), *_goal(verdict))
     console.print(f"\n{task.title}", style="bold", markup=False)
     console.print(table)
     if task.note:
         console.print(task.note, style="dim", markup=False)
 
 
-def _extra(one: Verdict, ours: Outcome, outcome: Outcome, has_errors: bool) -> list[str]:
-    """Return the cells of a claim that is not about time."""
-    if one.quantity == "evaluations":
+def _extra(verdict: Verdict, ours: Outcome, outcome: Outcome, has_errors: bool) -> list[str]:
+    """Return the cells of a goal that is not about time."""
+    text, quotient = "  error: mlxopt's / its", f"{verdict.ratio:.2f}"
+    if verdict.quantity == "evaluations":
         text = f"  evaluations: mlxopt's {ours.evaluations:,}, its {outcome.evaluations:,}"
-        return [text, "", *[""] * has_errors, f"{one.ratio:.2f}"]
-    if outcome is ours:
-        return ["  its error", "", *[""] * has_errors, ""]
-    return ["  error: mlxopt's in its", "", *[""] * has_errors, f"{one.ratio:.2f}"]
+    elif outcome is ours:
+        text, quotient = "  its error", ""
+    return [text, "", *[""] * has_errors, quotient]
 
 
-def _goal(one: Verdict) -> list[str]:
-    text = f"≥ {one.goal:g}×" if one.inverse else f"≤ {one.goal:g}"
-    return [text, "[green]met[/]" if one.met else "[red]not met[/]"]
+def _goal(verdict: Verdict) -> list[str]:
+    text = f"≥ {verdict.goal:g}×" if verdict.inverse else f"≤ {verdict.goal:g}"
+    return [text, "[green]met[/]" if verdict.met else "[red]not met[/]"]
 
 
 def _quotient(value: float, claim: Verdict | None) -> str:
     if math.isnan(value):
         return ""
-    if claim is not None and claim.inverse:
-        return (
-            f"{significant(1 / value)}× faster" if value <= 1 else f"{significant(value)}× slower"
-        )
-    return significant(value)
+    if claim is None or not claim.inverse:
+        return significant(value)
+    return f"{significant(1 / value)}× faster" if value <= 1 else f"{significant(value)}× slower"
 
 
 def _error(value: float | None) -> str:
@@ -102,7 +100,7 @@ def _error(value: float | None) -> str:
 
 
 def amount(value: float, unit: str) -> str:
-    """Return seconds or bytes as people write them."""
+    """Return seconds or bytes with a unit."""
     if math.isnan(value):
         return ""
     if unit == "bytes":
@@ -112,7 +110,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def significant(value: float, digits: int = 2) -> str:
-    """Return a number with at least so many digits, never in powers of ten: 0.0032, 0.32, 321."""
+    """Return a number with at least `digits` digits and without an exponent: 0.0032, 0.32, 321."""
     if not value > 0:
         return f"{value:g}"
     return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(value)))}f}"
@@ -121,34 +119,38 @@ def significant(value: float, digits: int = 2) -> str:
 def print_end(
     console: Console, settings: dict[str, Any], absent: list[str], results: Results
 ) -> None:
-    """Print how many goals were met, what was not compared, and whether to believe it."""
-    found = [
-        one
-        for _, task, outcomes in results
-        for other in outcomes
-        for one in verdicts(task, outcomes[0], other)
-    ]
+    """Print the number of goals met, the conditions, and the peers that are not installed."""
     lines = []
     if not settings["quick"]:
-        lines.append(f"{sum(one.met for one in found)} of {len(found)} goals met.")
+        met = [
+            verdict.met
+            for _, task, outcomes in results
+            for other in outcomes
+            for verdict in verdicts(task, outcomes[0], other)
+        ]
+        lines.append(f"{sum(met)} of {len(met)} goals met.")
     rest, rounds = settings["rest_seconds"], settings["most_rounds"]
     lines.append(
-        f"Medians of up to {rounds} runs, in turn, each after {rest:g} s of rest; an error is that "
-        f"of the parameters, in the largest of them. It all took {settings['seconds']:.0f} s."
+        f"Medians of up to {rounds} runs, in turn, each after {rest:g} s of rest; errors are "
+        f"relative to the largest parameter. Total time {settings['seconds']:.0f} s."
     )
     if absent:
         lines.append(f"Not installed, so not compared: {', '.join(absent)}.")
     if settings.get("others", 0.0) > _BUSY:
         lines.append(
-            f"Other processes took {settings['others']:.0%} of the CPUs meanwhile, and slow some "
-            f"libraries more than others: on a quiet machine the ratios may differ."
+            f"Other processes used {settings['others']:.0%} of the CPUs, which slows some "
+            f"libraries more than others: on an idle machine the ratios may differ."
         )
     console.print("\n" + "\n".join(lines), markup=False)
 
 
 def to_json(machine: dict[str, Any], settings: dict[str, Any], results: Results) -> dict[str, Any]:
-    """Return everything that was measured."""
-    return {"machine": machine, "settings": settings, "tasks": [_task(*one) for one in results]}
+    """Return all measurements."""
+    return {
+        "machine": machine,
+        "settings": settings,
+        "tasks": [_task(*result) for result in results],
+    }
 
 
 def _task(workload: str, task: Task, outcomes: list[Outcome]) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def _task(workload: str, task: Task, outcomes: list[Outcome]) -> dict[str, Any]:
                 "error": outcome.error,
                 "evaluations": outcome.evaluations,
                 "failure": outcome.failure,
-                "goals": [one._asdict() for one in verdicts(task, ours, outcome)],
+                "goals": [verdict._asdict() for verdict in verdicts(task, ours, outcome)],
             }
             for outcome in outcomes
         ],
@@ -179,4 +181,4 @@ def _task(workload: str, task: Task, outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON knows no NaN
+    return value if math.isfinite(value) else None  # JSON has no NaN

@@ -1,8 +1,8 @@
 """Full-batch SGD: time per step of `minimize` against the plain MLX loop, on one BLAS, in one run.
 
 Run it with `python tests/benchmarks/steps.py`. The two are timed alternately, each after a short
-rest (spinning threads of one would slow the other), and the medians compared; on a shared machine
-only the ratio means anything.
+rest (spinning threads of one would slow the other). On a shared machine only the ratio of the
+medians is meaningful.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def loss(w: mx.array, X: mx.array, y: mx.array) -> mx.array:
 
 
 def plain(X: mx.array, y: mx.array, steps: int) -> mx.array:
-    """Take the steps as MLX's documentation writes the loop."""
+    """Return the parameters after the loop of MLX's documentation."""
     w = mx.zeros(X.shape[1])
     gradient = mx.grad(loss)
     for _ in range(steps):
