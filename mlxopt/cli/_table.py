@@ -1,8 +1,9 @@
-"""A person's CSV file as numbers: every cell read exactly, or an error that names its line."""
+"""A CSV file as numbers: every cell read exactly, or an error that names its line."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import difflib
 import hashlib
 import io
@@ -11,38 +12,41 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from mlxopt.cli._cells import CellError, is_missing, is_number, marked_number, read_numbers
 
-_BLOCK = 20_000  # rows turned into numbers at once: text takes ten times the memory
+_BLOCK = 20_000  # rows converted at once: text takes ten times the memory of numbers
 _SHOWN = 5  # columns named in a message
 MOST_NAMES = 12  # in a list of columns
 
+Records = Iterator[tuple[int, list[str]]]  # each with the line at which it begins
+
 
 class TableError(ValueError):
-    """The file cannot be read as the table that was asked for; the message says where and why."""
+    """The file cannot be read as the requested table; the message says where and why."""
 
 
-class Table(NamedTuple):
-    """What was read, and how."""
+@dataclasses.dataclass
+class Table:
+    """The contents of a CSV file, and how it was read."""
 
     path: Path
     features: list[str]  # p names
     target: str  # name
-    values: np.ndarray  # (rows, p) float64: the features, without the rows left out
-    outcomes: list[str]  # rows texts: the target, stripped
-    lines: list[int]  # rows numbers: where in the file each row begins
+    unused: list[str]  # names of the other columns
     sha256: str  # of the file's bytes, in hexadecimal
     bytes: int
     byte_order_mark: bool
-    rows_read: int
-    duplicates: int  # rows that repeat an earlier one in every cell
-    blank: list[int]  # line numbers
-    left_out: list[tuple[int, list[str]]]  # line number, columns whose value is missing
-    unused: list[str]  # columns
+    values: np.ndarray  # (rows, p) float64: the features of the complete rows
+    outcomes: list[str] = dataclasses.field(default_factory=list)  # the target, stripped
+    lines: list[int] = dataclasses.field(default_factory=list)  # where the rows begin
+    rows_read: int = 0
+    duplicates: int = 0  # rows that repeat an earlier row in every cell
+    blank: list[int] = dataclasses.field(default_factory=list)  # line numbers
+    left_out: list[tuple[int, list[str]]] = dataclasses.field(default_factory=list)
+    """Line numbers of incomplete rows, with the columns whose values are missing."""
 
 
 def read_table(
@@ -50,146 +54,121 @@ def read_table(
 ) -> Table:
     """Read the target and the features from a CSV file with a header line.
 
-    Nothing is guessed or converted: a feature is a column of plain decimal numbers. A row with a
-    missing value in a column that is used is left out, and noted; blank lines are skipped, and
-    noted.
+    A feature is a column of plain decimal numbers; nothing is guessed or converted. Rows with a
+    missing value in a used column are left out, blank lines are skipped, and both are recorded.
 
     Args:
         path: the file, in UTF-8.
         target: the column to predict; numbers or labels.
         features: the columns to predict from; None takes all others.
-        delimiter: what stands between two cells, one character.
+        delimiter: the character between two cells.
 
     Raises:
         TableError: the file cannot be read, is not a well-formed table, lacks a column, or has a
             cell that is neither a number nor missing.
     """
-    data = _read_bytes(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {error.strerror}.") from None
     _check_text(path, data)
     records = _records(path, data, delimiter)
     header_line, header = next(records, (0, []))
     names = [name.strip() for name in header]
     _check_header(path, header_line, names, target, delimiter)
     chosen = _choose(path, names, target, features)
-    reader = _Reader(path, names, chosen, target, delimiter, asked=features is not None)
-    for line, cells in records:
-        reader.take(line, cells)
-    reader.convert()
-    if not reader.rows:
+    unused = [name for name in names if name not in (*chosen, target)]
+    sha256, marked = hashlib.sha256(data).hexdigest(), data.startswith(b"\xef\xbb\xbf")
+    none = np.empty((0, len(chosen)))
+    table = Table(path, chosen, target, unused, sha256, len(data), marked, none)
+    rows, values = _rows(table, records, names, delimiter), [none]
+    while block := list(itertools.islice(rows, _BLOCK)):
+        values.append(_take(table, block, names, asked=features is not None))
+    if not table.rows_read:
         raise TableError(f"{path}: there are no rows below the header (line {header_line}).")
-    if not reader.lines:
-        absent = Counter(name for _, names in reader.left_out for name in names)
+    if not table.lines:
+        absent = Counter(name for _, names in table.left_out for name in names)
         counts = ", ".join(f"{name} in {count:,}" for name, count in absent.most_common(_SHOWN))
         raise TableError(
-            f"{path}: none of the {reader.rows:,} rows is complete; missing are {counts}. Leave "
-            f"such a column out with --features, or fill its cells in."
+            f"{path}: none of the {table.rows_read:,} rows is complete; missing are {counts}. "
+            f"Leave such a column out with --features, or fill its cells in."
         )
-    return Table(
-        path, chosen, target,
-        np.concatenate(reader.values), reader.outcomes, reader.lines,
-        hashlib.sha256(data).hexdigest(), len(data), data.startswith(b"\xef\xbb\xbf"),
-        reader.rows, reader.rows - len(reader.seen), reader.blank, reader.left_out,
-        [name for name in names if name not in (*chosen, target)],
-    )  # fmt: skip
+    table.values = np.concatenate(values)
+    return table
 
 
-class _Reader:
-    """Collects rows as text and turns them into numbers, a block at a time."""
-
-    def __init__(
-        self, path: Path, names: list[str], features: list[str], target: str, delimiter: str,
-        asked: bool,
-    ) -> None:  # fmt: skip
-        self._path, self._names, self._delimiter, self._asked = path, names, delimiter, asked
-        self._features, self._target = features, target
-        self._columns = [names.index(name) for name in features]
-        self._target_column = names.index(target)
-        self._block: list[list[str]] = []
-        self._block_lines: list[int] = []
-        self.rows = 0
-        self.seen: set[int] = set()  # hashes of rows
-        self.values: list[np.ndarray] = []
-        self.outcomes: list[str] = []
-        self.lines: list[int] = []
-        self.blank: list[int] = []
-        self.left_out: list[tuple[int, list[str]]] = []
-
-    def take(self, line: int, cells: list[str]) -> None:
-        """Take one record of the file."""
+def _rows(table: Table, records: Records, names: list[str], delimiter: str) -> Records:
+    """Yield the records that are not blank, checked for their width; count them in the table."""
+    seen = set()
+    for line, cells in records:
         if _is_blank(cells):
-            self.blank.append(line)
-            return
-        if len(cells) != len(self._names):
-            raise TableError(self._wrong_width(line, cells))
-        self.rows += 1
-        self.seen.add(hash(tuple(cells)))
-        self._block.append(cells)
-        self._block_lines.append(line)
-        if len(self._block) == _BLOCK:
-            self.convert()
-
-    def convert(self) -> None:
-        """Turn the block's text into numbers; keep the rows in which nothing is missing."""
-        columns = list(zip(*self._block, strict=True)) or [()] * len(self._names)
-        values = np.empty((len(self._block), len(self._columns)))
-        for position, column in enumerate(self._columns):
-            try:
-                values[:, position] = read_numbers(columns[column])
-            except CellError as error:
-                raise TableError(self._bad_cell(self._features[position], columns, error)) from None
-        outcomes = [cell.strip() for cell in columns[self._target_column]]
-        missing = np.isnan(values)
-        no_outcome = np.array([is_missing(cell) for cell in outcomes], dtype=bool)
-        whole = ~(missing.any(axis=1) | no_outcome)
-        for row in np.flatnonzero(~whole):
-            absent = [self._features[position] for position in np.flatnonzero(missing[row])]
-            absent += [self._target] if no_outcome[row] else []
-            self.left_out.append((self._block_lines[row], absent))
-        self.values.append(values[whole])
-        kept = np.flatnonzero(whole).tolist()
-        self.outcomes += [outcomes[row] for row in kept]
-        self.lines += [self._block_lines[row] for row in kept]
-        self._block, self._block_lines = [], []
-
-    def _wrong_width(self, line: int, cells: list[str]) -> str:
-        found = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
-        message = (
-            f"{self._path}, line {line}: {found} where the header has {len(self._names)} "
-            f"({listed(self._names)}): {_shown(self._delimiter.join(cells))}. "
-        )
-        if len(cells) > len(self._names):
-            return message + (
-                f"Put a cell that holds a {_shown(self._delimiter)} between double quotes, or "
-                f"delete the surplus."
+            table.blank.append(line)
+            continue
+        if len(cells) != len(names):
+            found = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
+            remedy = "Complete the line (an empty cell is a missing value) or delete it."
+            if len(cells) > len(names):
+                remedy = (
+                    f"Put a cell that holds a {_shown(delimiter)} between double quotes, or "
+                    f"delete the surplus."
+                )
+            raise TableError(
+                f"{table.path}, line {line}: {found} where the header has {len(names)} "
+                f"({listed(names)}): {_shown(delimiter.join(cells))}. {remedy}"
             )
-        return message + "Complete the line (an empty cell is a missing value) or delete it."
+        row = hash(tuple(cells))
+        table.rows_read += 1
+        table.duplicates += row in seen
+        seen.add(row)
+        yield line, cells
 
-    def _bad_cell(self, name: str, columns: list[tuple[str, ...]], error: CellError) -> str:
-        line = self._block_lines[error.index]
-        where = f"{self._path}, line {line}, column {name}: {_shown(error.cell.strip())}"
-        column_of_text = not any(map(is_number, columns[self._names.index(name)]))
-        if not (error.is_text and column_of_text):
-            return f"{where} {error.reason}{more_marked(columns[self._names.index(name)])}"
-        others = [
-            other
-            for other, column in zip(self._features, self._columns, strict=True)
-            if any(map(is_number, columns[column]))
-        ]
-        if self._asked or not others:
-            remedy = f"Code {name} as numbers, or leave it out."
-        else:
-            remedy = f"Leave {name} out with {_features(others)}, or code it as numbers."
-        return f"{where} is not a number, nor is any other cell of the column. {remedy}"
+
+def _take(
+    table: Table, block: list[tuple[int, list[str]]], names: list[str], asked: bool
+) -> np.ndarray:
+    """Return the features of the complete rows of a block, and record the rest in the table."""
+    lines, rows = zip(*block, strict=True)
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    values = np.empty((len(block), len(table.features)))
+    for position, name in enumerate(table.features):
+        try:
+            values[:, position] = read_numbers(columns[name])
+        except CellError as error:
+            where = f"{table.path}, line {lines[error.index]}, column {name}"
+            raise TableError(f"{where}: {_bad_cell(table, name, columns, error, asked)}") from None
+    outcomes = [cell.strip() for cell in columns[table.target]]
+    used = [*table.features, table.target]
+    missing = np.column_stack([np.isnan(values), np.array([is_missing(cell) for cell in outcomes])])
+    complete = ~missing.any(axis=1)
+    for row in np.flatnonzero(~complete):
+        table.left_out.append((lines[row], [used[i] for i in np.flatnonzero(missing[row])]))
+    table.outcomes += itertools.compress(outcomes, complete.tolist())
+    table.lines += itertools.compress(lines, complete.tolist())
+    return values[complete]
+
+
+def _bad_cell(
+    table: Table, name: str, columns: dict[str, tuple[str, ...]], error: CellError, asked: bool
+) -> str:
+    """Return the reason why a cell is refused and what to do; the whole column may be text."""
+    shown = _shown(error.cell.strip())
+    if not error.is_text or any(map(is_number, columns[name])):
+        return f"{shown} {error.reason}{more_marked(columns[name])}"
+    others = [other for other in table.features if any(map(is_number, columns[other]))]
+    remedy = f"Leave {name} out with {_features(others)}, or code it as numbers."
+    if asked or not others:
+        remedy = f"Code {name} as numbers, or leave it out."
+    return f"{shown} is not a number, nor is any other cell of the column. {remedy}"
 
 
 def more_marked(cells: Sequence[str]) -> str:
-    """Return a sentence that says so if several cells are numbers with marks, else nothing."""
+    """Return a sentence for a message if several cells are numbers with marks, else ""."""
     marked = (cell for cell in cells if not is_number(cell) and marked_number(cell))
     return " The column has more such cells." if len(list(itertools.islice(marked, 2))) > 1 else ""
 
 
 def _features(names: list[str]) -> str:
-    """Return the option that asks for these columns, as a shell takes it."""
+    """Return the option that selects these columns, quoted for a shell."""
     if len(names) > MOST_NAMES:
         return f"--features and the names of the others ({listed(names)})"
     line = io.StringIO()
@@ -197,15 +176,8 @@ def _features(names: list[str]) -> str:
     return f"--features {shlex.quote(line.getvalue())}"
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TableError(f"{path} cannot be read: {error.strerror}.") from None
-
-
 def _check_text(path: Path, data: bytes) -> None:
-    """Raise TableError unless the bytes are text in UTF-8, and not blank."""
+    """Raise TableError unless the bytes are UTF-8 text, and not blank."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise TableError(
             f"{path}, line 1: the file is in UTF-16 (it begins with that byte order mark). Save it "
@@ -222,8 +194,8 @@ def _check_text(path: Path, data: bytes) -> None:
     except UnicodeDecodeError as error:
         raise TableError(
             f"{path}, line {_line_at(error.object, error.start)}: the byte "
-            f"0x{error.object[error.start]:02x} is "
-            f"not UTF-8. Save the file as UTF-8 (it may be in Windows-1252 or Latin-1)."
+            f"0x{error.object[error.start]:02x} is not UTF-8. Save the file as UTF-8 (it may be in "
+            f"Windows-1252 or Latin-1)."
         ) from None
     if blank:
         raise TableError(f"{path}: the file is empty. A header line and rows were expected.")
@@ -234,29 +206,24 @@ def _line_at(data: bytes, position: int) -> int:
     return 1 + before.count(b"\n") + before.count(b"\r") - before.count(b"\r\n")
 
 
-def _records(path: Path, data: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line at which each record begins, and its cells; blank lines before the header
-    are not told.
-    """
+def _records(path: Path, data: bytes, delimiter: str) -> Records:
+    """Yield the records from the header on, which blank lines may precede."""
     spaces = delimiter != " "  # a cell may be quoted after a space: 1, "2"
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaces)
-    started = False
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise TableError(f"{path}, {_explain(str(error), line, reader.line_num)}") from None
-        if cells is None:
-            return
-        started = started or not _is_blank(cells)
-        if started:
-            yield line, cells
+    line, started = 1, False
+    try:
+        for cells in reader:
+            started = started or not _is_blank(cells)
+            if started:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise TableError(f"{path}, {_explain(str(error), line, reader.line_num)}") from None
 
 
 def _explain(message: str, begin: int, end: int) -> str:
-    """Return what a complaint of the csv module about lines `begin` to `end` means."""
+    """Return the meaning of an error of the csv module in lines `begin` to `end`."""
     if "unexpected end of data" in message:
         return f"line {begin}: a double quote is opened here and never closed. Close or delete it."
     if "field larger" in message:
@@ -311,7 +278,7 @@ def _no_column(where: str, name: str, names: list[str], delimiter: str) -> str:
 
 
 def _choose(path: Path, names: list[str], target: str, features: list[str] | None) -> list[str]:
-    """Return the features to use, checked."""
+    """Return the names of the features, checked."""
     if features is None:
         features = [name for name in names if name != target]
         if not features:
@@ -329,12 +296,12 @@ def _choose(path: Path, names: list[str], target: str, features: list[str] | Non
 
 
 def _shown(text: str) -> str:
-    """Return `text` quoted, and cut if it is long."""
+    """Return `text` quoted, and shortened if it is long."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def listed(names: list[str], most: int = MOST_NAMES) -> str:
-    """Return names in words: the first ones, and how many more there are."""
+    """Return the first names, and the number of the others, in words."""
     shown = [name if len(name) <= 40 else name[:37] + "..." for name in names[:most]]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(shown) + more
