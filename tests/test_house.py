@@ -34,7 +34,7 @@ ROOMS = [
     ["_result"],
     ["losses", "data", "plots", "prox", "schedules", "_functional", "_progress", "_resume"],
     ["special", "linalg"],
-    ["_stop"],
+    ["_stop", "_bounds"],
     ["_platform", "_checks", "_report"],
     ["_krylov", "_dense"],
     ["_operation", "_tree", "_status"],
