@@ -14,7 +14,7 @@ from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Phase, Recorder
 from mlxopt._resume import resumed
 from mlxopt._status import Status, warn
-from mlxopt._stop import ROUNDINGS, Progress, Stall, StopRule, explain, improves
+from mlxopt._stop import ROUNDINGS, Progress, Stall, Steps, StopRule, explain, improves
 from mlxopt._tree import Params, dtype_name, epsilon, leaves, working_dtype
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._base import STATE_FIELDS
@@ -71,6 +71,7 @@ class Loop:
         if any(isinstance(rule, Stall) for rule in self.stop):  # in place of the optimizer's
             rules = tuple(rule for rule in rules if not isinstance(rule, Stall))
         rules = (*rules, *self.stop)
+        most = min((rule.max_steps for rule in rules if isinstance(rule, Steps)), default=None)
         stride = stride or self.stride or optimizer.stride
         began, earlier = time.perf_counter(), objective.evaluations
         self.evaluations -= earlier
@@ -93,8 +94,8 @@ class Loop:
                 status = self._record(objective, state, 0, record)
                 status = status or _status(rules, progress, state)
                 while status is None:
-                    left = min((rule.steps_left(progress) for rule in rules), default=stride)
-                    state, taken = optimizer.advance(objective, state, int(min(stride, left)))
+                    count = stride if most is None else min(stride, most - steps)
+                    state, taken = optimizer.advance(objective, state, count)
                     steps += taken
                     value, optimality = state.value, state.optimality
                     if improves(value, optimality, best.value, best.optimality, noise):
@@ -162,7 +163,11 @@ class Loop:
 
 def _status(rules: tuple[StopRule, ...], progress: Progress, state: Any) -> Status | None:
     """Return the reason to stop, if there is one: that of a rule, or the optimizer's own."""
-    status = next((rule.status for rule in rules if rule.check(progress)), None)
+    status = None
+    for rule in rules:
+        if rule.check(progress):
+            status = rule.status
+            break
     if state.status is None or status is Status.CONVERGED:
         return status
     # At a gradient of exactly zero there is no direction to search.

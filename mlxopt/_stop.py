@@ -8,7 +8,6 @@ entry for each problem that is still running.
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
@@ -48,16 +47,17 @@ class Progress(NamedTuple):
             step: steps taken in this phase.
             seconds: since the run began.
         """
-        better = moved & ((value < self.lowest) | (optimality < self.flattest))
+        lower, flatter = value < self.lowest, optimality < self.flattest
+        better = moved & (lower | flatter)
         return Progress(
             step,
             seconds,
             value,
             optimality,
-            np.minimum(self.lowest, value),
-            np.minimum(self.flattest, optimality),
-            (self.stalled + moved) * (1 - better),
-            (self.idle + 1) * (1 - better),
+            _where(lower, value, self.lowest),
+            _where(flatter, optimality, self.flattest),
+            _where(better, 0, self.stalled + moved),
+            _where(better, 0, self.idle + 1),
         )
 
 
@@ -83,10 +83,6 @@ class StopRule(ABC):
     def check(self, progress: Progress) -> Number:
         """Return whether to stop: a bool, or in `minimize_many` a bool array of shape (A,)."""
 
-    def steps_left(self, progress: Progress) -> float:
-        """Return the number of steps after which the rule must be checked again."""
-        return math.inf
-
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance(StopRule):
@@ -110,10 +106,6 @@ class Steps(StopRule):
     def check(self, progress: Progress) -> Number:
         """Return whether the steps have been taken."""
         return progress.step >= self.max_steps
-
-    def steps_left(self, progress: Progress) -> float:
-        """Return the number of steps left to take."""
-        return self.max_steps - progress.step
 
 
 class AllSteps(Steps):
@@ -189,6 +181,13 @@ def check_stop(stop: Any) -> tuple[StopRule, ...]:
     return rules
 
 
+def _where(condition: Number, new: Number, old: Number) -> Number:
+    """Return `new` where the condition holds, else `old`."""
+    if isinstance(condition, np.ndarray):
+        return np.where(condition, new, old)
+    return new if condition else old  # in a tenth of the time
+
+
 def improves(
     value: Number, optimality: Number, best_value: Number, best_optimality: Number, noise: float
 ) -> Number:
@@ -203,8 +202,9 @@ def improves(
         best_optimality: the optimality there.
         noise: the relative rounding error of the loss.
     """
-    level = np.abs(value - best_value) <= noise * np.abs(best_value)
-    return np.where(level, optimality < best_optimality, value < best_value)
+    level = abs(value - best_value) <= noise * abs(best_value)
+    lower, flatter = value < best_value, optimality < best_optimality
+    return (level & flatter) | (lower > level)
 
 
 def explain(status: Status, start: Any, end: Any) -> Status:

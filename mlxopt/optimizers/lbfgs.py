@@ -184,21 +184,21 @@ def _with_pair(
     slots: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """Return the rows with the trial's pair, their products with it, slope and optimality."""
-    rows, new = with_rows(trial, grad, params, old_grad, rows, slots)
-    return rows, inner_products(rows, new), mx.inner(new[-1], direction), largest_entry(grad)
+    rows, new, _, g = with_rows(trial, grad, params, old_grad, rows, slots)
+    return rows, inner_products(rows, new), mx.inner(g, direction), largest_entry(grad)
 
 
 def with_rows(
     trial: Params, grad: Params, params: Params, old_grad: Params, rows: mx.array, slots: mx.array
-) -> tuple[mx.array, mx.array]:
-    """Return the rows with s, y and the gradient of a trial at `slots`, and these three alone."""
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Return the rows with s, y and the gradient of a trial at `slots`, these three, s and g."""
     dtype = rows.dtype
     g = ravel(grad, dtype)
     s = ravel(trial, dtype) - ravel(params, dtype)  # as rounded, not as intended
     new = mx.stack([s, g - ravel(old_grad, dtype), g])
     rows = mx.array(rows)  # a name of its own: assignment would change the old state
     rows[slots] = new
-    return rows, new
+    return rows, new, s, g
 
 
 def inner_products(rows: mx.array, new: mx.array) -> mx.array:

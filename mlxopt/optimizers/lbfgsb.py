@@ -250,8 +250,7 @@ def _measure(
     """Return new rows, their products, and the numbers that judge the trial."""
     dtype = rows.dtype
     lower, upper = bounds
-    rows, new = with_rows(trial, grad, params, old_grad, rows, slots)
-    s, _, g = new
+    rows, new, s, g = with_rows(trial, grad, params, old_grad, rows, slots)
     x = ravel(trial, dtype)
     # Where the path has met a bound it continues without that parameter.
     clipped = ((x <= lower) & (direction < 0)) | ((x >= upper) & (direction > 0))
