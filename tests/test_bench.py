@@ -32,7 +32,7 @@ from mlxopt._platform import blas
 from mlxopt.cli import app
 
 lent = pytest.mark.skipif(
-    blas.start().library is None, reason="MLX has no BLAS but its own here to switch from"
+    blas.binding().library is None, reason="MLX has no BLAS but its own here to switch from"
 )
 
 
@@ -142,10 +142,10 @@ def test_a_nan_is_no_small_error():
 
 @lent
 def test_the_stock_blas_is_there_for_one_run_and_gone_after_it():
-    before = blas.start().library
+    before = blas.binding().library
     seen = []
-    bare = Contestant("bare", lambda: seen.append(blas.start().library), stock=True)
-    other = Contestant("other", lambda: seen.append(blas.start().library))
+    bare = Contestant("bare", lambda: seen.append(blas.binding().library), stock=True)
+    other = Contestant("other", lambda: seen.append(blas.binding().library))
     contest.compete(Task("t", [bare, other]), rest=0.0, most_rounds=1)
     assert seen == [None, before, None, before]
 
@@ -153,7 +153,7 @@ def test_the_stock_blas_is_there_for_one_run_and_gone_after_it():
         raise ValueError
 
     contest.compete(Task("t", [Contestant("a", breaks, stock=True)]), rest=0.0, most_rounds=1)
-    assert blas.start().library == before
+    assert blas.binding().library == before
 
 
 def test_the_data_of_a_task_can_be_let_go():

@@ -24,6 +24,7 @@ NumPy and SciPy too, unless `OPENBLAS_NUM_THREADS=1`.
 """
 
 import ctypes
+import functools
 import mmap
 import os
 import re
@@ -347,8 +348,15 @@ def bind() -> Binding:
         return _current
 
 
-def start() -> Binding:
-    """Bind at the first computation, unless `unbind` was called; return the binding in force."""
+@functools.cache  # whose later calls are free
+def start() -> None:
+    """Bind at the first computation, unless `unbind` was called before."""
+    if _current is None:
+        bind()
+
+
+def binding() -> Binding:
+    """Return the binding in force; bind if nothing was computed yet."""
     return _current or bind()
 
 

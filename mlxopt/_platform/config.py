@@ -34,7 +34,7 @@ def facts() -> list[tuple[str, str]]:
     """Return rows of a name and a text; a row without a name continues the one above."""
     packages = ("mlxopt", "mlx", "numpy", "scipy")
     where = f"{platform.system()} {platform.machine()}"
-    binding = blas.start()
+    binding = blas.binding()
     rows = [
         *((name, _version(name)) for name in packages),
         ("Python", f"{platform.python_version()} on {where}"),

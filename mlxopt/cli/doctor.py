@@ -79,7 +79,7 @@ def _advice() -> list[str]:
         lines.append(
             "Install g++ (on Debian: apt-get install g++), so that MLX can fuse operations."
         )
-    library = blas.start().library
+    library = blas.binding().library
     if library is None:
         lines.append("A faster BLAS would make most fits many times faster; see the reason above.")
     elif library != "MKL" and platform.machine() == "x86_64":

@@ -16,7 +16,7 @@ import numpy as np
 blas = importlib.import_module(
     "mlxopt._platform.blas" if find_spec("mlxopt._platform") else "mlxopt._blas"
 )
-binding = blas.start if hasattr(blas, "start") else blas.binding
+binding = blas.binding
 
 # Import names and the names of the distributions.
 PEERS = {
