@@ -16,7 +16,7 @@ from mlxopt._objective import Objective
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._result import TrainResult
-from mlxopt._resume import check_init, check_make
+from mlxopt._resume import check_init, check_state
 from mlxopt._status import Status, warn
 from mlxopt._stop import StopRule, check_stop
 from mlxopt._tree import (
@@ -205,7 +205,7 @@ class _Epochs(Optimizer[TrainState]):
         with device_for(params):
             state = TrainState(params, initial_buffers(self.rule, params), 0, (), 0, 0.0, 0)
         if self.resume is not None:
-            check_make(self.rule, self.resume, state)
+            check_state(self.rule, self.resume, state)
             state = self.resume._replace(status=None, moved=False)
         self.end = state.epoch + self.epochs
         self.groups = self._groups(objective, state)

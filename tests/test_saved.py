@@ -269,7 +269,7 @@ def test_in_a_list_the_state_is_that_of_the_first_optimizer():
     rest: list[Any] = [(mo.Adam(1e-2), 10), (mo.LBFGS(), 5)]
     resumed = mo.minimize(valley, start(), rest, tol=0, init=first.state)
     assert make(resumed.state) == make(whole.state)
-    with pytest.raises(TypeError, match="DescentState; Adam goes on from one of type FirstOrderSt"):
+    with pytest.raises(TypeError, match="DescentState; Adam resumes from a FirstOrderSt"):
         mo.minimize(valley, start(), stages, init=whole.state)
 
 
@@ -568,7 +568,7 @@ def _state(optimizer, params=None, **options):
 @pytest.mark.parametrize(
     ("init", "error", "words"),
     [
-        (lambda: _state(mo.Adam()), TypeError, "FirstOrderState; LBFGS goes on .*DescentState"),
+        (lambda: _state(mo.Adam()), TypeError, "FirstOrderState; LBFGS resumes .*DescentState"),
         (
             lambda: _state(mo.LBFGS(memory=3)),
             ValueError,
@@ -601,9 +601,9 @@ def test_a_wrong_init_is_told_what_is_wrong(init, error, words):
 
 
 def test_a_state_of_another_rule_of_the_same_kind():
-    with pytest.raises(ValueError, match=r"init\.buffers is a dict .* on from a Moments"):
+    with pytest.raises(ValueError, match=r"init\.buffers is a dict .* resumes from a Moments"):
         mo.minimize(valley, start(), mo.Adam(), init=_state(mo.Momentum(1e-3)))
-    with pytest.raises(ValueError, match=r"init\.memory is a ConjugateMemory; BFGS\(\) goes on"):
+    with pytest.raises(ValueError, match=r"init\.memory is a ConjugateMemory; BFGS\(\) resumes"):
         mo.minimize(valley, start(), mo.BFGS(), init=_state(mo.ConjugateGradient()))
 
 
@@ -627,12 +627,12 @@ def test_wrong_states_for_train():
     good = mo.train(squared_loss, BEGIN, mo.Adam(), batches()).state
     with pytest.raises(ValueError, match=r"init\.buffers"):
         mo.train(squared_loss, BEGIN, mo.Momentum(0.1), batches(), init=good)
-    with pytest.raises(ValueError, match="expected two trees of one make"):
+    with pytest.raises(ValueError, match="expected two trees of the same structure"):
         mo.train(squared_loss, {"w": mx.zeros(5)}, mo.Adam(), batches(), init=good)
     wrong: Any = _state(mo.Adam())
-    with pytest.raises(TypeError, match=r"FirstOrderState; Adam goes on from .* TrainState"):
+    with pytest.raises(TypeError, match=r"FirstOrderState; Adam resumes from .* TrainState"):
         mo.train(lambda p, *_: valley(p), start(), mo.Adam(), batches(), init=wrong)
-    with pytest.raises(TypeError, match=r"TrainState; Adam goes on from .* FirstOrderState"):
+    with pytest.raises(TypeError, match=r"TrainState; Adam resumes from .* FirstOrderState"):
         mo.minimize(squared_loss, BEGIN, mo.Adam(), *regression()[:2], init=good)
 
 
