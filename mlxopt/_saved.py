@@ -1,15 +1,18 @@
-"""An optimizer and its state in a file, to be taken up again another day or on another machine.
+"""An optimizer and its state in a file, to resume a run later or on another machine.
 
-The file is in the safetensors format: the arrays under readable names (`state.params['w']`), and
-all else as JSON in the header's metadata, under the key "tree". (MLX does not write float64: such
-arrays are stored as the int64 of the same bits.) So it holds values alone, and loading runs no code
-that came with it: a class is stored by name, and looked up among those of mlxopt and those that the
-reader hands in.
+The file is in the safetensors format: arrays under their paths (`state.params['w']`), and the rest
+as JSON in the header's metadata, under the key "tree". It holds values alone, and loading runs no
+code from it: classes are looked up by name, among those of mlxopt and those passed to `load`.
 
-The JSON is {"optimizer": x, "state": x, "nodes": [...]}. A value x is null, a boolean, a number or
-a string, which stand for themselves; {"float": "inf"}; {"status": "CONVERGED"}; or {"at": i}, the
-i-th node. Nodes are containers and arrays, children first, each stored once: where a state holds
-one array in two places, as some methods look for, so does the state that is loaded.
+The JSON of format 2 is [optimizer, state]. Null, booleans, numbers, strings and lists stand for
+themselves, and an object of one key for anything else:
+
+    {"tuple": [x, ...]}
+    {"dict": [[key, x], ...]}
+    {"class": [name, [[field, x], ...]]}  a NamedTuple or dataclass, "mlxopt.Adam" or "YourOwn"
+    {"status": "CONVERGED"}
+    {"mlx": [path, dtype]}                an array of MLX; float64 as the int64 of its bits
+    {"rows": [path, dtype]}               of NumPy; "columns" in Fortran order, "number" a scalar
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import os
 import zlib
 from collections.abc import Iterable
@@ -27,53 +29,48 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import optimizers, prox, schedules
+from mlxopt import _train, optimizers, prox, schedules
 from mlxopt._checks import describe_type
 from mlxopt._resume import is_state
 from mlxopt._status import Status
-from mlxopt._train import TrainState
+from mlxopt._tree import children, dtype_name
 
-_VERSION = "1"
-_NUMPY = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-          "float16", "float32", "float64"}  # fmt: skip
+_FORMAT = "2"
+_HINTS = {
+    None: "",
+    "1": " mlxopt 0.1.0 wrote it: resume it with that version, or start from its parameters, which "
+    "mx.load(path, format='safetensors') returns under their paths, state.params... (float64 as "
+    "the int64 of its bits: write array.view(mx.float64)).",
+}
+_KEYS = (type(None), bool, int, str)  # the types that a key of a dict can have
 
 
 def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
-    """Write an optimizer and its state to a file, from which `load` reads both.
+    """Write an optimizer and its state to a file, which `load` reads.
 
-    The file appears whole or not at all, so that a run killed while saving leaves the last file as
-    it was. It holds every hyper-parameter, and all that the state does: parameters, what the
-    optimizer has learnt, the step of a schedule. It does not hold the loss, the data, or the state
-    of MLX's random numbers.
+    The file is written whole or not at all: a run killed while saving leaves the previous file. It
+    holds hyper-parameters and state, but not the loss, the data, or MLX's random state.
 
     Args:
-        path: where; an existing file is replaced. The ending is free, `.safetensors` is usual.
-        optimizer: one of mlxopt's, or your own if it is a dataclass of numbers, strings, arrays,
-            and dataclasses of these (schedules, penalties, other optimizers). None where it holds
-            what no file can, such as a function: build it again where you load.
+        path: of the file, usually with the ending `.safetensors`; an existing one is replaced.
+        optimizer: of mlxopt, or your own dataclass of numbers, strings, arrays and dataclasses;
+            None if it holds anything else, such as a function: build it again where you load.
         state: `result.state`, or a callback's `info.state`.
 
     Raises:
-        TypeError: something in `optimizer` or `state` is of no kind that can be saved.
+        TypeError: `optimizer` or `state` holds something that cannot be saved.
         OSError: the file cannot be written.
 
-    A run that leaves a file behind now and then, and one that takes it up:
+    A run that saves its state at each record, and a second one that resumes it:
 
     >>> import mlx.core as mx, mlxopt as mo, os, tempfile
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = os.path.join(folder.name, "run.safetensors")
     >>> loss = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
-    >>> start = mx.array([-1.2, 1.0])
-    >>> def callback(info):
-    ...     if info.step % 10 == 0:
-    ...         mo.save(path, optimizer, info.state)
-    ...     return info.step == 15  # the power fails
-    >>> optimizer = mo.LBFGS(memory=5)
-    >>> mo.minimize(loss, start, optimizer, callback=callback).status
-    Status.STOPPED
+    >>> start, optimizer = mx.array([-1.2, 1.0]), mo.LBFGS(memory=5)
+    >>> callback = lambda info: mo.save(path, optimizer, info.state)
+    >>> first = mo.minimize(loss, start, optimizer, tol=0, max_steps=15, callback=callback)
     >>> optimizer, state = mo.load(path)
-    >>> optimizer
-    LBFGS(memory=5)
     >>> mo.minimize(loss, start, optimizer, init=state).params
     array([1, 1], dtype=float32)
     """
@@ -83,19 +80,16 @@ def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
         if is_state(optimizer):
             hint = " The optimizer comes before it: save(path, optimizer, state)."
         raise TypeError(f"state is {describe_type(state)}; expected an optimizer's state.{hint}")
-    writer = _Writer()
-    tree = {
-        "optimizer": writer.value(optimizer, "optimizer"),
-        "state": writer.value(state, "state"),
-    }
-    text = json.dumps({**tree, "nodes": writer.nodes}, allow_nan=False)
+    arrays: dict[str, mx.array] = {}
+    classes: dict[str, type] = {}
+    both = (optimizer, "optimizer"), (state, "state")
+    tree = json.dumps([_encode(*item, arrays, classes) for item in both])
+    metadata = {"mlxopt": _FORMAT, "tree": tree, "crc32": _checksum(tree, arrays)}
     target = Path(path)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            checksum = _checksum(text, writer.arrays)
-            marks = {"mlxopt": _VERSION, "tree": text, "crc32": checksum}
-            mx.save_safetensors(file, writer.arrays, marks)
+            mx.save_safetensors(file, arrays, metadata)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
@@ -106,238 +100,170 @@ def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
 def load(path: str | os.PathLike[str], classes: Iterable[type] = ()) -> tuple[Any, Any]:
     """Return the optimizer and the state that `save` wrote to a file.
 
-    Arrays come back bit for bit, in their dtypes. Nothing that the file says is run: of classes it
-    holds the names, and those not of mlxopt must be handed in. The state goes on by
-    `minimize(..., optimizer, ..., init=state)`, or `train`.
+    Arrays are restored bit for bit. To resume, pass the state as `init` to `minimize` or `train`.
 
     Args:
-        path: where it is.
-        classes: your own classes in the file, by their names: an optimizer or a schedule that you
-            wrote, a NamedTuple in its state or in the parameters.
+        path: of the file.
+        classes: your own classes in it: optimizers, schedules, NamedTuples in a state or in params.
 
     Returns:
         (optimizer, state); the optimizer is None if it was saved as None.
 
     Raises:
-        ValueError: the file is none of `save`, or damaged, or holds a class that is not in
-            `classes`, or one that has other fields by now.
+        ValueError: the file is not of `save`, or of another format, or damaged; or it holds a class
+            that is not in `classes`, or whose fields have changed.
         OSError: the file cannot be read.
     """
-    own = _by_name(classes)
+    named = _known() | _by_name(classes)
     with open(path, "rb") as file:
         try:
             loaded: Any = mx.load(file, "safetensors", return_metadata=True, stream=mx.cpu)
             arrays, metadata = loaded
-            mx.eval(arrays)  # now: they are read lazily, and the file may soon be another
-        except Exception as error:  # of many kinds, for the many ways in which a file can be broken
+            mx.eval(arrays)  # before the file is closed or replaced
+        except Exception as error:  # damaged files raise errors of many types
             raise ValueError(f"{path} is no file of mo.save, or it is damaged: {error}") from error
     version = metadata.get("mlxopt")
-    if version != _VERSION:
+    if version != _FORMAT:
         came = "has no mark of mo.save" if version is None else f"has format {version}"
-        raise ValueError(
-            f"{path} {came}; expected a file that mo.save wrote, in format {_VERSION}."
-            + ("" if version is None else " Another version of mlxopt may read it.")
-        )
+        hint = _HINTS.get(version, " Another version of mlxopt may read it.")
+        raise ValueError(f"{path} {came}; expected a file of mo.save in format {_FORMAT}.{hint}")
     try:
         if metadata["crc32"] != _checksum(metadata["tree"], arrays):
             raise ValueError("its checksum is wrong")
-        tree = json.loads(metadata["tree"])
-        reader = _Reader(arrays, own)
-        for node in tree["nodes"]:
-            reader.values.append(reader.node(node))
-        optimizer, state = reader.value(tree["optimizer"]), reader.value(tree["state"])
-    except _Unknown as error:
+        decode = functools.partial(_decode, arrays=arrays, classes=named)
+        optimizer, state = json.loads(metadata["tree"], object_hook=decode)
+    except ImportError as error:  # from _class
         raise ValueError(f"{path} {error}") from None
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not is_state(state):
         raise ValueError(f"{path} is damaged: it holds no optimizer's state.")
     return optimizer, state
 
 
-class _Unknown(Exception):
-    """A class that the file names and nobody knows as it was."""
-
-
-class _Writer:
-    """Turns values into JSON and arrays."""
-
-    def __init__(self) -> None:
-        self.nodes: list[dict[str, Any]] = []
-        self.arrays: dict[str, mx.array] = {}
-        self._seen: dict[int, int] = {}  # the node of an object, by its id
-        self._own: dict[str, type] = {}  # classes that are not of mlxopt
-
-    def value(self, item: Any, path: str) -> Any:
-        """Return what stands for `item`, found at `path`."""
-        if item is None or type(item) in (bool, int, str):
-            return item
-        if type(item) is float:
-            return item if math.isfinite(item) else {"float": str(item)}
-        if isinstance(item, Status):
-            return {"status": item.name}
-        if id(item) not in self._seen:
-            node = self._node(item, path)
-            self.nodes.append(node)
-            self._seen[id(item)] = len(self.nodes) - 1
-        return {"at": self._seen[id(item)]}
-
-    def _node(self, item: Any, path: str) -> dict[str, Any]:
-        if isinstance(item, mx.array):
-            return {"array": self._stored(item, path), "float64": item.dtype == mx.float64}
-        if isinstance(item, (np.ndarray, np.generic)) and item.dtype.name in _NUMPY:
-            columns = isinstance(item, np.ndarray) and item.flags.fnc  # products may round so
-            stored = self._stored(np.asarray(item).T if columns else np.asarray(item), path)
-            kind = "columns" if columns else "rows" if isinstance(item, np.ndarray) else "number"
-            return {"numpy": stored, "dtype": item.dtype.name, "kind": kind}
-        if type(item) is dict:
-            pairs = (
-                (self._key(key, path), child, f"{path}[{key!r}]") for key, child in item.items()
-            )
-            return {"dict": [[key, self.value(child, at)] for key, child, at in pairs]}
-        if type(item) is list or type(item) is tuple:
-            children = [self.value(child, f"{path}[{i}]") for i, child in enumerate(item)]
-            return {type(item).__name__: children}
-        cls: Any = type(item)
-        fields = _fields(cls)
-        if fields is None:
-            raise TypeError(_cannot(item, path))
-        known = _known().get(cls.__name__) is cls
-        if not known and self._own.setdefault(cls.__name__, cls) is not cls:
+def _encode(item: Any, path: str, arrays: dict[str, mx.array], classes: dict[str, type]) -> Any:
+    """Return an item as JSON; add its arrays to `arrays` and its classes to `classes`."""
+    cls: Any = type(item)
+    if cls is float or cls in _KEYS:
+        return item
+    if cls is Status:
+        return {"status": item.name}
+    is_numpy = issubclass(cls, (np.ndarray, np.generic))
+    dtype = dtype_name(item.dtype) if is_numpy or cls is mx.array else ""
+    if dtype == "bool" or hasattr(mx, dtype):
+        kind = "mlx" if not is_numpy else "rows" if issubclass(cls, np.ndarray) else "number"
+        if kind == "rows" and item.flags.fnc:
+            kind = "columns"  # the rounding of products depends on the order
+        bits = np.asarray(item).view(np.int64) if dtype == "float64" else item
+        arrays[path] = mx.array(bits.T if kind == "columns" else bits)
+        return {kind: [path, dtype]}
+    fields = _fields(cls)
+    if fields is not None:
+        members = [(f".{field}", getattr(item, field)) for field in fields]
+    elif cls in (dict, list, tuple):
+        members = children(item) or []
+    else:
+        raise TypeError(_refusal(item, path))
+    values = [_encode(member, path + step, arrays, classes) for step, member in members]
+    if fields is not None:
+        if classes.setdefault(_name(cls), cls) is not cls:
             raise TypeError(f"{path} is of a second class called {cls.__name__}; rename one.")
-        values = {name: self.value(getattr(item, name), f"{path}.{name}") for name in fields}
-        return {"class" if known else "own": cls.__name__, "fields": values}
-
-    def _stored(self, array: mx.array | np.ndarray, name: str) -> str:
-        """Put an array into the file, and return its name there."""
-        if array.dtype in (mx.float64, np.float64):  # which MLX does not write
-            array = np.array(array).view(np.int64)
-        self.arrays[name] = mx.array(array)
-        return name
-
-    @staticmethod
-    def _key(key: Any, path: str) -> Any:
-        if key is None or type(key) in (bool, int, str):
-            return key
-        raise TypeError(f"{path} has the key {key!r}; only strings and whole numbers can be saved.")
+        return {"class": [_name(cls), list(zip(fields, values, strict=True))]}
+    if cls is not dict:
+        return values if cls is list else {"tuple": values}
+    for key in item:
+        if type(key) not in _KEYS:
+            raise TypeError(f"{path} has the key {key!r}; expected a string or a whole number.")
+    return {"dict": list(zip(item, values, strict=True))}
 
 
-class _Reader:
-    """Turns JSON and arrays into values."""
+def _decode(item: dict[str, Any], arrays: dict[str, mx.array], classes: dict[str, type]) -> Any:
+    """Return the value of an object of the JSON, in which other objects are values already."""
+    ((kind, content),) = item.items()
+    simple = {"tuple": tuple, "dict": dict, "status": Status.__getitem__}
+    if kind in simple:
+        return simple[kind](content)
+    name, rest = content
+    if kind == "class":
+        fields = dict(rest)
+        return _class(name, list(fields), classes)(**fields)
+    array = arrays[name].view(mx.float64, stream=mx.cpu) if rest == "float64" else arrays[name]
+    if kind == "mlx":
+        return array
+    host = np.array(array)
+    return {"rows": host, "columns": host.T, "number": host[()]}[kind]
 
-    def __init__(self, arrays: dict[str, mx.array], own: dict[str, type]) -> None:
-        self.arrays, self.own = arrays, own
-        self.values: list[Any] = []  # of the nodes so far
 
-    def value(self, item: Any) -> Any:
-        """Return the value that `item` stands for."""
-        if not isinstance(item, dict):
-            return item
-        ((kind, content),) = item.items()
-        if kind == "at":
-            return self.values[content]
-        return Status[content] if kind == "status" else {"float": float}[kind](content)
-
-    def node(self, node: dict[str, Any]) -> Any:
-        """Return the value of a node, whose children are known."""
-        if "array" in node:
-            array = self.arrays[node["array"]]
-            return array.view(mx.float64, stream=mx.cpu) if node["float64"] else array
-        if "numpy" in node:
-            stored = np.array(self.arrays[node["numpy"]])
-            array = stored.view(np.float64) if node["dtype"] == "float64" else stored
-            return {"columns": array.T, "rows": array, "number": array[()]}[node["kind"]]
-        if "dict" in node:
-            return {key: self.value(child) for key, child in node["dict"]}
-        if "list" in node:
-            return [self.value(child) for child in node["list"]]
-        if "tuple" in node:
-            return tuple(self.value(child) for child in node["tuple"])
-        own = "own" in node
-        cls = self._class(node["own" if own else "class"], list(node["fields"]), own)
-        return cls(**{name: self.value(child) for name, child in node["fields"].items()})
-
-    def _class(self, name: str, fields: list[str], own: bool) -> Any:
-        """Return the class of this name, if it has these fields."""
-        cls = (self.own if own else _known()).get(name)
-        if cls is None and own:
-            raise _Unknown(
-                f"holds an object of the class {name} with the fields {', '.join(fields)}, which "
-                f"is not of mlxopt; pass your class: mo.load(path, classes=[{name}])."
-            )
-        if cls is None:
-            raise _Unknown(f"holds a {name}, which this version of mlxopt does not have.")
-        if (now := _fields(cls)) is None or set(now) != set(fields):
-            raise _Unknown(
-                f"holds a {name} with the fields {', '.join(fields)}; the class has "
-                f"{', '.join(now or ['none'])} now. Load it with the version that saved it."
-            )
-        return cls
+def _class(name: str, fields: list[str], classes: dict[str, type]) -> Any:
+    """Return the class of this name; raise ImportError unless it has these fields."""
+    now = _fields(classes.get(name))
+    if now is not None and set(now) == set(fields):
+        return classes[name]
+    hint = f", which is not of mlxopt; pass it: mo.load(path, classes=[{name}])."
+    if name.startswith("mlxopt."):
+        hint = ", which this version of mlxopt does not have."
+    if now is not None:
+        hint = f"; the class has {', '.join(now)} now. Load it with the version that saved it."
+    raise ImportError(f"holds the class {name} with the fields {', '.join(fields)}{hint}")
 
 
 @functools.cache
 def _known() -> dict[str, type]:
-    """Return the classes of mlxopt that files may name."""
+    """Return the classes of mlxopt that a file can hold, by name."""
     import importlib
 
-    files = Path(optimizers.__path__[0]).glob("*.py")
-    names = [f"{optimizers.__name__}.{file.stem}" for file in files if file.stem != "__init__"]
-    found: list[type] = [TrainState]
-    for module in (prox, schedules, *map(importlib.import_module, sorted(names))):
-        here = [one for one in vars(module).values() if isinstance(one, type)]
-        found += [
-            one for one in here if one.__module__ == module.__name__ and _fields(one) is not None
-        ]
-    return _by_name(found)
-
-
-def _checksum(text: str, arrays: dict[str, mx.array]) -> str:
-    """Return a number that any small damage to these changes."""
-    total = zlib.crc32(text.encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        total = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), total)
-        if array.size:
-            total = zlib.crc32(np.array(array.reshape(-1).view(mx.uint8)).tobytes(), total)
-    return f"{total:08x}"
+    files = sorted(Path(optimizers.__path__[0]).glob("*.py"))
+    modules = [importlib.import_module(f"mlxopt.optimizers.{file.stem}") for file in files]
+    modules = [_train, prox, schedules, *modules]
+    found = [cls for module in modules for cls in vars(module).values() if _fields(cls) is not None]
+    return _by_name(cls for cls in found if cls.__module__.startswith("mlxopt."))
 
 
 def _by_name(classes: Iterable[type]) -> dict[str, type]:
-    """Return classes by their names, having checked them."""
+    """Return classes by their names; raise TypeError or ValueError if a file cannot hold them."""
     named: dict[str, type] = {}
     for cls in classes:
-        if not isinstance(cls, type) or _fields(cls) is None:
+        if _fields(cls) is None:
             raise TypeError(f"classes holds {cls!r}; expected NamedTuples and dataclasses.")
-        if named.setdefault(cls.__name__, cls) is not cls:
+        if named.setdefault(_name(cls), cls) is not cls:
             raise ValueError(f"classes holds two of the name {cls.__name__}; rename one.")
     return named
 
 
-def _fields(cls: type) -> list[str] | None:
-    """Return what a NamedTuple or a dataclass is made of; None for any other class."""
-    names = getattr(cls, "_fields", None)
-    if issubclass(cls, tuple) and names is not None:
-        return list(names)
-    if dataclasses.is_dataclass(cls):
+def _name(cls: type) -> str:
+    """Return the name of a class in the file."""
+    return f"mlxopt.{cls.__name__}" if cls.__module__.startswith("mlxopt.") else cls.__name__
+
+
+def _fields(cls: Any) -> Iterable[str] | None:
+    """Return the fields of a NamedTuple or dataclass; None for anything else."""
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
         return [field.name for field in dataclasses.fields(cls) if field.init]
-    return None
+    return getattr(cls, "_fields", None) if isinstance(cls, type) else None
 
 
-def _cannot(item: Any, path: str) -> str:
-    """Return why something cannot be saved, and what to do."""
-    if callable(item) and hasattr(item, "__qualname__"):
-        what = f"the function {item.__qualname__}"
-    else:
-        what = f"of type {type(item).__module__}.{type(item).__qualname__}"
+def _checksum(tree: str, arrays: dict[str, mx.array]) -> str:
+    """Return the CRC-32 of the JSON and of the arrays with their names, dtypes and shapes."""
+    total = zlib.crc32(tree.encode())
+    for name, array in sorted(arrays.items()):
+        total = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), total)
+        buffer: Any = mx.contiguous(array)
+        total = zlib.crc32(buffer, total)
+    return f"{total:08x}"
+
+
+def _refusal(item: Any, path: str) -> str:
+    """Return the message for an item that cannot be saved."""
+    kind = f"of type {type(item).__module__}.{type(item).__qualname__}"
+    if hasattr(item, "__qualname__"):
+        kind = f"the function {item.__qualname__}"
     text = (
-        f"{path} is {what}, which cannot be saved; expected numbers, strings, arrays, trees of "
-        f"them, or dataclasses and NamedTuples of these."
+        f"{path} is {kind}, which cannot be saved; expected numbers, strings, arrays, and trees, "
+        f"dataclasses and NamedTuples of these."
     )
-    if path.endswith("learning_rate"):
-        text += " For a learning rate take one of mo.schedules, or a dataclass with __call__."
     if path.startswith("optimizer"):
         text += (
-            " Or save the state alone, mo.save(path, None, state), and build the optimizer again "
-            "where you load it."
+            " For a learning rate take one of mo.schedules, or a dataclass with __call__; else "
+            "write mo.save(path, None, state), and build the optimizer again where you load it."
         )
     return text
