@@ -89,12 +89,12 @@ def test_a_vector_may_hold_its_keys_in_another_order():
 @pytest.mark.parametrize(
     ("vector", "error", "words"),
     [
-        ({"a": mx.zeros(2)}, ValueError, ["a dict of ['a']", "['a', 'b']"]),
+        ({"a": mx.zeros(2)}, ValueError, ["a dict with the keys ['a']", "['a', 'b']"]),
         ([mx.zeros(2), mx.zeros(())], ValueError, ["a list of 2", "a dict"]),
         (mx.zeros(3), ValueError, ["shape (3,)", "a dict"]),
         ({"a": mx.zeros(3), "b": mx.zeros(())}, ValueError, ["vector['a']", "(3,)", "(2,)"]),
         ({"a": mx.zeros(2), "b": mx.zeros(1)}, ValueError, ["vector['b']", "(1,)", "()"]),
-        ({"a": np.zeros(2), "b": mx.zeros(())}, TypeError, ["vector['a']", "numpy.ndarray"]),
+        ({"a": np.zeros(2), "b": mx.zeros(())}, TypeError, ["vector['a']", "NumPy"]),
         ({"a": mx.zeros(2) + 1j, "b": mx.zeros(())}, TypeError, ["vector['a']", "complex64"]),
     ],
 )

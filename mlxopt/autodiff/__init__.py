@@ -1,10 +1,10 @@
-"""Derivatives of a user's function, with guards against the ways they go silently wrong.
+"""Derivatives of a user's function, with checks where MLX's own are silently wrong.
 
-MLX differentiates whatever a function returns, so a loss that leaves the graph (through `.item()`,
-`float()` or NumPy) has a gradient that is wrong, often zero, without a word. Integer parameters are
-differentiated in integer arithmetic. Here each of these raises, and says what to write instead.
+A loss that leaves the graph (through `.item()`, `float()` or NumPy) has a gradient that is wrong,
+often zero, without an error. Integer parameters are differentiated in integer arithmetic. Here each
+of these raises, and the message says what to write instead.
 
-All but `check_grads` take a function and return a function. Its parameters may be any tree of float
+All but `check_grads` take a function and return a function. Its parameters can be any tree of float
 arrays; derivatives are trees like it.
 """
 
@@ -15,7 +15,6 @@ from mlxopt.autodiff._guards import (
     check_is_callable,
     checked_loss,
     kept_random_state,
-    random_seed,
     tape_guard,
     with_fixed_draw,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "kept_random_state",
     "over_rows",
     "per_example_grad",
-    "random_seed",
     "sample_rows",
     "tape_guard",
     "unit_rows",

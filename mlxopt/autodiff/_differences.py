@@ -1,4 +1,4 @@
-"""Finite differences that know how far they can be trusted."""
+"""Finite differences with an estimate of their error."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 _RATIO = 4.0  # between two steps
 _STEPS = 0.1 * _RATIO ** -np.arange(13.0)  # from 0.1 to 6e-9
-_COLUMNS = 4  # of the extrapolation: its terms in step², step⁴ and step⁶ are removed
-# Of the points that show the noise: smooth parts vanish from their fourth differences. Three
-# incommensurable ones, since the noise of a rounded function is periodic over short stretches.
+_COLUMNS = 4  # of the extrapolation, which removes the terms in step², step⁴ and step⁶
+# Of the points for the noise, whose fourth differences lack the smooth parts. Three incommensurable
+# spacings, since the noise of a rounded function is periodic over short stretches.
 _SPACINGS = (0.7e-5, 1.3e-5, 3.1e-5)
 
 
@@ -19,23 +19,23 @@ class Difference(NamedTuple):
     """A derivative by finite differences; arrays of shape (k,), float64, one entry an output."""
 
     value: np.ndarray  # the derivative; NaN where the function is not finite on both sides
-    error: np.ndarray  # an estimate of how far off it is
-    level: np.ndarray  # the largest size of the function where it was evaluated
+    error: np.ndarray  # an estimate of its error
+    level: np.ndarray  # the largest absolute value of the function
 
 
 def differentiate(function: Callable[[float], np.ndarray], epsilon: float) -> Difference:
     """Return the derivative at 0 of `function`, which maps a number to an array (k,).
 
     Central differences over falling steps are extrapolated to step zero (Ridders 1982, "Accurate
-    computation of F'(x) and F'(x)F''(x)"); of all that the table holds, each output takes what
-    differs least from its neighbors, where the noise of the function over the step counts as a
-    difference too.
+    computation of F'(x) and F'(x)F''(x)"). Each output takes the entry of the table that differs
+    least from its neighbors; the noise of the function over the step is added to the difference.
 
     Args:
-        function: what to differentiate; 0.1 should be no large step for it.
-        epsilon: the relative rounding error of what it returns, the least noise it can have.
+        function: to differentiate; scaled so that 0.1 is no large step.
+        epsilon: the relative rounding error of its values, the least noise.
     """
-    with np.errstate(all="ignore"):  # infinities outside the domain are dropped below
+    # Infinities outside the domain are dropped below.
+    with np.errstate(all="ignore"):
         ahead = np.array([function(step) for step in _STEPS])
         behind = np.array([function(-step) for step in _STEPS])
         values = np.concatenate([ahead, behind])
@@ -47,7 +47,7 @@ def differentiate(function: Callable[[float], np.ndarray], epsilon: float) -> Di
         before = np.full_like(column, np.nan)  # the column before, from the second one on
         best, least = column[-1], np.full_like(noise, np.inf)
         for k in range(_COLUMNS):
-            # One row further down the table the step is smaller; the first row has none above.
+            # A row further down the table has a smaller step; the first row has none above.
             change = np.abs(column[1:] - column[:-1])
             if k > 0:
                 change = np.maximum(change, np.abs(column[1:] - before[-len(column) + 1 :]))
@@ -63,10 +63,9 @@ def differentiate(function: Callable[[float], np.ndarray], epsilon: float) -> Di
 def _noise(function: Callable[[float], np.ndarray]) -> np.ndarray:
     """Return the standard deviation of the rounding noise of each output, shape (k,).
 
-    From fourth differences, in which what is smooth over 2e-4 cancels (Moré and Wild 2011,
+    From fourth differences, in which parts smooth over 2e-4 cancel (Moré and Wild 2011,
     "Estimating computational noise", equation 2.3): E[(Δᵏf)²] = σ² (2k)! / (k!)².
-    Every output is given at least the noise of the largest, relative to its size: one may show none
-    by luck.
+    An output has at least the noise of the largest, relative to its size: it can show none by luck.
     """
     found = []
     for spacing in _SPACINGS:

@@ -8,15 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxopt._tree import check_params
-from mlxopt.autodiff._guards import Proof, check_is_callable, checked_loss
+from mlxopt._operation import Function
+from mlxopt.autodiff._guards import Proof, checked_loss
 
 
 def value_and_grad(
-    loss: Callable[..., Any],
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    compile: bool = True,
+    loss: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False, compile: bool = True
 ) -> Callable[..., tuple[Any, Any]]:
     """Return a function that computes the value of `loss` and its gradient, as MLX's own does.
 
@@ -27,11 +24,11 @@ def value_and_grad(
         has_aux: whether `loss` returns more than its value.
         compile: trace the loss once under `mx.compile`, for each new structure, shape and dtype of
             its arguments, which proves that it stays on the tape. (Of a Python int or float the
-            type counts and not the value: where such an argument switches what the loss does, only
-            the branch that was traced is proven.) The derivative itself is then evaluated op by op,
-            so a loss may refer to arrays that change between calls. Wrap the result in `mx.compile`
-            to fuse it; what the loss captures is then frozen, so pass it as an argument. False
-            skips the proof, for a loss that really has to branch on values.
+            type counts and not the value: where such an argument selects a branch, only the branch
+            traced is proven.) The derivative itself is then evaluated op by op, so a loss may refer
+            to arrays that change between calls. Wrap the result in `mx.compile` to fuse it; arrays
+            that the loss captures are then frozen, so pass them as arguments. False skips the
+            proof, for a loss that has to branch on values.
 
     Returns:
         a function of the same arguments as `loss`. It returns `(value, gradient)`, or
@@ -41,8 +38,7 @@ def value_and_grad(
     Raises:
         TapeError: the loss reads an array that depends on the parameters back to Python; the
             message names the file and the line.
-        TypeError: a parameter is not a real floating-point array, or the loss returns something
-            that is not one.
+        TypeError: a parameter, or the value of the loss, is not a real floating-point array.
         ValueError: the loss is not a scalar.
 
     >>> import mlx.core as mx, mlxopt as mo
@@ -50,7 +46,6 @@ def value_and_grad(
     >>> mo.value_and_grad(loss)({"w": mx.array([1.0, 2.0])}, mx.array([3.0, 1.0]))
     (array(25, dtype=float32), {'w': array([30, 10], dtype=float32)})
     """
-    check_is_callable(loss)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     checked = checked_loss(loss, has_aux=has_aux)
     derivative = mx.value_and_grad(checked, argnums=argnums)
@@ -59,28 +54,23 @@ def value_and_grad(
     def value_alone(*args: Any, **kwargs: Any) -> Any:
         return checked(*args, **kwargs)[0] if has_aux else checked(*args, **kwargs)
 
-    prove = Proof(value_alone, compile)
+    prove = Proof(value_alone, compile, positions)
 
     @functools.wraps(loss)
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        for position in positions:
-            if not 0 <= position < len(args):
-                raise ValueError(
-                    f"argnums={argnums} but the loss was called with {len(args)} arguments."
-                )
-            check_params(args[position])
-        prove(positions, args, kwargs)
+        if not all(0 <= position < len(args) for position in positions):
+            raise ValueError(
+                f"argnums={argnums} but the loss was called with {len(args)} arguments."
+            )
+        prove(*args, **kwargs)
         return derivative(*args, **kwargs)
 
     return wrapped
 
 
 def grad(
-    loss: Callable[..., Any],
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    compile: bool = True,
-) -> Callable[..., Any]:
+    loss: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False, compile: bool = True
+) -> Function:
     """Return a function that computes the gradient of `loss` alone; see `value_and_grad`.
 
     With `has_aux` it returns `(gradient, aux)`, or `(gradient, aux_1, aux_2, ...)` where the loss

@@ -1,20 +1,31 @@
-"""The guards: a function is called by its right name, stays on the tape, and draws once."""
+"""Checks of a user's function: what it returns, that it stays on the tape, and one random draw."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sysconfig
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._operation import Function, is_refusal
 from mlxopt._platform import blas
-from mlxopt._tree import FLOATS, Tree, dtype_name, leaves, leaves_with_paths, structure
+from mlxopt._tree import (
+    FLOATS,
+    Tree,
+    check_params,
+    describe_structure,
+    dtype_name,
+    leaves,
+    leaves_with_paths,
+    structure,
+)
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
@@ -27,19 +38,19 @@ class TapeError(ValueError):
 def check_is_callable(loss: Any) -> None:
     """Raise TypeError unless `loss` can be called."""
     if not callable(loss):
-        raise TypeError(
-            f"loss is {type(loss).__qualname__}; expected a function of (params, *data)."
-        )
+        kind = type(loss).__qualname__
+        raise TypeError(f"loss is {kind}; expected a function of (params, *data).")
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """Return what a message calls a function: the name its author gave it."""
+def name_of(function: Function) -> str:
+    """Return the name that the author of a function gave it, for messages."""
     function = inspect.unwrap(function)
     return getattr(function, "__name__", type(function).__name__)
 
 
-def checked_loss(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
-    """Return `loss` with a check of what it returns; the check runs on traces, not on numbers."""
+def checked_loss(loss: Function, has_aux: bool = False) -> Function:
+    """Return `loss` with a check that it returns a real scalar; on traces it costs nothing."""
+    check_is_callable(loss)
     name = name_of(loss)
 
     @functools.wraps(loss)
@@ -50,40 +61,21 @@ def checked_loss(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..
                 f"{name} returned {type(result).__qualname__}; with has_aux=True expected a tuple "
                 f"(value, aux)."
             )
-        value = result[0] if has_aux else result
-        if value is None:
-            raise TypeError(
-                f"{name} returned None; expected a scalar mx.array. Is a return missing?"
-            )
-        if not isinstance(value, mx.array):
-            raise TypeError(
-                f"{name} returned {type(value).__module__}.{type(value).__qualname__}, which "
-                f"carries no derivative; expected a scalar mx.array. Compute it with MLX "
-                f"operations (mx.sum, mx.mean), and do not convert it with float(), .item() or "
-                f"NumPy."
-            )
-        if value.size != 1 or value.ndim > 0:
+        value: Any = result[0] if has_aux else result
+        _check_output(f"{name} returned", value, "a scalar mx.array")
+        if value.ndim > 0:
             raise ValueError(
                 f"{name} returned an array of shape {value.shape}; expected a scalar, shape (). "
                 f"Reduce it with mx.mean or mx.sum, or index its one entry."
-            )
-        if value.dtype not in FLOATS:
-            raise TypeError(
-                f"{name} returned dtype {dtype_name(value.dtype)}; expected a real floating-point "
-                f"scalar. "
-                + (
-                    "Take mx.real or mx.abs of it."
-                    if value.dtype == mx.complex64
-                    else "A count has no derivative; use a smooth loss."
-                )
             )
         return result
 
     return checked
 
 
-def checked_function(function: Callable[..., Any]) -> Callable[..., Any]:
+def checked_function(function: Function) -> Function:
     """Return `function` with a check that it returns a tree of real floating-point arrays."""
+    check_is_callable(function)
     name = name_of(function)
 
     @functools.wraps(function)
@@ -94,137 +86,118 @@ def checked_function(function: Callable[..., Any]) -> Callable[..., Any]:
             raise TypeError(f"{name} returned {result!r}; expected an mx.array or a tree of them.")
         for path, leaf in named:
             where = f"{name} returned" + (f", at {path}," if path else "")
-            if not isinstance(leaf, mx.array):
-                raise TypeError(
-                    f"{where} {type(leaf).__module__}.{type(leaf).__qualname__}, which carries no "
-                    f"derivative; expected an mx.array, or a tree of them."
-                )
-            if leaf.dtype not in FLOATS:
-                raise TypeError(
-                    f"{where} dtype {dtype_name(leaf.dtype)}; expected a real floating-point array."
-                )
+            _check_output(where, leaf, "an mx.array, or a tree of them")
         return result
 
     return checked
 
 
+def _check_output(found: str, value: Any, expected: str) -> None:
+    if not isinstance(value, mx.array):
+        advice = (
+            "Is a return missing?"
+            if value is None
+            else "Compute it with MLX operations (mx.sum, mx.mean), not float(), .item() or NumPy."
+        )
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(
+            f"{found} {kind}, which carries no derivative; expected {expected}. {advice}"
+        )
+    if value.dtype not in FLOATS:
+        is_complex = value.dtype == mx.complex64
+        advice = "Take mx.real or mx.abs of it" if is_complex else "Counts have no derivative"
+        kind = dtype_name(value.dtype)
+        raise TypeError(f"{found} dtype {kind}; expected floats of a smooth loss. {advice}.")
+
+
 def check_vector(params: Tree, vector: Tree) -> Tree:
-    """Return `vector` with its leaves in the order and dtypes of `params`, or say what is wrong."""
+    """Return `vector` with its leaves in the order and dtypes of `params`, if it is like it."""
     if structure(vector) != structure(params):
         raise ValueError(
-            f"vector is {_outline(vector)}; expected a tree like params, {_outline(params)}. "
-            f"Build it with mlx.utils.tree_map over params."
+            f"vector is {describe_structure(vector)}; expected a tree like params, "
+            f"{describe_structure(params)}. Build it with mlx.utils.tree_map over params."
         )
     given = dict(leaves_with_paths(vector))
     for path, leaf in leaves_with_paths(params):
         one = given[path]
-        if not isinstance(one, mx.array):
-            raise TypeError(
-                f"vector{path} is {type(one).__module__}.{type(one).__qualname__}; expected an "
-                f"mx.array of shape {leaf.shape}."
+        is_real = isinstance(one, mx.array) and one.dtype != mx.complex64
+        if not is_real or one.shape != leaf.shape:
+            error = ValueError if is_real else TypeError
+            raise error(
+                f"vector{path} is {describe_structure(one)}; expected an mx.array of real numbers "
+                f"of shape {leaf.shape}, the shape of params{path}."
             )
-        if one.shape != leaf.shape:
-            raise ValueError(
-                f"vector{path} has shape {one.shape}; expected {leaf.shape}, the shape of "
-                f"params{path}."
-            )
-        if one.dtype == mx.complex64:
-            raise TypeError(f"vector{path} has dtype complex64; expected real numbers.")
     # By name: two equal dictionaries may hold their keys in different orders.
     return tree_map(lambda leaf, one: one.astype(leaf.dtype), params, vector)
 
 
-def _outline(tree: Tree) -> str:
-    """Return what a message says of the make of a tree."""
-    if isinstance(tree, dict):
-        return f"a dict of {list(tree)}"
-    if isinstance(tree, (list, tuple)):
-        return f"a {type(tree).__name__} of {len(tree)}"
-    if isinstance(tree, mx.array):
-        return f"an mx.array of shape {tree.shape}"
-    return f"{type(tree).__module__}.{type(tree).__qualname__}"
-
-
 class Proof:
-    """A trace of a function, once for each new kind of its arguments: it stays on the tape.
+    """A trace of a function, once for each kind of its arguments, which proves that it is pure MLX.
 
-    Only the arguments at `positions` are traced; the others are constants of the trace, so that a
-    function may read its data as it likes.
+    Only the arguments at `positions`, the parameters, are traced. The others are constants of the
+    trace, so that a function can read its data.
     """
 
-    def __init__(self, function: Callable[..., Any], compile: bool) -> None:
-        self._function, self._wanted = function, compile
+    def __init__(self, function: Function, compile: bool, positions: Sequence[int] = (0,)) -> None:
+        self._function, self._wanted, self._positions = function, compile, positions
         self._seen: set[Any] = set()
 
-    def __call__(self, positions: Sequence[int], args: Any, kwargs: dict[str, Any]) -> None:
-        """Trace, unless that was done for such arguments before; raise TapeError."""
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Check the parameters, and trace unless such arguments were traced; raise TapeError."""
         blas.start()
+        for position in self._positions:
+            check_params(args[position])
         if not self._wanted or (kind := signature((args, kwargs))) in self._seen:
             return
 
         def in_params(params: list[Tree]) -> Any:
-            called = list(args)
-            for position, tree in zip(positions, params, strict=True):
-                called[position] = tree
-            return self._function(*called, **kwargs)
+            traced = dict(zip(self._positions, params, strict=True))
+            return self._function(*(traced.get(i, arg) for i, arg in enumerate(args)), **kwargs)
 
         with tape_guard(self._function), kept_random_state():
-            mx.compile(in_params)([args[position] for position in positions])
+            mx.compile(in_params)([args[position] for position in self._positions])
         self._seen.add(kind)
 
 
 def signature(tree: Tree) -> Any:
-    """Return what a trace depends on: structure, shapes and dtypes."""
+    """Return all that a trace depends on: structure, shapes and dtypes."""
     return repr(structure(tree)), tuple(_kind(leaf) for leaf in leaves(tree))
 
 
 def _kind(leaf: Any) -> Any:
-    """Return what of a leaf a trace depends on: of a flag its value, of a number its type."""
+    # Of a flag the value counts, of a number the type.
     if leaf is None or isinstance(leaf, (bool, str)):
         return leaf
     return type(leaf), getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
 
 
-class tape_guard:
-    """Turn MLX's refusal to evaluate a traced array into a TapeError that names the line."""
-
-    def __init__(self, loss: Callable[..., Any]) -> None:
-        self._name = name_of(loss)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, (ValueError, RuntimeError)) or isinstance(error, TapeError):
-            return
-        if not is_refusal(error):
-            return
-        frame = _user_frame(traceback.extract_tb(trace))
+@contextlib.contextmanager
+def tape_guard(loss: Function) -> Iterator[None]:
+    """Turn the refusal of MLX to evaluate a traced array into a TapeError that names the line."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, TapeError) or not is_refusal(error):
+            raise
+        frame = _user_frame(traceback.extract_tb(error.__traceback__))
         raise TapeError(
-            f"{self._name} reads an array back to Python in {frame.filename}, line {frame.lineno}"
-            f" ({frame.line}), so its derivative may be silently wrong: it is where the value "
-            f"depends on the parameters. Stay in MLX operations: mx.where in place of if, mx.array "
-            f"operations in place of NumPy, and no .item(), float() or print of values. If the "
-            f"read-back does no harm (a branch, a print, a read of the data), pass compile=False; "
-            f"minimize, train and value_and_grad all take it."
+            f"{name_of(loss)} reads an array back to Python in {frame.filename}, line "
+            f"{frame.lineno} ({frame.line}), so its derivative may be silently wrong: it is where "
+            f"the value depends on the parameters. Stay in MLX operations: mx.where in place of "
+            f"if, mx.array operations in place of NumPy, and no .item(), float() or print of "
+            f"values. If the read-back does no harm (a branch, a print, a read of the data), pass "
+            f"compile=False; minimize, train and value_and_grad all take it."
         ) from error
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether this is MLX refusing to evaluate an array of which it knows no value yet."""
-    return "[eval] Attempting to eval an array during function transformations" in str(error)
 
 
 def _user_frame(frames: traceback.StackSummary) -> traceback.FrameSummary:
     """Return the innermost frame of the user's own code, else the innermost frame of all."""
-    for frame in reversed(frames):
-        if not frame.filename.startswith((_PACKAGE, *_LIBRARIES)):
-            return frame
-    return frames[-1]
+    own = [one for one in frames if not one.filename.startswith((_PACKAGE, *_LIBRARIES))]
+    return (own or frames)[-1]
 
 
 class kept_random_state:
-    """Leave MLX's global random state as it was found, and say whether it was used.
+    """Restore MLX's global random state at the end; `used` tells whether it had changed.
 
     `mx.random.state` cannot be assigned, but a seed is a key: `mx.random.seed(s)` sets the key to
     the upper and lower 32 bits of s.
@@ -243,9 +216,9 @@ class kept_random_state:
 
 
 def random_seed() -> int | None:
-    """Return the seed that would set MLX's global random state to what it now is.
+    """Return the seed of the present state of MLX's global generator.
 
-    None where the state is being traced by a caller's own `mx.compile` and so has no value.
+    None where the state is traced by a caller's own `mx.compile` and so has no value.
     """
     try:
         high, low = mx.random.state[0].tolist()  # pyright: ignore[reportIndexIssue]
@@ -254,10 +227,8 @@ def random_seed() -> int | None:
     return (int(high) << 32) | int(low)
 
 
-def with_fixed_draw(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` drawing the same random numbers in every call: the next ones of MLX's
-    global generator, which is left as it is.
-    """
+def with_fixed_draw(function: Function) -> Function:
+    """Return `function` with the same random numbers in every call, the next of MLX's generator."""
     seed = random_seed()
     if seed is None:
         return function

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxopt._operation import Function
 from mlxopt._tree import Tree, check_params, count, leaves, ravel
 from mlxopt.autodiff._guards import (
     Proof,
-    check_is_callable,
     checked_function,
     checked_loss,
     name_of,
-    signature,
     with_fixed_draw,
 )
-from mlxopt.autodiff._rows import can_batch, over_rows, sample_rows, split, unit_rows
+from mlxopt.autodiff._rows import RowMap, split
 
 
-def jacobian(
-    function: Callable[..., Any], flat: bool = False, compile: bool = True
-) -> Callable[..., Any]:
+def jacobian(function: Function, flat: bool = False, compile: bool = True) -> Function:
     """Return a function that computes all first derivatives of what `function` returns.
 
-    It costs about as much as 2 min(m, p) gradients, where p numbers go in and m come out: a row for
-    each output by reverse mode, or a column for each input by the derivative of the reverse mode in
-    the vector that it multiplies. Both use reverse rules alone, so they agree for every operation
-    that has a gradient; MLX's own forward mode lacks many, and passes by the derivative that a
-    custom function brings.
+    For p inputs and m outputs it costs about 2 min(m, p) gradients: a row for each output by
+    reverse mode, or a column for each input by the derivative of the reverse mode in the vector
+    that it multiplies. Both use reverse rules alone, so they agree for every operation that has a
+    gradient; MLX's own forward mode lacks many rules, and ignores the vjp of a custom function.
 
     Args:
         function: a function `function(params, *data, **kwargs)` that returns an array of real
-            floats, or a tree of them. Its random operations see one draw throughout, and the
+            floats, or a tree of them. Its random operations use one draw throughout, and the
             generator is left as it was.
         flat: return one matrix, shape (m, p), rows and columns in the order of `tree_flatten`,
             float64 if any array is and else float32.
@@ -43,9 +38,9 @@ def jacobian(
             does.
 
     Returns:
-        a function `(params, *data, **kwargs)`. What it returns is a tree like the output whose
-        leaves are trees like `params`, each with the shape of the output followed by that of the
-        parameter: (m, p) where a vector goes in and a vector comes out.
+        a function `(params, *data, **kwargs)` that returns a tree like the output whose leaves are
+        trees like `params`, each with the shape of the output followed by that of the parameter:
+        (m, p) for vectors.
 
     Raises:
         TapeError, TypeError, ValueError: as `value_and_grad`, but for the shape of the output.
@@ -55,38 +50,28 @@ def jacobian(
     >>> mo.jacobian(circle)(mx.array(2.0))
     array([4, 12], dtype=float32)
     """
-    check_is_callable(function)
     checked = checked_function(function)
-    prove = Proof(checked, compile)
-    batches: dict[Any, bool] = {}
+    prove, rows = Proof(checked, compile), RowMap()
 
     @functools.wraps(function)
     def wrapped(params: Tree, *data: Any, **kwargs: Any) -> Any:
-        check_params(params)
-        prove((0,), (params, *data), kwargs)
-        drawn, fixed = with_fixed_draw(checked), (params, data, kwargs)
+        prove(params, *data, **kwargs)
+        drawn = with_fixed_draw(checked)
         outputs = drawn(params, *data, **kwargs)
-        inputs, m = count(params), count(outputs)
+        p, m = count(params), count(outputs)
         dtype = mx.result_type(*leaves(params), *leaves(outputs), mx.array(0.0))
-        forward = inputs < m
-        row = _push(drawn, m) if forward else _pull(drawn)
-        size = inputs if forward else m
-        if (kind := signature((*fixed, outputs))) not in batches:
-            batches[kind] = can_batch(row, sample_rows(size, dtype), *fixed)
-        rows = over_rows(row, batches[kind])
-        matrix = unit_rows(lambda units: rows(units, *fixed), size, dtype)
-        matrix = matrix.T if forward else matrix
+        row = _push(drawn, m) if p < m else _pull(drawn)
+        matrix = rows.matrix(row, min(p, m), dtype, params, data, kwargs, kind=outputs)
+        matrix = matrix.T if p < m else matrix
         return matrix if flat else split(matrix, outputs, params)
 
     return wrapped
 
 
-def _pull(function: Callable[..., Tree]) -> Callable[..., mx.array]:
+def _pull(function: Function) -> Function:
     """Return `row(vector, params, data, kwargs)`: vector (m,) times the Jacobian, (p,)."""
 
-    def row(
-        vector: mx.array, params: Tree, data: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> mx.array:
+    def row(vector: mx.array, params: Tree, data: Any, kwargs: Any) -> mx.array:
         def weighed(at: Tree) -> mx.array:
             return mx.inner(ravel(function(at, *data, **kwargs), vector.dtype), vector)
 
@@ -95,7 +80,7 @@ def _pull(function: Callable[..., Tree]) -> Callable[..., mx.array]:
     return row
 
 
-def _push(function: Callable[..., Tree], m: int) -> Callable[..., mx.array]:
+def _push(function: Function, m: int) -> Function:
     """Return `column(vector, params, data, kwargs)`: the Jacobian times vector (p,), shape (m,).
 
     What reverse mode gives is linear in the vector that it multiplies, so its derivative in that
@@ -103,24 +88,21 @@ def _push(function: Callable[..., Tree], m: int) -> Callable[..., mx.array]:
     """
     pull = _pull(function)
 
-    def column(
-        vector: mx.array, params: Tree, data: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> mx.array:
+    def column(vector: mx.array, params: Tree, data: Any, kwargs: Any) -> mx.array:
         def slope(weights: mx.array) -> mx.array:
             return mx.inner(pull(weights, params, data, kwargs), vector)
 
-        # At ones: the rule of logcumsumexp takes logarithms of these weights.
+        # At ones, since the rule of logcumsumexp takes logarithms of these weights.
         return mx.grad(slope)(mx.ones((m,), dtype=vector.dtype))
 
     return column
 
 
-def per_example_grad(loss: Callable[..., mx.array], compile: bool = True) -> Callable[..., Tree]:
+def per_example_grad(loss: Function, compile: bool = True) -> Function:
     """Return a function that computes the gradient of `loss` for each example by itself.
 
-    The loss is the one written for a batch: it sees one batch of a single example after the other
-    (in fact all at once, by `mx.vmap`). Where it is a mean over examples, the mean of what comes
-    back is the gradient of the batch.
+    The loss is written for a batch, and is given batches of a single example (all at once, by
+    `mx.vmap`). Where it is a mean over examples, the mean of these gradients is that of the batch.
 
     Args:
         loss: a function `loss(params, *data, **kwargs)` that returns a scalar array. Its random
@@ -128,9 +110,9 @@ def per_example_grad(loss: Callable[..., mx.array], compile: bool = True) -> Cal
         compile: trace the loss first to prove that it stays on the tape, as `value_and_grad` does.
 
     Returns:
-        a function `(params, *data, **kwargs)`. Every array in `data` with an axis holds n examples
-        along its first; numbers and arrays of shape () are the same for all, and so is anything in
-        `kwargs`. What it returns is a tree like `params`, each leaf with a first axis of length n.
+        a function `(params, *data, **kwargs)` that returns a tree like `params`, each leaf with a
+        first axis of length n. Every array in `data` with an axis holds n examples along its first;
+        numbers and arrays of shape () are the same for all, and so is anything in `kwargs`.
 
     Raises:
         TapeError, TypeError, ValueError: as `value_and_grad`; or the arrays in `data` differ in the
@@ -143,10 +125,8 @@ def per_example_grad(loss: Callable[..., mx.array], compile: bool = True) -> Cal
     array([[2, 4],
            [21, 28]], dtype=float32)
     """
-    check_is_callable(loss)
     checked = checked_loss(loss)
-    prove = Proof(checked, compile)
-    batches: dict[Any, bool] = {}
+    prove, rows = Proof(checked, compile), RowMap()
 
     @functools.wraps(loss)
     def wrapped(params: Tree, *data: Any, **kwargs: Any) -> Tree:
@@ -156,18 +136,15 @@ def per_example_grad(loss: Callable[..., mx.array], compile: bool = True) -> Cal
         drawn = with_fixed_draw(checked)
 
         def one(example: list[mx.array], params: Tree, shared: list[Any], kwargs: Any) -> Tree:
-            its, all_of_them = iter(example), iter(shared)
+            its, common = iter(example), iter(shared)
             batch = tree_map(
-                lambda leaf: next(its)[None] if _has_axis(leaf) else next(all_of_them), data
+                lambda leaf: next(its)[None] if _has_axis(leaf) else next(common), data
             )
             return mx.grad(drawn)(params, *batch, **kwargs)
 
         first = tree_map(lambda leaf: leaf[:1] if _has_axis(leaf) else leaf, data)
-        prove((0,), (params, *first), kwargs)
-        fixed = (params, shared, kwargs)
-        if (kind := signature((params, data, kwargs))) not in batches:
-            batches[kind] = can_batch(one, examples, *fixed)
-        return over_rows(one, batches[kind])(examples, *fixed)
+        prove(params, *first, **kwargs)
+        return rows(one, examples, params, shared, kwargs, kind=data)(examples)
 
     return wrapped
 
@@ -177,7 +154,7 @@ def _has_axis(leaf: Any) -> bool:
 
 
 def _examples(name: str, data: tuple[Any, ...]) -> list[mx.array]:
-    """Return the arrays of `data` that hold examples, or say why these cannot be told apart."""
+    """Return the arrays of `data` that hold examples, equally many."""
     examples = [leaf for leaf in leaves(data) if _has_axis(leaf)]
     lengths = sorted({leaf.shape[0] for leaf in examples})
     if len(lengths) != 1 or lengths == [0]:

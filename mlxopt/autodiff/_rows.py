@@ -1,21 +1,21 @@
-"""One function over the rows of an array: mx.vmap, where MLX batches every operation rightly.
+"""One function over the rows of an array: by mx.vmap where that is right.
 
 Not every operation has a batching rule, and not every rule is right: in MLX 0.32 assignment to a
-slice (`z[0] = 1.0`), batched in `z` alone, is carried out in the first row only, without a word.
+slice (`z[0] = 1.0`), batched in `z` alone, is carried out in the first row only, without an error.
 A Hessian by vmap would be wrong from its second row on. So a few rows are first computed both ways,
 and where the two differ, or vmap raises, the rows are computed one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlxopt._tree import FLOATS, Tree, leaves
-from mlxopt.autodiff._guards import is_refusal
+from mlxopt._operation import Function, known
+from mlxopt._tree import FLOATS, Tree, leaves, pieces
+from mlxopt.autodiff._guards import signature
 
 # Rows computed at once: each holds as many intermediates as one gradient.
 _BLOCK = 64
@@ -27,20 +27,18 @@ _FEW = 3
 _AGREEMENT = {mx.float64: 1e-8, mx.float32: 1e-4, mx.float16: 0.05, mx.bfloat16: 0.3}
 
 
-def can_batch(function: Callable[..., Tree], rows: Tree, *fixed: Any) -> bool:
-    """Return whether `mx.vmap` of `function` gives, for a few rows, what single calls give.
+def can_batch(function: Function, rows: Tree, *fixed: Any) -> bool:
+    """Return whether `mx.vmap` of `function(row, *fixed)` agrees with single calls in a few rows.
 
     Args:
-        function: a function `function(row, *fixed)` that returns an array or a tree of arrays. Its
-            random operations must draw the same numbers in every call.
-        rows: an array (k, ...), or a tree of them, such as the function will be mapped over; rows
-            that are all alike would hide a mistake.
-        *fixed: what else it will be given, the same for each row.
+        function: returns an array or a tree of arrays, with the same random numbers in every call.
+        rows: an array (k, ...), or a tree of them; equal rows would hide a mistake.
+        *fixed: further arguments.
     """
     few = tree_map(lambda leaf: leaf[:_FEW], rows)
     args = (few, *fixed)
-    if not _are_known(args):
-        # Inside a caller's own compile or vmap: other numbers of the same kind will have to do.
+    if not known(*(leaf for leaf in leaves(args) if isinstance(leaf, mx.array))):
+        # Inside a caller's own compile or vmap other numbers of the same kind have to do.
         args = tree_map(_stand_in, args)
     try:
         batched = leaves(over_rows(function, True)(*args))
@@ -48,14 +46,13 @@ def can_batch(function: Callable[..., Tree], rows: Tree, *fixed: Any) -> bool:
         return all(
             bool(_are_close(one, other).item()) for one, other in zip(batched, single, strict=True)
         )
-    except (ValueError, RuntimeError):  # no batching rule; a mistake of the user's comes up again
+    except (ValueError, RuntimeError):
+        # There is no batching rule. A mistake in the function raises again in a single call.
         return False
 
 
-def over_rows(function: Callable[..., Tree], batch: bool) -> Callable[..., Tree]:
-    """Return `mapped(rows, *fixed)`, which stacks `function(row, *fixed)` for each row of `rows`:
-    by `mx.vmap`, or one after the other.
-    """
+def over_rows(function: Function, batch: bool) -> Function:
+    """Return `mapped(rows, *fixed)`, which stacks `function(row, *fixed)` for each row."""
 
     def batched(rows: Tree, *fixed: Any) -> Tree:
         return mx.vmap(lambda row: function(row, *fixed))(rows)
@@ -70,10 +67,34 @@ def over_rows(function: Callable[..., Tree], batch: bool) -> Callable[..., Tree]
     return batched if batch else one_by_one
 
 
-def unit_rows(function: Callable[..., mx.array], size: int, dtype: mx.Dtype) -> mx.array:
-    """Return `function` of the rows of the identity matrix (size, size), a block of them at once.
+class RowMap:
+    """`over_rows` with one `can_batch` for each kind of arguments."""
 
-    Memory then holds the intermediates of `_BLOCK` gradients and no more.
+    def __init__(self) -> None:
+        self._batches: dict[Any, bool] = {}
+
+    def __call__(self, function: Function, sample: Tree, *fixed: Any, kind: Any = None) -> Function:
+        """Return a function of rows that stacks `function(row, *fixed)`; `kind` is another tree on
+        whose structure, shapes and dtypes `function` depends.
+        """
+        kind = signature((fixed, kind))
+        if kind not in self._batches:
+            self._batches[kind] = can_batch(function, sample, *fixed)
+        mapped = over_rows(function, self._batches[kind])
+        return lambda rows: mapped(rows, *fixed)
+
+    def matrix(
+        self, row: Function, size: int, dtype: mx.Dtype, *fixed: Any, kind: Any = None
+    ) -> mx.array:
+        """Return the matrix of rows `row(unit, *fixed)` for the unit vectors, (size,)."""
+        rows = self(row, sample_rows(size, dtype), *fixed, kind=kind)
+        return unit_rows(rows, size, dtype)
+
+
+def unit_rows(function: Function, size: int, dtype: mx.Dtype) -> mx.array:
+    """Return `function` of the rows of the identity matrix (size, size).
+
+    It is applied to blocks, so that memory holds the intermediates of `_BLOCK` gradients at most.
     """
     blocks = [
         function(mx.eye(min(_BLOCK, size - start), size, k=start, dtype=dtype))
@@ -83,31 +104,25 @@ def unit_rows(function: Callable[..., mx.array], size: int, dtype: mx.Dtype) -> 
 
 
 def sample_rows(size: int, dtype: mx.Dtype) -> mx.array:
-    """Return rows to hand to `can_batch`, shape (3, size): in general position."""
+    """Return rows for `can_batch`, shape (3, size), in general position."""
     return mx.random.normal((_FEW, size), key=mx.random.key(0)).astype(dtype)
 
 
 def split(matrix: mx.array, rows: Tree, columns: Tree) -> Tree:
     """Return a matrix as a tree like `rows` of trees like `columns`.
 
-    Each leaf is a block of the matrix, of the shape of the row leaf followed by that of the column
-    leaf, in the wider of their dtypes.
+    A block has the shape of the row leaf followed by that of the column leaf, in the wider dtype.
     """
-    top = left = 0
-
-    def block(row: mx.array, column: mx.array) -> mx.array:
-        nonlocal left
-        piece = matrix[top : top + row.size, left : left + column.size]
-        left += column.size
-        dtype = mx.result_type(row, column)
-        return piece.reshape(row.shape + column.shape).astype(dtype)
+    bands = pieces(matrix.T, rows)
 
     def band(row: mx.array) -> Tree:
-        nonlocal top, left
-        left = 0
-        tree = tree_map(lambda column: block(row, column), columns)
-        top += row.size
-        return tree
+        # (q, *row.shape) -> (*row.shape, q)
+        blocks = pieces(mx.moveaxis(next(bands), 0, -1), columns)
+
+        def block(column: mx.array) -> mx.array:
+            return next(blocks).astype(mx.result_type(row, column))
+
+        return tree_map(block, columns)
 
     return tree_map(band, rows)
 
@@ -119,19 +134,9 @@ def _are_close(one: mx.array, other: mx.array) -> mx.array:
     return mx.all(mx.where(finite, close, mx.isfinite(one) == mx.isfinite(other)))
 
 
-def _are_known(args: Any) -> bool:
-    try:
-        mx.eval([leaf for leaf in leaves(args) if isinstance(leaf, mx.array)])
-    except ValueError as error:
-        if is_refusal(error):
-            return False
-        raise
-    return True
-
-
 def _stand_in(leaf: Any) -> Any:
-    """Return an array of the same shape and dtype: numbers between ½ and 1, inside the domain of
-    most functions; integers may be indices, so 0.
+    """Return an array of the same shape and dtype: numbers in [½, 1], in the domain of most
+    functions; for integers, which may be indices, 0.
     """
     if not isinstance(leaf, mx.array):
         return leaf
