@@ -18,7 +18,6 @@ from mlxopt._tree import (
     check_params,
     dtype_name,
     from_host,
-    leaves,
     leaves_with_paths,
     pieces,
     to_host,
@@ -186,10 +185,10 @@ class _Point:
         self.dtype = value.dtype
         self.epsilon = 2.0**-52 if value.dtype == mx.float64 else 2.0**-23
         self.center, self.gradient = to_host(params), to_host(grad)
-        self.paths = [path for path, _ in leaves_with_paths(params)]
-        self.shapes = [leaf.shape for leaf in leaves(params)]
-        numbers = np.arange(len(self.center))
-        self.places = [part.reshape(-1) for part in pieces(numbers, params)]  # of each leaf
+        self.paths, arrays = zip(*leaves_with_paths(params), strict=True)
+        self.shapes = [array.shape for array in arrays]
+        numbers = pieces(np.arange(len(self.center)), params)
+        self.places = [part.reshape(-1) for part in numbers]  # of the entries of each leaf
         # The scale of a step: the entry, or near zero the usual entry of its leaf. The root
         # balances rounding in a step that is too short with terms in one too long.
         self.sizes = np.abs(self.center)

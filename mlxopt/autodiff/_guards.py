@@ -132,10 +132,9 @@ def check_vector(params: Tree, vector: Tree) -> Tree:
 
 
 class Proof:
-    """A trace of a function, once for each kind of its arguments, which proves that it is pure MLX.
+    """A trace of a function, once for each kind of arguments, which proves that it is pure MLX.
 
-    Only the arguments at `positions`, the parameters, are traced. The others are constants of the
-    trace, so that a function can read its data.
+    Only the parameters, at `positions`, are traced, so that a function can read its data.
     """
 
     def __init__(self, function: Function, compile: bool, positions: Sequence[int] = (0,)) -> None:
@@ -160,15 +159,14 @@ class Proof:
 
 
 def signature(tree: Tree) -> Any:
-    """Return all that a trace depends on: structure, shapes and dtypes."""
-    return repr(structure(tree)), tuple(_kind(leaf) for leaf in leaves(tree))
-
-
-def _kind(leaf: Any) -> Any:
-    # Of a flag the value counts, of a number the type.
-    if leaf is None or isinstance(leaf, (bool, str)):
-        return leaf
-    return type(leaf), getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
+    """Return all that a trace depends on: structure, shapes, dtypes, flags and types of numbers."""
+    kinds = [
+        leaf
+        if leaf is None or isinstance(leaf, (bool, str))
+        else (type(leaf), getattr(leaf, "shape", None), getattr(leaf, "dtype", None))
+        for leaf in leaves(tree)
+    ]
+    return repr(structure(tree)), tuple(kinds)
 
 
 @contextlib.contextmanager
@@ -179,7 +177,10 @@ def tape_guard(loss: Function) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, TapeError) or not is_refusal(error):
             raise
-        frame = _user_frame(traceback.extract_tb(error.__traceback__))
+        # The innermost frame of the user's own code, if there is one.
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [one for one in frames if not one.filename.startswith((_PACKAGE, *_LIBRARIES))]
+        frame = (own or frames)[-1]
         raise TapeError(
             f"{name_of(loss)} reads an array back to Python in {frame.filename}, line "
             f"{frame.lineno} ({frame.line}), so its derivative may be silently wrong: it is where "
@@ -188,12 +189,6 @@ def tape_guard(loss: Function) -> Iterator[None]:
             f"values. If the read-back does no harm (a branch, a print, a read of the data), pass "
             f"compile=False; minimize, train and value_and_grad all take it."
         ) from error
-
-
-def _user_frame(frames: traceback.StackSummary) -> traceback.FrameSummary:
-    """Return the innermost frame of the user's own code, else the innermost frame of all."""
-    own = [one for one in frames if not one.filename.startswith((_PACKAGE, *_LIBRARIES))]
-    return (own or frames)[-1]
 
 
 class kept_random_state:
@@ -216,10 +211,7 @@ class kept_random_state:
 
 
 def random_seed() -> int | None:
-    """Return the seed of the present state of MLX's global generator.
-
-    None where the state is traced by a caller's own `mx.compile` and so has no value.
-    """
+    """Return the seed of MLX's global generator; None where a caller's compile traces it."""
     try:
         high, low = mx.random.state[0].tolist()  # pyright: ignore[reportIndexIssue]
     except (ValueError, RuntimeError):

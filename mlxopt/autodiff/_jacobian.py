@@ -9,14 +9,8 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxopt._operation import Function
-from mlxopt._tree import Tree, check_params, count, leaves, ravel
-from mlxopt.autodiff._guards import (
-    Proof,
-    checked_function,
-    checked_loss,
-    name_of,
-    with_fixed_draw,
-)
+from mlxopt._tree import Tree, count, leaves, ravel
+from mlxopt.autodiff._guards import Proof, checked_function, checked_loss, name_of, with_fixed_draw
 from mlxopt.autodiff._rows import RowMap, split
 
 
@@ -81,11 +75,8 @@ def _pull(function: Function) -> Function:
 
 
 def _push(function: Function, m: int) -> Function:
-    """Return `column(vector, params, data, kwargs)`: the Jacobian times vector (p,), shape (m,).
-
-    What reverse mode gives is linear in the vector that it multiplies, so its derivative in that
-    vector is the Jacobian itself.
-    """
+    """Return `column(vector, params, data, kwargs)`: the Jacobian times vector (p,), shape (m,)."""
+    # A pullback is linear in its vector, so its derivative in that vector is the Jacobian.
     pull = _pull(function)
 
     def column(vector: mx.array, params: Tree, data: Any, kwargs: Any) -> mx.array:
@@ -130,7 +121,6 @@ def per_example_grad(loss: Function, compile: bool = True) -> Function:
 
     @functools.wraps(loss)
     def wrapped(params: Tree, *data: Any, **kwargs: Any) -> Tree:
-        check_params(params)
         examples = _examples(name_of(loss), data)
         shared = [leaf for leaf in leaves(data) if not _has_axis(leaf)]
         drawn = with_fixed_draw(checked)
@@ -158,10 +148,9 @@ def _examples(name: str, data: tuple[Any, ...]) -> list[mx.array]:
     examples = [leaf for leaf in leaves(data) if _has_axis(leaf)]
     lengths = sorted({leaf.shape[0] for leaf in examples})
     if len(lengths) != 1 or lengths == [0]:
+        found = f"arrays of {' and '.join(map(str, lengths))} rows" if lengths else "no array"
         raise ValueError(
-            f"the data of {name} hold "
-            + (f"arrays of {' and '.join(map(str, lengths))} rows" if lengths else "no array")
-            + "; expected arrays whose first axes, the examples, are equally long (one at least). "
-            "Pass what all examples share by keyword."
+            f"the data of {name} hold {found}; expected arrays with equally many examples along "
+            f"their first axes, one at least. Pass arguments common to all examples by keyword."
         )
     return examples

@@ -17,13 +17,11 @@ from mlxopt._operation import Function, known
 from mlxopt._tree import FLOATS, Tree, leaves, pieces
 from mlxopt.autodiff._guards import signature
 
-# Rows computed at once: each holds as many intermediates as one gradient.
+# Rows computed at once, each with the intermediates of one gradient.
 _BLOCK = 64
-
-# Rows for the comparison: more than the two that a first-or-last mistake needs, and prime.
+# Rows for the comparison: more than a mistake in the first or last row needs, and prime.
 _FEW = 3
-
-# Rounding differs between a batched product and a single one; a wrong rule is wrong outright.
+# The rounding of a batched and a single product; the error of a wrong rule is larger.
 _AGREEMENT = {mx.float64: 1e-8, mx.float32: 1e-4, mx.float16: 0.05, mx.bfloat16: 0.3}
 
 
@@ -35,8 +33,7 @@ def can_batch(function: Function, rows: Tree, *fixed: Any) -> bool:
         rows: an array (k, ...), or a tree of them; equal rows would hide a mistake.
         *fixed: further arguments.
     """
-    few = tree_map(lambda leaf: leaf[:_FEW], rows)
-    args = (few, *fixed)
+    args = (tree_map(lambda leaf: leaf[:_FEW], rows), *fixed)
     if not known(*(leaf for leaf in leaves(args) if isinstance(leaf, mx.array))):
         # Inside a caller's own compile or vmap other numbers of the same kind have to do.
         args = tree_map(_stand_in, args)
@@ -54,17 +51,15 @@ def can_batch(function: Function, rows: Tree, *fixed: Any) -> bool:
 def over_rows(function: Function, batch: bool) -> Function:
     """Return `mapped(rows, *fixed)`, which stacks `function(row, *fixed)` for each row."""
 
-    def batched(rows: Tree, *fixed: Any) -> Tree:
-        return mx.vmap(lambda row: function(row, *fixed))(rows)
-
-    def one_by_one(rows: Tree, *fixed: Any) -> Tree:
-        found = [
-            function(tree_map(lambda leaf, i=i: leaf[i], rows), *fixed)
-            for i in range(leaves(rows)[0].shape[0])
-        ]
+    def mapped(rows: Tree, *fixed: Any) -> Tree:
+        if batch:
+            return mx.vmap(lambda row: function(row, *fixed))(rows)
+        count = leaves(rows)[0].shape[0]
+        singles = (tree_map(lambda leaf, i=i: leaf[i], rows) for i in range(count))
+        found = [function(row, *fixed) for row in singles]
         return tree_map(lambda *entries: mx.stack(list(entries)), *found)
 
-    return batched if batch else one_by_one
+    return mapped
 
 
 class RowMap:
@@ -135,9 +130,7 @@ def _are_close(one: mx.array, other: mx.array) -> mx.array:
 
 
 def _stand_in(leaf: Any) -> Any:
-    """Return an array of the same shape and dtype: numbers in [½, 1], in the domain of most
-    functions; for integers, which may be indices, 0.
-    """
+    """Return an array alike: floats in [½, 1], in the domain of most functions, or indices 0."""
     if not isinstance(leaf, mx.array):
         return leaf
     if leaf.dtype not in FLOATS:
