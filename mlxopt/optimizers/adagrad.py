@@ -19,14 +19,13 @@ class Adagrad(FirstOrder):
         v      ← v + gradient²
         params ← params - learning_rate · gradient / (√v + epsilon)
 
-    The steps shrink by themselves, and entries that seldom have a gradient keep long ones: made for
-    sparse features. The first step moves each entry by `learning_rate`. Duchi, Hazan and Singer
-    (2011), "Adaptive subgradient methods for online learning and stochastic optimization", the
-    diagonal version of figure 1.
+    The steps shrink by themselves, those of entries with few gradients less: for sparse features.
+    The first step moves each entry by `learning_rate`. Duchi, Hazan and Singer (2011), "Adaptive
+    subgradient methods for online learning and stochastic optimization", figure 1, diagonal.
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        epsilon: keeps entries that never had a gradient where they are.
+        epsilon: avoids a division by zero.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)

@@ -15,11 +15,11 @@ from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zer
 
 
 class Moments(NamedTuple):
-    """What Adam remembers; float32 where the parameters have 16 bits."""
+    """The buffers of Adam; float32 where the parameters have 16 bits."""
 
     mean: Tree  # m, the running mean of the gradient, like params
     square: Tree  # v, that of its square, like params
-    steps: mx.array  # how many were taken, shape ()
+    steps: mx.array  # taken so far, shape ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Adam(FirstOrder):
 
     after t steps m̂ = m / (1 - beta1ᵗ) and v̂ = v / (1 - beta2ᵗ), which undo the start from zero. A
     step hardly depends on the gradient's scale and moves no entry much farther than
-    `learning_rate`; with a fixed one the iterates end up hovering at about that distance from a
-    minimum, so let it fall (`mlxopt.schedules`) or hand over to `LBFGS`. Kingma and Ba (2015),
-    "Adam: a method for stochastic optimization", algorithm 1.
+    `learning_rate`. With a fixed one the iterates hover at about that distance from a minimum: use
+    a schedule, or `LBFGS` afterwards. Kingma and Ba (2015), "Adam: a method for stochastic
+    optimization", algorithm 1.
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        beta1: how much of the mean is kept, from 0 to below 1.
-        beta2: how much of the mean square is kept, likewise.
-        epsilon: keeps entries whose gradient vanishes where they are.
+        beta1: the share of the mean kept in a step, from 0 to below 1.
+        beta2: that of the mean square, likewise.
+        epsilon: avoids a division by zero.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
@@ -73,8 +73,8 @@ class Adam(FirstOrder):
     def _direction(self, grad: Tree, moments: Moments) -> tuple[Tree, Moments]:
         """Return m̂ / (√v̂ + epsilon), and the new means."""
         grad = wide(grad)
-        mean = _running(moments.mean, grad, self.beta1)
-        square = _running(moments.square, tree_map(mx.square, grad), self.beta2)
+        mean = running_mean(moments.mean, grad, self.beta1)
+        square = running_mean(moments.square, tree_map(mx.square, grad), self.beta2)
         steps = moments.steps + 1
         filled1, filled2 = _filled(self.beta1, steps), _filled(self.beta2, steps)
         direction = tree_map(
@@ -90,16 +90,13 @@ class AdamW(Adam):
         params ← params - learning_rate · (m̂ / (√v̂ + epsilon) + weight_decay · params)
 
     with m̂ and v̂ as in `Adam`. A penalty in the loss would be divided by √v̂ like all of the
-    gradient; here each entry decays at one rate. To spare some of them, such as biases, give those
-    to another rule: `Grouped(AdamW(1e-3), {"*bias*": Adam(1e-3)})`. Loshchilov and Hutter (2019),
+    gradient; here each entry decays at one rate. To exclude some, such as biases, use another rule
+    for them: `Grouped(AdamW(1e-3), {"*bias*": Adam(1e-3)})`. Loshchilov and Hutter (2019),
     "Decoupled weight decay regularization", algorithm 2.
 
     Args:
-        learning_rate: a number, or a function of the step (an int, counted from 0).
-        beta1: how much of the mean is kept, from 0 to below 1.
-        beta2: how much of the mean square is kept, likewise.
-        epsilon: keeps entries whose gradient vanishes where they are.
-        weight_decay: what share of itself an entry loses in a step of learning rate 1.
+        learning_rate, beta1, beta2, epsilon: as in `Adam`.
+        weight_decay: the share of itself that an entry loses in a step of learning rate 1.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> rule = mo.AdamW(0.1, weight_decay=0.5)
@@ -121,8 +118,9 @@ class AdamW(Adam):
         return descend(params, direction, learning_rate, self.weight_decay), moments
 
 
-def _running(mean: Tree, new: Tree, beta: float) -> Tree:
-    return tree_map(lambda old, x: beta * old + (1 - beta) * x, mean, new)
+def running_mean(mean: Tree, new: Tree, beta: float) -> Tree:
+    """Return beta · mean + (1 - beta) · new, in the dtypes of the mean."""
+    return tree_map(lambda m, x: (beta * m + (1 - beta) * x).astype(m.dtype), mean, new)
 
 
 def _filled(beta: float, steps: mx.array) -> mx.array:

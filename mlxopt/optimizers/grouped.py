@@ -1,4 +1,4 @@
-"""Rules made of rules: different ones for different leaves, frozen leaves, clipped gradients."""
+"""Rules made of rules: a rule for each group of leaves, frozen leaves, clipped gradients."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mlxopt.optimizers._base import FirstOrder, LearningRate
 
 @dataclasses.dataclass(frozen=True)
 class Grouped(FirstOrder):
-    """A rule for each group of leaves: other hyper-parameters, no weight decay, no change at all.
+    """A rule for each group of leaves: its own hyper-parameters, or no change at all.
 
-    Leaves are named as messages name them, such as `params['layers'][0]['weight']`; in a pattern
-    `*` stands for any run of characters and all else for itself. The first pattern that fits a leaf
-    decides. Frozen leaves stay where they are, are left out of the optimality that `minimize`
+    Leaves are named as in messages, such as `params['layers'][0]['weight']`; in a pattern `*`
+    stands for any run of characters and every other character for itself. The first pattern that
+    fits a leaf decides. Frozen leaves do not change, do not count in the optimality that `minimize`
     compares with `tol`, and `train` does not compute their gradient.
 
     Args:
@@ -57,15 +57,14 @@ class Grouped(FirstOrder):
                     f"Grouped was given {rule!r}; expected first-order rules, such as mo.SGD(0.1), "
                     f"or None to freeze."
                 )
-        rates = [rule.learning_rate for rule in self._rules() if rule is not None]
-        # The loop asks only whether any rate may still change.
-        rate = next((rate for rate in rates if callable(rate)), rates[0] if rates else 0.0)
+        # Only whether this rate is a schedule matters: `rates` returns those of all rules.
+        rates = [rule.learning_rate for rule in self._rules() if rule] or [0.0]
+        rate = next((rate for rate in rates if callable(rate)), rates[0])
         object.__setattr__(self, "learning_rate", rate)
 
     def start(self, params: Tree) -> list[Tree]:
-        """Return each rule's buffers, having checked the patterns against the leaves."""
-        names = [f"params{path}" for path, _ in leaves_with_paths(params)]
-        self._check_patterns(names)
+        """Return the buffers of each rule, having checked the patterns against the leaves."""
+        self._check_patterns([f"params{path}" for path, _ in leaves_with_paths(params)])
         shares = self._split(params, params)
         if not any(rule and share for rule, share in shares):
             raise ValueError("Grouped: every leaf is frozen; expected one that may move.")
@@ -74,11 +73,11 @@ class Grouped(FirstOrder):
     def update(
         self, grad: Tree, buffers: list[Tree], params: Tree, learning_rate: Any
     ) -> tuple[Tree, list[Tree]]:
-        """Return the parameters and every rule's buffers after one step of each.
+        """Return the parameters and the buffers of all rules after one step of each.
 
         Args:
             grad: the gradient at `params`.
-            buffers: what `start` or the last `update` returned.
+            buffers: from `start` or the last `update`.
             params: the parameters.
             learning_rate: one for each rule, from `rates`; a single one is for all of them.
         """
@@ -96,7 +95,7 @@ class Grouped(FirstOrder):
         return from_leaves((next(moved[i]) for i in self._members(params)), params), kept
 
     def optimality(self, grad: Tree) -> mx.array:
-        """Return the largest optimality of the rules that move something."""
+        """Return the largest optimality of the rules, frozen leaves apart."""
         free = [rule.optimality(share) for rule, share in self._split(grad, grad) if rule and share]
         return largest_entry(free)
 
@@ -113,17 +112,16 @@ class Grouped(FirstOrder):
         return list(zip(*each, strict=True))
 
     def _rules(self) -> list[FirstOrder | None]:
-        """Return the rules in order of their patterns, then the one for all other leaves."""
+        """Return the rules in the order of their patterns, then the rule of all other leaves."""
         return [*self.groups.values(), self.rule]
 
     def _members(self, params: Tree) -> list[int]:
         """Return for each leaf the number of its rule."""
-        patterns = [_compiled(pattern) for pattern in self.groups]
-        found = []
-        for path, _ in leaves_with_paths(params):
-            fits = (i for i, one in enumerate(patterns) if one.fullmatch(f"params{path}"))
-            found.append(next(fits, len(patterns)))
-        return found
+        patterns = [_compiled(pattern) for pattern in (*self.groups, "*")]
+        return [
+            next(i for i, pattern in enumerate(patterns) if pattern.fullmatch(f"params{path}"))
+            for path, _ in leaves_with_paths(params)
+        ]
 
     def _split(self, tree: Tree, params: Tree) -> list[tuple[FirstOrder | None, list[mx.array]]]:
         """Return each rule with the list of its leaves."""
@@ -150,7 +148,7 @@ class Grouped(FirstOrder):
 
 @dataclasses.dataclass(frozen=True)
 class Clipped(FirstOrder):
-    """A rule that sees gradients cut down to a size: one wild batch then costs one long step.
+    """A rule on gradients of limited size: one wild batch then costs one long step.
 
     By norm: a gradient whose Euclidean norm over all leaves together is above `norm` is scaled down
     to it (Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural
@@ -158,7 +156,7 @@ class Clipped(FirstOrder):
     gradient. Around a `Grouped` rule all its leaves count, inside one those of its group.
 
     Args:
-        rule: what takes the steps.
+        rule: the rule that takes the steps.
         norm: the largest norm, above 0; or
         value: the largest absolute entry, above 0.
 
@@ -191,7 +189,7 @@ class Clipped(FirstOrder):
     def update(
         self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
     ) -> tuple[Tree, Tree]:
-        """Return what the rule makes of the clipped gradient."""
+        """Return the rule's parameters and buffers for the clipped gradient."""
         return self.rule.update(self._clip(grad), buffers, params, learning_rate)
 
     def _clip(self, grad: Tree) -> Tree:
@@ -223,17 +221,16 @@ class Clipped(FirstOrder):
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
-    """Return a pattern in which `*` stands for anything and every other sign for itself."""
     return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
 
 
 def _suggestion(pattern: str, names: list[str]) -> str:
-    """Return which names come close to a pattern that fits none, or what names there are."""
+    """Return the names that are close to a pattern that fits none, or else some names."""
     bare = pattern.replace("*", "")
     inside = [name for name in names if bare and bare.lower() in name.lower()]
     close = inside or difflib.get_close_matches(bare, names, n=3, cutoff=0.5)
     if not close:
-        # Against the words of the names: 'wieght' is close to no whole path.
+        # By the words of the names: 'wieght' is close to no whole path.
         words = {word: name for name in names for word in re.findall(r"\w+", name)}
         word = max(re.findall(r"\w+", bare), key=len, default="")
         close = [words[w] for w in difflib.get_close_matches(word, words, n=3, cutoff=0.6)]

@@ -10,6 +10,7 @@ from mlx.utils import tree_map
 from mlxopt._checks import check_fields
 from mlxopt._tree import Tree
 from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zeros
+from mlxopt.optimizers.adam import running_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +21,15 @@ class Lion(FirstOrder):
         params    ← params - learning_rate · (direction + weight_decay · params)
         m         ← beta2 · m + (1 - beta2) · gradient
 
-    It remembers one number an entry where Adam remembers two. Its steps are longer than Adam's at
-    the same learning rate: take one 3 to 10 times smaller, and let it fall, since nothing else
-    shortens them. Chen et al. (2023), "Symbolic discovery of optimization algorithms", program 1.
+    It keeps one number an entry, Adam two. At one learning rate its steps are longer than Adam's:
+    take one 3 to 10 times smaller, on a schedule, since nothing else shortens them. Chen et al.
+    (2023), "Symbolic discovery of optimization algorithms", program 1.
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        beta1: how much the momentum counts beside the gradient, from 0 to below 1.
-        beta2: how much of the momentum is kept, likewise.
-        weight_decay: what share of itself an entry loses in a step of learning rate 1.
+        beta1: the weight of the momentum in the direction, from 0 to below 1.
+        beta2: the share of the momentum kept in a step, likewise.
+        weight_decay: the share of itself that an entry loses in a step of learning rate 1.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
@@ -55,9 +56,6 @@ class Lion(FirstOrder):
     ) -> tuple[Tree, Tree]:
         """Return the parameters and the momentum after one step."""
         grad = wide(grad)
-
-        def mixed(beta: float) -> Tree:
-            return tree_map(lambda m, g: beta * m + (1 - beta) * g, buffers, grad)
-
-        direction = tree_map(mx.sign, mixed(self.beta1))
-        return descend(params, direction, learning_rate, self.weight_decay), mixed(self.beta2)
+        direction = tree_map(mx.sign, running_mean(buffers, grad, self.beta1))
+        moved = descend(params, direction, learning_rate, self.weight_decay)
+        return moved, running_mean(buffers, grad, self.beta2)

@@ -14,22 +14,21 @@ from mlxopt.optimizers._base import FirstOrder, LearningRate
 
 @dataclasses.dataclass(frozen=True)
 class Momentum(FirstOrder):
-    """Gradient descent with momentum: a velocity that remembers past gradients.
+    """Gradient descent with momentum: steps along a velocity, the decaying sum of gradients.
 
         velocity ← momentum · velocity + gradient
         params   ← params - learning_rate · velocity                          (heavy ball)
         params   ← params - learning_rate · (gradient + momentum · velocity)  (Nesterov)
 
-    The velocity sums gradients, so near a minimum the step is learning_rate / (1 - momentum) of a
-    plain gradient step. Heavy ball: Polyak (1964), "Some methods of speeding up the convergence of
-    iteration methods". Nesterov's gradient in the form of Sutskever, Martens, Dahl and Hinton
-    (2013), "On the importance of initialization and momentum in deep learning", equations 3 and 4,
-    written at the look-ahead point.
+    Near a minimum a step is 1 / (1 - momentum) times as long as one of `SGD`. Heavy ball: Polyak
+    (1964), "Some methods of speeding up the convergence of iteration methods". Nesterov: Sutskever,
+    Martens, Dahl and Hinton (2013), "On the importance of initialization and momentum in deep
+    learning", equations 3 and 4, written at the look-ahead point.
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        momentum: how much of the velocity is kept, from 0 (then this is SGD) to below 1.
-        nesterov: take the gradient's own step as well, as if it were measured one step ahead.
+        momentum: the share of the velocity kept in a step, from 0 (`SGD`) to below 1.
+        nesterov: use Nesterov's step.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 10.0]) * (w - 3.0) ** 2)
@@ -54,9 +53,8 @@ class Momentum(FirstOrder):
     ) -> tuple[Tree, Tree]:
         """Return the parameters and the velocity after one step."""
         velocity = tree_map(lambda v, g: self.momentum * v + g, buffers, grad)
+        direction = velocity
         if self.nesterov:
             direction = tree_map(lambda g, v: g + self.momentum * v, grad, velocity)
-        else:
-            direction = velocity
         moved = tree_map(lambda p, d: p - learning_rate.astype(p.dtype) * d, params, direction)
         return moved, velocity

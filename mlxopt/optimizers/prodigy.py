@@ -17,10 +17,11 @@ from mlx.utils import tree_map
 from mlxopt._checks import check_fields
 from mlxopt._tree import Tree, leaves, working_dtype
 from mlxopt.optimizers._base import FirstOrder, LearningRate, wide, zeros
+from mlxopt.optimizers.adam import running_mean
 
 
 class ProdigyBuffers(NamedTuple):
-    """What Prodigy remembers; float32 where the parameters have 16 bits."""
+    """The arrays of Prodigy; float32 where the parameters have 16 bits."""
 
     m: Tree  # the running mean of d · gradient, like params
     v: Tree  # that of its square, like params
@@ -28,12 +29,12 @@ class ProdigyBuffers(NamedTuple):
     r: mx.array  # the weighted sum of ⟨gradient, x₀ - x⟩, shape ()
     d: mx.array  # the estimate of the distance, shape ()
     start: Tree  # x₀
-    moved: Tree  # x - x₀, added up by itself: the first steps are lost in the rounding of x
+    moved: Tree  # x - x₀, summed by itself: the first steps vanish in the rounding of x
 
 
 @dataclasses.dataclass(frozen=True)
 class Prodigy(FirstOrder):
-    """Adam with a learning rate that follows from how far the gradients say the minimum is.
+    """Adam with a learning rate from an estimate of the distance to the minimum.
 
         m ← beta1 · m + (1 - beta1) · d · gradient
         v ← beta2 · v + (1 - beta2) · d² · gradient²
@@ -42,17 +43,17 @@ class Prodigy(FirstOrder):
         x ← x - γ d · m / (√v + d · epsilon)
         d ← max(d, r / ‖s‖₁)
 
-    where γ is `learning_rate`: leave it at 1, or let a schedule bring it down from 1 towards the
-    end. The estimate d never falls. The first tens of steps hardly move: d begins tiny and grows
-    by a factor a step. It is one number for all parameters. Mishchenko and Defazio (2024),
-    "Prodigy: an expeditiously adaptive parameter-free learner", algorithm 4.
+    where γ is `learning_rate`: 1, or a schedule that falls from 1 towards the end. The estimate d,
+    one number for all parameters, never falls; it begins tiny and grows by a factor a step, so the
+    first tens of steps hardly move. Mishchenko and Defazio (2024), "Prodigy: an expeditiously
+    adaptive parameter-free learner", algorithm 4.
 
     Args:
         learning_rate: a factor on the estimate: a number, or a function of the step.
-        beta1: how much of the mean is kept, from 0 to below 1.
-        beta2: how much of the mean square is kept, above 0 and below 1.
-        epsilon: keeps entries whose gradient vanishes where they are.
-        distance: the first estimate of d: too small costs a few steps, too large is not mended.
+        beta1: the share of the mean kept in a step, from 0 to below 1.
+        beta2: that of the mean square, above 0 and below 1.
+        epsilon: avoids a division by zero.
+        distance: the first estimate of d: too small costs a few steps, too large is not corrected.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 300.0) ** 2)
@@ -89,24 +90,20 @@ class Prodigy(FirstOrder):
         grad = wide(grad)
         beta3 = math.sqrt(self.beta2)
         weight = (1 - beta3) * learning_rate * mx.square(d)
-
-        def mixed(beta: float, old: Tree, new: Tree) -> Tree:
-            return tree_map(lambda o, n: (beta * o + (1 - beta) * n).astype(o.dtype), old, new)
-
         scaled = tree_map(lambda g: d * g, grad)
-        m = mixed(self.beta1, m, scaled)
-        v = mixed(self.beta2, v, tree_map(mx.square, scaled))
+        m = running_mean(m, scaled, self.beta1)
+        v = running_mean(v, tree_map(mx.square, scaled), self.beta2)
         inner = sum(leaves(tree_map(lambda g, w: -mx.sum(g * w).astype(d.dtype), grad, moved)))
         r = beta3 * r + weight * inner
         s = tree_map(lambda o, g: (beta3 * o + weight * g).astype(o.dtype), s, grad)
-        moved = tree_map(
-            lambda w, m, v: (
-                w - learning_rate * d * m / (mx.sqrt(v) + d * self.epsilon)
-            ).astype(w.dtype),
-            moved, m, v,
-        )  # fmt: skip
+
+        def step(w: mx.array, m: mx.array, v: mx.array) -> mx.array:
+            shift = learning_rate * d * m / (mx.sqrt(v) + d * self.epsilon)
+            return (w - shift).astype(w.dtype)
+
+        moved = tree_map(step, moved, m, v)
         length = sum(leaves(tree_map(lambda o: mx.sum(mx.abs(o)).astype(d.dtype), s)))
-        # Without any gradient so far both are 0, and nothing is known of the distance.
+        # Without a gradient so far both are 0.
         d = mx.maximum(d, mx.where(length > 0, r / length, d))
         x = tree_map(lambda p, w: (p + w).astype(p.dtype), start, moved)
         return x, ProdigyBuffers(m, v, s, r, d, start, moved)

@@ -10,6 +10,7 @@ from mlx.utils import tree_map
 from mlxopt._checks import check_fields
 from mlxopt._tree import Tree
 from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zeros
+from mlxopt.optimizers.adam import running_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,8 @@ class RMSProp(FirstOrder):
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        decay: how much of the mean square is kept, from 0 to below 1.
-        epsilon: keeps entries whose gradient vanishes where they are.
+        decay: the share of the mean square kept in a step, from 0 to below 1.
+        epsilon: avoids a division by zero.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
@@ -52,8 +53,6 @@ class RMSProp(FirstOrder):
     ) -> tuple[Tree, Tree]:
         """Return the parameters and the mean squares after one step."""
         grad = wide(grad)
-        square = tree_map(
-            lambda v, g: self.decay * v + (1 - self.decay) * mx.square(g), buffers, grad
-        )
+        square = running_mean(buffers, tree_map(mx.square, grad), self.decay)
         direction = tree_map(lambda g, v: g / (mx.sqrt(v) + self.epsilon), grad, square)
         return descend(params, direction, learning_rate), square

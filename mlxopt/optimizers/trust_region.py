@@ -1,7 +1,7 @@
 """A trust-region Newton method, exact for few parameters, by conjugate gradients for many.
 
-Notation, as in Nocedal and Wright (2006), chapter 4: Δ = radius, ρ = the decrease of the loss over
-the one that the quadratic model promised; λ₁ ≤ λ₂ ≤ ... = the Hessian's eigenvalues.
+Notation, as in Nocedal and Wright (2006), chapter 4: Δ = radius; ρ = the decrease of the loss over
+that of its quadratic model; λ₁ ≤ λ₂ ≤ ... = the eigenvalues of the Hessian.
 """
 
 from __future__ import annotations
@@ -13,40 +13,28 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt import _tree
 from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import (
-    Tree,
-    count,
-    epsilon,
-    is_finite,
-    largest_entry,
-    move,
-    ravel,
-    read,
-    to_device,
-    to_numpy,
-    working_dtype,
-)
+from mlxopt._tree import Params, epsilon, is_finite, largest_entry, ravel, to_host, to_numpy
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers.newton_cg import truncated_cg
 
 _EXACT_UP_TO = 200  # parameters: an eigendecomposition of this size takes some 10 ms
-_KEEP = 1e-4  # the least ρ of a step that is kept (η of algorithm 4.1)
-_NOISE = 10.0  # a sum over examples loses some digits more than one operation does
+_ACCEPTED = 1e-4  # the least ρ of an accepted step (η of algorithm 4.1)
+_NOISE = 10.0  # roundings in the loss, a sum over examples
 _FAR = 2.0**60  # times the first radius: no minimum lies there
 
 
 class TrustRegionState(NamedTuple):
     """The state of the trust-region method; p is the number of parameters."""
 
-    params: Tree  # the parameters
+    params: Params  # the parameters
     value: float  # the loss there
-    grad: Tree  # its gradient there, like params
-    optimality: float  # the gradient's largest absolute entry; or -λ₁, if the exact method sees
-    # negative curvature beyond rounding and that is larger: a saddle is not a minimum
-    status: Status | None  # why no further step can be taken
+    grad: Params  # its gradient there, like params
+    optimality: float  # the gradient's largest absolute entry; or -λ₁ if larger and no rounding
+    status: Status | None  # why no further step is possible
     moved: bool  # whether the last trial was accepted
     squared: float  # gᵀg
     radius: float  # Δ
@@ -58,17 +46,17 @@ class TrustRegionState(NamedTuple):
 class TrustRegion(Optimizer[TrustRegionState]):
     """A trust-region Newton method: the minimum of the local quadratic within a trusted radius.
 
-    The radius halves or doubles as the quadratic proves wrong or right (Nocedal and Wright 2006,
+    The radius shrinks or doubles as the quadratic proves wrong or right (Nocedal and Wright 2006,
     algorithm 4.1). Up to 200 parameters the step is the exact minimum, from an eigendecomposition
-    of the Hessian (Moré and Sorensen 1983, "Computing a trust region step"): it then uses negative
-    curvature in full, leaves saddles even if started on one, and counts a point as a minimum only
+    of the Hessian (Moré and Sorensen 1983, "Computing a trust region step"): it uses negative
+    curvature in full, leaves saddles even from a start on one, and counts a point as a minimum only
     if its Hessian has no negative eigenvalue beyond rounding. With more parameters it is Steihaug's
-    truncated conjugate gradients, from Hessian-vector products. One step of `minimize` is one
-    evaluation of the loss and its gradient; Hessians and products are not counted.
+    truncated conjugate gradients. One step of `minimize` is one evaluation of the loss and its
+    gradient; Hessians and Hessian-vector products are not counted.
 
     Args:
-        radius: how far the first step may go, in the Euclidean norm.
-        exact: True or False chooses the kind of step; None does by the number of parameters.
+        radius: the largest length of the first step, in the Euclidean norm.
+        exact: True or False selects the kind of step; None does by the number of parameters.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2
@@ -85,49 +73,47 @@ class TrustRegion(Optimizer[TrustRegionState]):
         if self.exact not in (None, True, False):
             raise TypeError(f"TrustRegion(exact={self.exact!r}): expected True, False or None.")
 
-    def init(self, objective: Objective, params: Tree) -> TrustRegionState:
+    def init(self, objective: Objective, params: Params) -> TrustRegionState:
         """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
-        g = ravel(grad, working_dtype(params))
-        number, largest, squared = read(value, largest_entry(grad), mx.inner(g, g))
-        exact = count(params) <= _EXACT_UP_TO if self.exact is None else self.exact
-        size = count(params) if exact else 0
-        state = TrustRegionState(
-            params, number, grad, largest, None, False, squared, float(self.radius), np.zeros(size),
-            np.zeros((size, size)),
-        )  # fmt: skip
+        g = ravel(grad, _tree.working_dtype(params))
+        number, largest, squared = _tree.read(value, largest_entry(grad), mx.inner(g, g))
+        exact = g.size <= _EXACT_UP_TO if self.exact is None else self.exact
+        p = g.size if exact else 0
+        none, radius = (np.zeros(p), np.zeros((p, p))), float(self.radius)
+        state = TrustRegionState(params, number, grad, largest, None, False, squared, radius, *none)
         return _with_curvature(objective, state) if is_finite(number, largest) else state
 
     def step(self, objective: Objective, state: TrustRegionState) -> TrustRegionState:
-        """Evaluate the minimizer of the quadratic; keep it if the loss falls as promised."""
+        """Evaluate the minimizer of the quadratic; accept it if the loss falls as predicted."""
         if state.status is not None:
             return state
-        direction, promised, length = _minimizer(objective, state)
-        if not (promised > 0 and is_finite(promised, length)):
+        direction, predicted, length = _minimizer(objective, state)
+        if not (predicted > 0 and is_finite(predicted, length)):
             return state._replace(status=Status.NO_PROGRESS, moved=False)
-        shift = objective.compiled(move, lambda: move)
-        trial = shift(state.params, direction, mx.array(1.0, dtype=direction.dtype))
+        move = objective.compiled(_tree.move, lambda: _tree.move)
+        trial = move(state.params, direction, mx.array(1.0, dtype=direction.dtype))
         value, grad = objective.value_and_grad(trial)
-        numbers = objective.compiled(_look, lambda: _look)(value, grad, direction)
+        numbers = objective.compiled(_measure, lambda: _measure)(value, grad, direction)
         trial_value, largest, squared = np.array(numbers).tolist()
         if trial_value == -math.inf:
             return state._replace(status=Status.UNBOUNDED, moved=False)
 
-        decrease = state.value - trial_value
-        noise = _NOISE * epsilon(state.params) * abs(state.value)
+        decrease, eps = state.value - trial_value, epsilon(state.params)
         finite = is_finite(trial_value, largest)
-        if finite and max(promised, abs(decrease)) <= noise:
-            # Too close to call by value: go on unless the gradient's norm more than doubled.
+        if finite and max(predicted, abs(decrease)) <= _NOISE * eps * abs(state.value):
+            # Rounding hides the decrease: accept unless the gradient's norm more than doubled.
             ratio = 1.0 if squared <= 4 * state.squared else 0.0
         else:
-            ratio = decrease / promised if finite else -math.inf  # equation 4.4
+            ratio = decrease / predicted if finite else -math.inf  # equation 4.4
         radius = state.radius
         if ratio < 0.25:
             radius = 0.25 * length
         elif ratio > 0.75 and length >= 0.99 * radius:
             radius = 2 * radius
-        if not ratio > _KEEP:
-            still = radius <= epsilon(state.params) * _size(state.params)
+        if not ratio > _ACCEPTED:
+            (size,) = _tree.read(largest_entry(state.params))
+            still = radius <= eps * max(size, float(np.finfo(np.float32).tiny))
             status = Status.NO_PROGRESS if still else None
             return state._replace(radius=radius, status=status, moved=False)
         status = Status.UNBOUNDED if radius > _FAR * self.radius else None
@@ -139,7 +125,7 @@ class TrustRegion(Optimizer[TrustRegionState]):
 
 
 def _with_curvature(objective: Objective, state: TrustRegionState) -> TrustRegionState:
-    """Return the state with the eigendecomposition of the Hessian at its params, if it is exact."""
+    """Return the state with the eigendecomposition of the Hessian, for the exact method."""
     if not len(state.eigenvalues):
         return state
     matrix = to_numpy(objective.hessian(state.params))
@@ -147,25 +133,25 @@ def _with_curvature(objective: Objective, state: TrustRegionState) -> TrustRegio
         return state._replace(status=Status.NONFINITE)
     eigenvalues, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
     state = state._replace(eigenvalues=eigenvalues, eigenvectors=vectors)
+    # Where the gradient is small the point is then a saddle.
     if eigenvalues[0] < -math.sqrt(epsilon(state.params)) * np.abs(eigenvalues).max():
         return state._replace(optimality=max(state.optimality, -float(eigenvalues[0])))
     return state
 
 
 def _minimizer(objective: Objective, state: TrustRegionState) -> tuple[mx.array, float, float]:
-    """Return the step, the decrease that the quadratic promises for it, and its length."""
-    dtype = working_dtype(state.params)
-    g = ravel(state.grad, dtype)
+    """Return the step, the decrease of the quadratic along it, and its length."""
+    dtype = _tree.working_dtype(state.params)
     if not len(state.eigenvalues):
-        norm = math.sqrt(state.squared)
+        norm, g = math.sqrt(state.squared), ravel(state.grad, dtype)
         enough = min(0.5, math.sqrt(norm)) * norm  # as in algorithm 7.1
         found = truncated_cg(objective, state.params, g, state.squared, enough, state.radius)
         return found.step, found.decrease, found.length
-    components = state.eigenvectors.T @ to_numpy(g)
+    components = state.eigenvectors.T @ to_host(state.grad)
     step = exact_step(state.eigenvalues, components, state.radius)
-    promised = -float(components @ step + 0.5 * step @ (state.eigenvalues * step))
-    direction = to_device(state.eigenvectors @ step, dtype)
-    return direction, promised, float(np.linalg.norm(step))
+    predicted = -float(components @ step + 0.5 * step @ (state.eigenvalues * step))
+    direction = _tree.to_device(state.eigenvectors @ step, dtype)
+    return direction, predicted, float(np.linalg.norm(step))
 
 
 def exact_step(eigenvalues: np.ndarray, components: np.ndarray, radius: float) -> np.ndarray:
@@ -173,37 +159,35 @@ def exact_step(eigenvalues: np.ndarray, components: np.ndarray, radius: float) -
 
     It is s(λ) = -aᵢ / (λᵢ + λ) with λ ≥ 0, λ ≥ -λ₁ and λ (radius - ‖s‖) = 0 (Nocedal and Wright
     2006, theorem 4.1). Newton's method finds the root of 1/‖s(λ)‖ - 1/radius, which is nearly
-    linear in λ (Moré and Sorensen 1983; algorithm 4.3), kept inside a bracket.
+    linear in λ (Moré and Sorensen 1983; algorithm 4.3), within a bracket.
 
     Args:
         eigenvalues: λ, ascending, shape (p,).
         components: a, the gradient in the eigenbasis, shape (p,).
         radius: above 0.
     """
-    # All in μ = λ + λ₁ ≥ 0, the distance to the pole: no digits are lost beside it.
+    # All in μ = λ + λ₁ ≥ 0, the distance to the pole, near which λ itself would lose its digits.
     gaps = eigenvalues - eigenvalues[0]
-    # What is left of a component that should vanish is not worth a search for its pole.
+    # A component that is rounding error would have a pole of its own.
     noise = np.finfo(np.float64).eps * float(np.linalg.norm(components))
     components = np.where(np.abs(components) <= noise, 0.0, components)
 
-    def at(mu: float) -> np.ndarray:
+    def at(mu: float) -> tuple[np.ndarray, float]:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.where(components == 0, 0.0, -components / (gaps + mu))
+            step = np.where(components == 0, 0.0, -components / (gaps + mu))
+            return step, float(np.linalg.norm(step))
 
     least = max(0.0, float(eigenvalues[0]))  # λ = 0, or the pole
-    step = at(least)
-    length = float(np.linalg.norm(step))
+    step, length = at(least)
     if length <= radius:
         if eigenvalues[0] < 0:
-            # The hard case: a has no part along the lowest eigenvector; fill up with that one.
+            # The hard case: a has no part along the lowest eigenvector, which fills the radius.
             step[0] += math.sqrt(radius**2 - length**2)  # equation 4.45
         return step
     low, high = least, float(np.linalg.norm(components)) / radius  # ‖s(high)‖ ≤ radius
-    high = max(high, low * (1 + 1e-15))
-    mu = high
+    mu = high = max(high, low * (1 + 1e-15))
     for _ in range(100):
-        step = at(mu)
-        length = float(np.linalg.norm(step))
+        step, length = at(mu)
         if abs(length - radius) <= 1e-10 * radius:
             break
         low, high = (mu, high) if length > radius else (low, mu)
@@ -216,12 +200,7 @@ def exact_step(eigenvalues: np.ndarray, components: np.ndarray, radius: float) -
     return step * (radius / length)
 
 
-def _size(params: Tree) -> float:
-    """Return the largest absolute parameter, at least the smallest normal number."""
-    return max(*read(largest_entry(params)), float(np.finfo(np.float32).tiny))
-
-
-def _look(value: mx.array, grad: Tree, direction: mx.array) -> mx.array:
+def _measure(value: mx.array, grad: Params, direction: mx.array) -> mx.array:
     """Return the trial's value, largest gradient entry and gᵀg as one array to read."""
     g = ravel(grad, direction.dtype)
     return mx.stack([value.astype(g.dtype), largest_entry(grad), mx.inner(g, g)])
