@@ -1,16 +1,15 @@
 """argmin: the minimizer of a loss as a function that MLX can differentiate.
 
-Notation: p the parameters, h the rest of the arguments, H the Hessian of the loss in p. At the
-minimizer the gradient g(p, h) is zero and stays zero as h moves, so dp/dh = -H⁻¹ ∂g/∂h (the
-implicit function theorem). A cotangent c of p gives the cotangent -(∂g/∂h)ᵀ H⁻¹ c of h: one linear
-system, however many arguments there are, and none of the steps that led to p.
+Notation: p the parameters, h the other arguments, g and H gradient and Hessian of the loss in p. At
+the minimizer g(p, h) = 0 for every h, so dp/dh = -H⁻¹ ∂g/∂h (the implicit function theorem). A
+cotangent c of p gives the cotangent -(∂g/∂h)ᵀ H⁻¹ c of h: one linear system for all arguments.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 import mlx.core as mx
@@ -52,17 +51,20 @@ from mlxopt.autodiff import (
 )
 from mlxopt.optimizers import Optimizer
 
-# Up to here the Hessian is formed and factored: half a second, and 8 MB in float64.
-_DENSE = 1000
-
-# Far more products than any system takes that conjugate gradients solve in good time.
-_MAX_PRODUCTS = 10_000
+_DENSE = 1000  # parameters up to which the Hessian is factored: half a second, 8 MB in float64
+_MAX_PRODUCTS = 10_000  # far more than a system takes that suits conjugate gradients
 
 _NEEDS_NUMBERS = (
     "argmin runs a whole minimization and needs numbers for that, but inside mx.compile and "
-    "mx.vmap there are none. Call it outside of them, and pass compile=False to those of mlxopt's "
-    "functions that differentiate or minimize something that calls it: "
-    "mo.value_and_grad(loss, compile=False), mo.minimize(..., compile=False)."
+    "mx.vmap there are none. Call it outside of them, and use compile=False to differentiate or "
+    "minimize a function that calls it: mo.value_and_grad(loss, compile=False), "
+    "mo.minimize(..., compile=False)."
+)
+
+_NOT_DEFINITE = (
+    "the Hessian at the minimizer is not positive definite beyond rounding, so the minimizer is "
+    "not a smooth function of the other arguments and has no derivative. Add a penalty if the "
+    "minimum is a valley, use float64 if it is badly conditioned, and check that it is no saddle."
 )
 
 _UNDIFFERENTIABLE = {Status.NONFINITE, Status.DIVERGED, Status.UNBOUNDED}
@@ -76,39 +78,36 @@ def argmin(
     max_steps: int = 1000,
     compile: bool = True,
 ) -> Callable[..., Tree]:
-    """Return a function `solve(params, *args)` that gives the minimizer, and has a derivative.
+    """Return a function `solve(params, *args)`: the minimizer, differentiable in `args`.
 
-    `solve` minimizes `loss(params, *args)` over `params`, and MLX can differentiate what it returns
-    in every float array among `args`: hyper-parameters, and data too. The derivative is that of the
-    minimizer by the implicit function theorem (Krantz and Parks 2013, "The Implicit Function
-    Theorem", section 3.3), not of the steps that were taken, so its cost and its accuracy do not
-    depend on them: one linear system with the Hessian, which is factored for up to 1,000 parameters
-    and otherwise solved by conjugate gradients (Hestenes and Stiefel 1952). It can be
-    differentiated again.
+    `solve` minimizes `loss(params, *args)` over `params`, and MLX can differentiate its result, any
+    number of times, in every float array among `args`: hyper-parameters, and data too. The
+    derivative is that of the minimizer by the implicit function theorem (Krantz and Parks 2013,
+    "The Implicit Function Theorem", section 3.3), independent of the steps taken: one linear system
+    with the Hessian, which is factored for up to 1,000 parameters and otherwise solved by conjugate
+    gradients (Hestenes and Stiefel 1952).
 
     Args:
         loss: a function `loss(params, *args)` that returns a scalar array, twice differentiable.
-            What it captures counts as constant: whatever is to be differentiated must be among
-            `args`. Random operations see one fixed draw.
-        optimizer: which to find the minimum with, such as `mo.LBFGS()` or `mo.Newton()`.
-        tol: when the minimum has been reached: no entry of the gradient is larger. The error of
-            minimizer and derivative is about tol over the smallest curvature. None: as `minimize`.
-        max_steps: steps at most.
+            Captured arrays count as constants. Random operations use one fixed draw.
+        optimizer: such as `mo.LBFGS()` or `mo.Newton()`.
+        tol: as in `minimize`. The error of minimizer and derivative is about tol over the smallest
+            curvature.
+        max_steps: as in `minimize`.
         compile: False evaluates the loss op by op, for a loss that branches on values.
 
     Returns:
-        `solve(params, *args)`, which returns a tree like `params`. `params` is where to start; the
-        derivative in it is zero. Derivatives are by reverse mode: `mx.grad`, `mx.vjp`,
-        `mo.value_and_grad`, `mo.hvp`, `mo.jacobian`. A minimization needs numbers, so `solve`
-        cannot be called under `mx.compile` or `mx.vmap`: give `compile=False` to those of mlxopt's
-        functions that differentiate or minimize something with `solve` in it.
+        `solve(params, *args)`, which returns a tree like `params`, its start; the derivative in the
+        start is zero. Derivatives are by reverse mode: `mx.grad`, `mx.vjp`, `mo.value_and_grad`,
+        `mo.hvp`, `mo.jacobian`. A minimization needs numbers, so `solve` cannot be called under
+        `mx.compile` or `mx.vmap`; with it in a loss, mlxopt's functions need `compile=False`.
 
     Raises:
         TapeError: `solve` was called where values are unknown; or the loss reads arrays back.
-        ValueError: the minimization diverged, or the loss is not finite or has no minimum; or it
-            ended where the derivative does not exist: the Hessian is not positive definite (a flat
-            valley, a saddle), or the gradient is not zero (at a bound).
-        TypeError, ValueError: an argument is not as `minimize` wants it.
+        ValueError: the minimization diverged, or the loss is not finite or has no minimum; or the
+            derivative does not exist: the Hessian is not positive definite (a flat valley, a
+            saddle), or the gradient is not zero (at a bound).
+        TypeError, ValueError: as in `minimize`.
 
     Warns:
         ConvergenceWarning: `tol` was not reached, so minimizer and derivative are rough.
@@ -135,15 +134,14 @@ def argmin(
         raise ValueError("tol is 0; expected more: the derivative is that of a minimum reached.")
     checked = checked_loss(loss)
 
-    @functools.wraps(loss)
+    @wraps(loss)
     def solve(params: Tree, *args: Any) -> Tree:
         check_params(params)
         args = tuple(to_data(item, working_dtype(params)) for item in args)
         start, numbers = _detached(params), _detached(args)
         drawn = with_fixed_draw(checked)
-        result = minimize(
-            drawn, start, optimizer, *numbers, tol=tol, max_steps=max_steps, compile=compile
-        )
+        options: Any = {"tol": tol, "max_steps": max_steps, "compile": compile}
+        result = minimize(drawn, start, optimizer, *numbers, **options)
         if result.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         if result.status in _UNDIFFERENTIABLE:
@@ -161,12 +159,12 @@ def argmin(
 
 
 class _Minimizer:
-    """A minimizer that was found, as a function of the other arguments of its loss.
+    """A known minimizer as a function of the other arguments of its loss.
 
     Args:
         loss: `loss(params, *args)`, the same draw in every call.
         params: the minimizer.
-        args: where it was found: values only, out of reach of any transformation.
+        args: the other arguments there, detached from any transformation.
     """
 
     def __init__(self, loss: Callable[..., mx.array], params: Tree, args: tuple[Any, ...]) -> None:
@@ -174,7 +172,7 @@ class _Minimizer:
         self._root: mx.array | None = None
 
     def __call__(self, args: tuple[Any, ...]) -> Tree:
-        """Return the minimizer, made differentiable in the float arrays of `args`."""
+        """Return the minimizer, differentiable in the float arrays of `args`."""
         follow = mx.custom_function(lambda params, floats: tree_map(mx.array, params))
         follow.vjp(self._follow_vjp)
         follow.jvp(_no_forward_mode)
@@ -186,10 +184,9 @@ class _Minimizer:
         with device_for(minimizer, floats):
             adjoint = self._solve(minimizer, floats, cotangent)
 
-            # By its name in the graph, not as a number: it moves when this is differentiated again.
+            # The minimizer in the graph, not a constant: this may be differentiated again.
             def slope(floats: list[mx.array]) -> mx.array:
-                gradient = mx.grad(self._loss_of_floats)(minimizer, floats)
-                return -_inner(gradient, adjoint)
+                return -_inner(mx.grad(self._loss_of_floats)(minimizer, floats), adjoint)
 
             return tree_map(mx.zeros_like, minimizer), mx.grad(slope)(floats)
 
@@ -213,21 +210,19 @@ class _Minimizer:
                 return *mx.grad(bend, argnums=(0, 1))(params, floats), adjoint
 
         def vmap(inputs: Any, axes: Any) -> tuple[Tree, Tree]:
-            # Without a rule of its own, the derivative of the batched function would be that of the
-            # body, in which the Hessian is a constant.
+            # Without this rule the derivative of a batch would be that of `solution`, in which the
+            # Hessian is a constant.
             params, floats, right = inputs
             if any(axis is not None for axis in leaves(axes[:2])):
                 raise TapeError(_NEEDS_NUMBERS)
             pairs = zip(leaves(right), leaves(axes[2]), strict=True)
             size = next(leaf.shape[axis] for leaf, axis in pairs if axis is not None)
 
-            def entry(i: int) -> Tree:
-                return tree_map(
-                    lambda leaf, axis: leaf if axis is None else mx.take(leaf, i, axis),
-                    right, axes[2],
-                )  # fmt: skip
+            def take(leaf: mx.array, axis: int | None, i: int) -> mx.array:
+                return leaf if axis is None else mx.take(leaf, i, axis)
 
-            rows = [self._solve(params, floats, entry(i)) for i in range(size)]
+            entries = [tree_map(partial(take, i=i), right, axes[2]) for i in range(size)]
+            rows = [self._solve(params, floats, entry) for entry in entries]
             stacked = tree_map(lambda *entries: mx.stack(list(entries)), *rows)
             return stacked, tree_map(lambda _: 0, stacked)
 
@@ -243,7 +238,7 @@ class _Minimizer:
         return self.loss(params, *args)
 
     def _solve_with_numbers(self, right: Tree) -> Tree:
-        """Return H⁻¹ `right`, H a constant: it is only ever needed at the minimizer found."""
+        """Return H⁻¹ `right`, H the constant Hessian at the minimizer."""
         dtype = working_dtype(self.params)
         if count(self.params) > _DENSE:
             product = mx.compile(hvp(self.loss, compile=False))
@@ -257,25 +252,21 @@ class _Minimizer:
             matrix = hessian(self.loss, flat=True, compile=False)(self.params, *self.args)
             root = inverse_of_hessian(to_numpy(matrix), epsilon(self.params))
             self._root = to_device(root, dtype)
-        # Products alone, so that many cotangents can be solved for at once (a Jacobian by vmap).
+        # Products alone, which vmap batches.
         return unravel(self._root @ (self._root.T @ ravel(right, dtype)), self.params)
 
 
 def inverse_of_hessian(matrix: np.ndarray, eps: float) -> np.ndarray:
-    """Return R with R Rᵀ = H⁻¹, both (p, p), float64.
-
-    Args:
-        matrix: H, up to rounding symmetric.
-        eps: the relative rounding error of its entries.
+    """Return R with R Rᵀ = H⁻¹, both (p, p), float64, eps the rounding error of H.
 
     Raises:
-        ValueError: H is not positive definite beyond that rounding.
+        ValueError: H is not positive definite beyond rounding.
     """
     if not np.isfinite(matrix).all():
         raise ValueError("the Hessian at the minimizer is not finite, so it has no derivative.")
     root = inverse_root(matrix, eps)
     if root is None:
-        raise _not_definite()
+        raise ValueError(_NOT_DEFINITE)
     return root
 
 
@@ -283,16 +274,16 @@ def solve_by_products(times: Product, right: np.ndarray, eps: float) -> np.ndarr
     """Return x with H x = `right`, both (p,), float64, by conjugate gradients.
 
     Args:
-        times: H times a vector (p,).
+        times: the product of H and a vector.
         right: the right-hand side.
-        eps: the relative rounding error of a product; the residual is brought under eps^¾ of
-            `right`.
+        eps: the relative rounding error of a product. The residual of the recurrence is reduced to
+            eps^¾ of `right`.
 
     Raises:
-        ValueError: H is not positive definite along a direction that was met.
+        ValueError: H is not positive definite.
 
     Warns:
-        ConvergenceWarning: the residual stayed above √eps of `right`.
+        ConvergenceWarning: the residual is above √eps of `right`.
     """
     best, least = np.zeros_like(right), math.inf
     most = min(_MAX_PRODUCTS, 10 * len(right))
@@ -301,8 +292,8 @@ def solve_by_products(times: Product, right: np.ndarray, eps: float) -> np.ndarr
             if size < least:
                 best, least = found, size
     except NotPositiveError:
-        raise _not_definite() from None
-    # The recurrence drifts from the residual, which is what counts.
+        raise ValueError(_NOT_DEFINITE) from None
+    # The recurrence drifts from the residual itself.
     rest = right - times(best)
     relative = float(np.sqrt(rest @ rest) / max(np.sqrt(right @ right), 1e-300))
     if not relative <= eps**0.5:
@@ -314,15 +305,6 @@ def solve_by_products(times: Product, right: np.ndarray, eps: float) -> np.ndarr
     return best
 
 
-def _not_definite() -> ValueError:
-    return ValueError(
-        "the Hessian at the minimizer is not positive definite beyond rounding, so the minimizer "
-        "is not a smooth function of the other arguments and has no derivative. Add a penalty if "
-        "the minimum is a valley, use float64 if it is badly conditioned, and check that it is no "
-        "saddle."
-    )
-
-
 def _no_forward_mode(*_: Any) -> Any:
     raise NotImplementedError(
         "argmin has derivatives by reverse mode: use mx.grad or mx.vjp in place of mx.jvp."
@@ -332,7 +314,7 @@ def _no_forward_mode(*_: Any) -> Any:
 def _check_is_stationary(
     loss: Callable[..., mx.array], params: Tree, args: tuple[Any, ...], optimality: float
 ) -> None:
-    """Raise ValueError where an optimizer with bounds or the like met one of them."""
+    """Raise ValueError if the gradient is not zero: at a bound or a kink."""
     with device_for(params, args):
         (largest,) = read(largest_entry(grad(loss, compile=False)(params, *args)))
     if largest > 10 * optimality + 100 * epsilon(params):
@@ -348,19 +330,17 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _inner(one: Tree, other: Tree) -> mx.array:
-    """Return the inner product of two trees of one make, in the working dtype."""
     dtype = working_dtype(one)
     return mx.inner(ravel(one, dtype), ravel(other, dtype))
 
 
 def _detached(tree: Any) -> Any:
-    """Return a tree with its arrays copied, so that no transformation sees them; or raise."""
+    """Return a tree of copies, unknown to any transformation; raise TapeError without numbers."""
 
     def copy(leaf: Any) -> Any:
         if not isinstance(leaf, mx.array):
             return leaf
-        # NumPy has no bfloat16; float32 holds all of it.
-        wide = leaf.astype(mx.float32) if leaf.dtype == mx.bfloat16 else leaf
+        wide = leaf.astype(mx.float32) if leaf.dtype == mx.bfloat16 else leaf  # as NumPy has it
         return mx.array(np.array(wide), dtype=leaf.dtype)
 
     try:

@@ -1,8 +1,8 @@
 """What kind of point this is: a minimum, a saddle, a plateau, or somewhere on the way.
 
 All is computed in float64, whatever the run's dtype. A small gradient alone shows none of these:
-curvature tells a minimum from a saddle and from a plateau, and a look along the Newton step tells
-it from a loss that falls for ever (as that of separated classes does).
+curvature tells a minimum from a saddle and from a plateau, and values along the Newton step tell it
+from a loss whose minimum is at infinity (as that of separated classes).
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from mlxopt.autodiff import check_is_callable
 
 _DENSE = 200  # parameters up to which the whole Hessian is computed
 _PRODUCTS = 30  # Hessian-vector products beyond that
-# Curvature below this part of the largest counts as none: MLX's exp in float64 is good to 5e-7.
+# The share of the largest curvature that counts as none: MLX's exp in float64 is good to 5e-7.
 _FLAT = 1e-6
 
 
 def certify(
     loss: Callable[..., mx.array], params: Tree, *data: Any, tol: float | None = None
 ) -> Certificate:
-    """Tell what kind of point `params` is for `loss(params, *data)`.
+    """Return what kind of point `params` is for `loss(params, *data)`.
 
     Args:
-        loss: as for `minimize`.
+        loss: as in `minimize`.
         params: the point, a tree of float arrays.
-        *data: what the loss takes after its parameters.
-        tol: what counts as a small gradient; None takes the default of `minimize`.
+        *data: the other arguments of the loss.
+        tol: the largest gradient entry that is small; None: as `minimize`.
 
     Returns:
-        a `Certificate`. With up to 200 parameters it costs a Hessian in float64, about as much as p
-        gradients; with more some sixty gradients, and curvature and condition number are then
-        estimates by Lanczos's method.
+        a `Certificate`. Up to 200 parameters it costs a Hessian in float64, about p gradients; with
+        more about sixty gradients, and curvature and condition number are estimates by Lanczos's
+        method.
 
     Raises:
         TypeError, ValueError: `loss` or `params` is not as described.
@@ -81,8 +81,7 @@ class _Point:
     """A point, with the loss around it as a function of a float64 vector on the host."""
 
     def __init__(self, loss: Callable[..., mx.array], params: Tree, data: tuple[Any, ...]) -> None:
-        narrow = Objective(loss, as_data(data, params), compile=False)
-        _, grad = narrow.value_and_grad(params)
+        _, grad = Objective(loss, as_data(data, params), compile=False).value_and_grad(params)
         rounded = to_host(grad)
         self.epsilon, self.dtype = epsilon(params), dtype_name(working_dtype(params))
         self.params = widened(params)
@@ -91,11 +90,11 @@ class _Point:
         self.x = to_host(self.params)
         self.value, self.grad = self.at(self.x)
         self.noise = 10 * 2.0**-52 * abs(self.value)
-        # What rounding does to the gradient: that of its computation, and that of the parameters.
+        self.largest = float(np.abs(self.grad).max())
+        # The effect of rounding on the gradient: in its computation, and in the parameters.
         nudge = np.where(np.random.default_rng(0).random(self.x.size) < 0.5, -0.5, 0.5)
-        nudged = self.at(self.x * (1 + self.epsilon * nudge))[1]
-        differences = np.abs([rounded - self.grad, nudged - self.grad])
-        self.floor = float(differences.max())
+        _, nudged = self.at(self.x * (1 + self.epsilon * nudge))
+        self.floor = float(np.abs([rounded - self.grad, nudged - self.grad]).max())
 
     def at(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the loss and its gradient, shape (p,), at `x`."""
@@ -107,28 +106,22 @@ class _Point:
         return to_host(self.objective.hvp(self.params, from_host(vector, self.params)))
 
     def certificate(self, tol: float) -> Certificate:
-        """Return what can be said of the point."""
-        largest = float(np.abs(self.grad).max())
-        if not (np.isfinite(self.value) and np.isfinite(largest)):
-            return Certificate(
-                "Not a minimum: the loss or its gradient is not finite here.", False, largest,
-                self.floor, None, None, None, None,
-            )  # fmt: skip
+        """Return the verdict and its numbers."""
+        if not np.isfinite([self.value, self.largest]).all():
+            verdict = "Not a minimum: the loss or its gradient is not finite here."
+            return Certificate(verdict, False, self.largest, self.floor, *[None] * 4)
         hessian, step = _dense(self) if self.x.size <= _DENSE else _by_products(self)
         decrement = distance = None
         if step is not None:
             decrement = float(np.sqrt(max(-self.grad @ step, 0.0)))
             distance = float(np.abs(step).max())
-        verdict, is_minimum = self._verdict(tol, largest, hessian, step, distance)
-        return Certificate(
-            verdict, is_minimum, largest, self.floor, decrement, hessian.smallest,
-            hessian.condition, distance,
-        )  # fmt: skip
+        numbers = self.largest, self.floor, decrement, hessian.smallest, hessian.condition, distance
+        return Certificate(*self._verdict(tol, hessian, step), *numbers)
 
     def _verdict(
-        self, tol: float, largest: float, hessian: _Curvature, step: np.ndarray | None,
-        distance: float | None,
-    ) -> tuple[str, bool]:  # fmt: skip
+        self, tol: float, hessian: _Curvature, step: np.ndarray | None
+    ) -> tuple[str, bool]:
+        largest = self.largest
         if largest > max(tol, 2 * self.floor):
             return (
                 f"Not a minimum: the gradient's largest entry, {largest:.2g}, is above tol "
@@ -151,39 +144,38 @@ class _Point:
                 f"A plateau: the gradient is {zero} and the loss does not change around here. "
                 f"Start elsewhere, or scale the parameters."
             ), False
-        if step is not None and self._runs_off(step):
+        if step is not None and self._falls_along(step):
             return (
                 "No minimum in sight: the gradient is small, but the loss falls on and on along "
                 "the Newton step, as if its minimum were at infinity. Add a penalty."
             ), False
-        level = ways.count("level")
-        if level:
+        if level := ways.count("level"):
             many = f"in {level} direction{'s' * (level > 1)} at least the loss does not change"
             return f"A minimum, one of many: {many}, so the data do not decide there.", True
         text = f"A minimum: the loss rises in every direction{hessian.doubt}."
         if largest > tol:
             text += f" The gradient is at the rounding floor of {self.dtype}."
-        if distance and distance > 8 * self.epsilon * (1 + np.abs(self.x).max()):
+        distance = 0.0 if step is None else np.abs(step).max()
+        if distance > 8 * self.epsilon * (1 + np.abs(self.x).max()):
             text += f" The parameters are about {distance:.1g} away from it."
         if self.epsilon > 2.0**-52:
             text += ' finish="float64" gives more digits.'
         return text, True
 
     def _along(self, direction: np.ndarray) -> str:
-        """Return where the loss goes along a direction, both ways: "up", "down" or "level"."""
+        """Return whether the loss goes "up", "down" or stays "level" along ± a direction."""
         size = 1 + float(np.abs(self.x).max())
         for length in (1e-3 * size, 1e-2 * size, 1e-1 * size):
-            changes = [
-                self.at(self.x + sign * length * direction)[0] - self.value for sign in (-1, 1)
-            ]
+            ends = (self.x + sign * length * direction for sign in (-1, 1))
+            changes = [self.at(end)[0] - self.value for end in ends]
             if min(changes) < -self.noise:
                 return "down"
             if max(changes) > self.noise:
                 return "up"
         return "level"
 
-    def _runs_off(self, step: np.ndarray) -> bool:
-        """Whether the loss falls on, visibly, to 64 Newton steps from here."""
+    def _falls_along(self, step: np.ndarray) -> bool:
+        """Whether the loss falls, by more than rounding, as far as 64 Newton steps."""
         last = self.value
         for length in (1, 4, 16, 64):
             value = self.at(self.x + length * step)[0]
@@ -194,13 +186,13 @@ class _Point:
 
 
 class _Curvature:
-    """What is known of the Hessian's eigenvalues.
+    """The curvature at a point.
 
     Args:
-        values: ascending, (k,), those of the scaled Hessian or of a part of it.
-        vectors: the directions that they belong to, (p, k).
+        values: (k,), eigenvalues of the scaled Hessian or of its projection, ascending.
+        vectors: (p, k), their directions.
         ends: the smallest and the largest eigenvalue in the units of the parameters.
-        doubt: what restricts a verdict, in words.
+        doubt: the restriction of a verdict, in words.
     """
 
     def __init__(
@@ -218,9 +210,9 @@ class _Curvature:
 
 
 def _dense(point: _Point) -> tuple[_Curvature, np.ndarray | None]:
-    """Return the curvature and -H⁻¹ gradient by the whole Hessian; None if H is not positive."""
+    """Return the curvature, and -H⁻¹ gradient if H is safely positive definite, by all of H."""
     matrix, doubt = _hessian(point), ""
-    if not np.isfinite(matrix).all():  # no second derivative: some axes are tried instead
+    if not np.isfinite(matrix).all():  # values along some axes must do
         doubt = ", as far as some axes show: its second derivative is not finite"
         matrix = np.zeros_like(matrix)
     found = eigen(matrix)
@@ -230,7 +222,7 @@ def _dense(point: _Point) -> tuple[_Curvature, np.ndarray | None]:
 
 
 def _by_products(point: _Point) -> tuple[_Curvature, np.ndarray | None]:
-    """Return the same, estimated from a few Hessian-vector products."""
+    """Return the same from a few Hessian-vector products."""
     start = np.random.default_rng(0).normal(size=point.x.size)
     values, vectors = lanczos(point.hvp, start, _PRODUCTS)
     doubt = ", as far as Lanczos's method sees"
