@@ -4,9 +4,10 @@ The proximal operator of a function g at a step size t is
 
     prox(x, t) = argmin over u of  g(u) + ‖u - x‖² / (2t),
 
-which for a constraint is the projection onto what it allows, whatever t. Formulas: Parikh and Boyd
-(2014), "Proximal algorithms", chapter 6. Each works on one array; `ProximalGradient` takes one, for
-all arrays of the parameters, or a tree of them. A new one is a class with two methods:
+which for a constraint is the projection onto its set, for every t. Formulas: Parikh and Boyd
+(2014), "Proximal algorithms", chapter 6. A penalty is a function of one array; `ProximalGradient`
+takes one for all arrays of the parameters, or a tree of them. A new penalty is a class with two
+methods:
 
 >>> import mlx.core as mx
 >>> from mlxopt import prox
@@ -33,17 +34,17 @@ from mlxopt._tree import to_device
 
 
 class Penalty(ABC):
-    """A function g of one array, which need not be smooth, and its proximal operator.
+    """A function g of one array, not necessarily smooth, and its proximal operator.
 
-    Both methods must be made of MLX operations; they run compiled.
+    Both methods consist of MLX operations; they run compiled.
     """
 
     is_constraint: ClassVar[bool] = False
-    """Whether g is zero where allowed and infinite elsewhere; `prox` is then a projection."""
+    """Whether g is zero on a set and infinite elsewhere; `prox` is then the projection."""
 
     @abstractmethod
     def value(self, x: mx.array) -> mx.array:
-        """Return g(x), a scalar array; zero for a constraint, which only allowed points meet."""
+        """Return g(x), a scalar array; of a constraint zero, at points of its set."""
 
     @abstractmethod
     def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
@@ -65,7 +66,7 @@ class Constraint(Penalty):
     is_constraint: ClassVar[bool] = True
 
     def value(self, x: mx.array) -> mx.array:
-        """Return zero: only points of the set are asked for."""
+        """Return zero, the value at points of the set."""
         return mx.array(0.0, dtype=x.dtype)
 
 
@@ -89,7 +90,7 @@ class L1(Penalty):
         return self.strength * mx.sum(mx.abs(x))
 
     def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
-        """Move each entry towards zero by strength · step_size, and not past it."""
+        """Move each entry towards zero by at most strength · step_size."""
         return _shrink(x, self.strength * step_size)
 
 
@@ -121,10 +122,9 @@ class GroupLasso(Penalty):
     """strength · Σ ‖group‖: it sets whole groups to zero (Yuan and Lin 2006).
 
     Args:
-        strength: of every group. Yuan and Lin multiply it by the root of a group's size, which for
-            groups along an axis is one number; for others, give each leaf its own strength.
-        axis: groups are the vectors along this axis; None makes the whole array one group. Groups
-            of unlike sizes are leaves of their own in the tree of parameters.
+        strength: of every group. Yuan and Lin multiply it by the root of the size of a group.
+        axis: groups are the vectors along this axis; None: the whole array is one group. Groups of
+            different sizes are leaves of their own in the tree of parameters.
 
     >>> import mlx.core as mx
     >>> from mlxopt import prox
@@ -147,12 +147,13 @@ class GroupLasso(Penalty):
         return self.strength * mx.sum(self._norms(x))
 
     def prox(self, x: mx.array, step_size: mx.array) -> mx.array:
-        """Shorten each group by strength · step_size, and not past zero."""
+        """Shorten each group by at most strength · step_size."""
         norms, shift = self._norms(x), self.strength * step_size
         return mx.where(norms > shift, x * (1 - shift / norms), 0)
 
     def _norms(self, x: mx.array) -> mx.array:
-        _check_axis(self, x)
+        if self.axis is not None and not -x.ndim <= self.axis < x.ndim:
+            raise ValueError(f"{self}: the array has shape {x.shape}, which has no such axis.")
         return mx.sqrt(mx.sum(mx.square(x), axis=self.axis, keepdims=True))
 
 
@@ -211,11 +212,11 @@ class Simplex(Constraint):
         """Return max(x - τ, 0), τ such that the sum is right (Held, Wolfe and Crowder 1974)."""
         if x.ndim == 0:
             raise ValueError("Simplex: the array has shape (); expected one axis or more.")
-        x = x - mx.max(x, axis=-1, keepdims=True)  # the same for all changes nothing but rounding
+        x = x - mx.max(x, axis=-1, keepdims=True)  # a common shift changes only the rounding
         ordered = -mx.sort(-x, axis=-1)
         excess = mx.cumsum(ordered, axis=-1) - self.total
         count = mx.arange(1, x.shape[-1] + 1).astype(x.dtype)
-        # The largest k entries are positive, k the last place where this holds.
+        # The k largest entries are positive, k the last place where this holds.
         k = mx.sum(ordered * count > excess, axis=-1, keepdims=True)
         tau = mx.sum(mx.where(count == k, excess, 0), axis=-1, keepdims=True) / k.astype(x.dtype)
         return mx.maximum(x - tau, 0)
@@ -223,8 +224,3 @@ class Simplex(Constraint):
 
 def _shrink(x: mx.array, shift: mx.array) -> mx.array:
     return mx.maximum(x - shift, 0) + mx.minimum(x + shift, 0)
-
-
-def _check_axis(penalty: GroupLasso, x: mx.array) -> None:
-    if penalty.axis is not None and not -x.ndim <= penalty.axis < x.ndim:
-        raise ValueError(f"{penalty}: the array has shape {x.shape}, which has no such axis.")

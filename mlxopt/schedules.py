@@ -1,7 +1,7 @@
 """Learning rates that change along a run: frozen dataclasses, called with the step.
 
-Any function of the step (an int, counted from 0 over the whole run) may be a learning rate; these
-are the usual ones. They are values: they can be compared, printed, and used in many runs.
+Any function of the step (an int, counted from 0 over the whole run) can be a learning rate; these
+are the usual ones. They are values: to compare, print, and use in many runs.
 
 >>> import mlxopt as mo
 >>> rate = mo.schedules.warmup(mo.schedules.cosine(0.1, steps=1000), steps=100)
@@ -18,9 +18,30 @@ from typing import Any, ClassVar
 
 from mlxopt._checks import check_fields
 
+_SHARE: dict[str, Any] = {"least": 0, "most": 1}
+_WHOLE: dict[str, Any] = {"whole": True}
+_LIMITS: dict[str, dict[str, Any]] = {
+    "factor": _SHARE,
+    "threshold": _SHARE,
+    "every": _WHOLE,
+    "steps": _WHOLE,
+    "patience": _WHOLE,
+    "first": {"least": 1},
+    "last": {"least": 1},
+}
+
+
+class _Schedule:
+    """A dataclass with checked fields: by default numbers, zero or more."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (name == "then" and callable(value)):
+                check_fields(self, name, **_LIMITS.get(name, {"least": 0}))
+
 
 @dataclasses.dataclass(frozen=True)
-class constant:
+class constant(_Schedule):
     """The same learning rate in every step.
 
     >>> import mlxopt as mo
@@ -30,16 +51,12 @@ class constant:
 
     learning_rate: float
 
-    def __post_init__(self) -> None:
-        check_fields(self, "learning_rate", least=0)
-
     def __call__(self, step: int) -> float:
-        """Return the learning rate."""
         return float(self.learning_rate)
 
 
 @dataclasses.dataclass(frozen=True)
-class step:
+class step(_Schedule):
     """A learning rate that drops at regular intervals: learning_rate · factor^⌊step / every⌋.
 
     >>> import mlxopt as mo
@@ -52,18 +69,12 @@ class step:
     every: int
     factor: float = 0.1
 
-    def __post_init__(self) -> None:
-        check_fields(self, "learning_rate", least=0)
-        check_fields(self, "factor", least=0, most=1)
-        check_fields(self, "every", whole=True)
-
     def __call__(self, step: int) -> float:
-        """Return the learning rate of a step."""
         return self.learning_rate * self.factor ** (step // self.every)
 
 
 @dataclasses.dataclass(frozen=True)
-class exponential:
+class exponential(_Schedule):
     """A learning rate that falls by the same factor in every step: learning_rate · factor^step.
 
     To fall by `factor` over n steps, write `factor ** (1 / n)`.
@@ -77,21 +88,16 @@ class exponential:
     learning_rate: float
     factor: float
 
-    def __post_init__(self) -> None:
-        check_fields(self, "learning_rate", least=0)
-        check_fields(self, "factor", least=0, most=1)
-
     def __call__(self, step: int) -> float:
-        """Return the learning rate of a step."""
         return self.learning_rate * self.factor**step
 
 
 @dataclasses.dataclass(frozen=True)
-class cosine:
+class cosine(_Schedule):
     """A learning rate that falls along half a cosine from `learning_rate` to `end`.
 
-    It reaches `end` at step number `steps` and stays there. Loshchilov and Hutter (2017), "SGDR:
-    stochastic gradient descent with warm restarts", equation 5, without the restarts.
+    It is `end` from step number `steps` on. Loshchilov and Hutter (2017), "SGDR: stochastic
+    gradient descent with warm restarts", equation 5, without the restarts.
 
     >>> import mlxopt as mo
     >>> rate = mo.schedules.cosine(1.0, steps=100, end=0.1)
@@ -103,24 +109,19 @@ class cosine:
     steps: int
     end: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, "learning_rate", "end", least=0)
-        check_fields(self, "steps", whole=True)
-
     def __call__(self, step: int) -> float:
-        """Return the learning rate of a step."""
         return _half_cosine(self.learning_rate, self.end, step / self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
-class warmup:
+class warmup(_Schedule):
     """A learning rate that rises in a straight line for `steps` steps, then follows another.
 
-    The rise begins at 1 / (steps + 1) of where `then` begins: no step is wasted on a rate of zero.
+    The first rate is 1 / (steps + 1) of the first of `then`, not zero.
 
     Args:
-        then: a number, or a schedule, whose step 0 is the step number `steps` of this one.
-        steps: how many steps the rise takes.
+        then: a number, or a schedule, whose step 0 is step number `steps` of this one.
+        steps: the number of steps of the rise.
 
     >>> import mlxopt as mo
     >>> rate = mo.schedules.warmup(1.0, steps=4)
@@ -132,36 +133,33 @@ class warmup:
     steps: int
 
     def __post_init__(self) -> None:
-        if not callable(self.then):
-            check_fields(self, "then", least=0)
+        super().__post_init__()
         if getattr(self.then, "reads_losses", False) is True:
             raise TypeError(
                 f"warmup(then={self.then!r}): expected a number or a function of the step alone; "
                 f"this one reads losses as well."
             )
-        check_fields(self, "steps", whole=True)
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of a step."""
         rate = self.then(max(step - self.steps, 0)) if callable(self.then) else self.then
         return float(rate) * min((step + 1) / (self.steps + 1), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class one_cycle:
-    """A learning rate that rises to `learning_rate` and falls far below where it began.
+class one_cycle(_Schedule):
+    """A learning rate that rises to `learning_rate` and falls far below the first one.
 
     Two halves of a cosine: up from learning_rate / `first` over a share `rise` of the steps, then
-    down to learning_rate / (`first` · `last`) at step number steps - 1, where it stays. Smith and
-    Topin (2019), "Super-convergence: very fast training of neural networks using large learning
-    rates", with the shape and the defaults that torch gave it.
+    down to learning_rate / (`first` · `last`) at step number steps - 1, and constant after it.
+    Smith and Topin (2019), "Super-convergence: very fast training of neural networks using large
+    learning rates", with the shape and the defaults of torch.
 
     Args:
-        learning_rate: the highest one.
-        steps: how many steps the cycle takes.
+        learning_rate: the highest rate.
+        steps: the number of steps of the cycle.
         rise: the share of the steps that go up, between 0 and 1.
-        first: the highest learning rate over the first one.
-        last: the first learning rate over the last one.
+        first: the highest rate over the first.
+        last: the first rate over the last.
 
     >>> import mlxopt as mo
     >>> rate = mo.schedules.one_cycle(1.0, steps=101, rise=0.5)
@@ -176,9 +174,7 @@ class one_cycle:
     last: float = 1e4
 
     def __post_init__(self) -> None:
-        check_fields(self, "learning_rate", "rise", least=0)
-        check_fields(self, "first", "last", least=1)
-        check_fields(self, "steps", whole=True)
+        super().__post_init__()
         if not 1 < self.rise * self.steps < self.steps:
             raise ValueError(
                 f"one_cycle(steps={self.steps}, rise={self.rise}): the rise takes rise · steps = "
@@ -186,7 +182,6 @@ class one_cycle:
             )
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of a step."""
         top, begin = self.learning_rate, self.learning_rate / self.first
         peak, final = self.rise * self.steps - 1, self.steps - 1
         if step <= peak:
@@ -195,20 +190,20 @@ class one_cycle:
 
 
 @dataclasses.dataclass(frozen=True)
-class reduce_on_plateau:
+class reduce_on_plateau(_Schedule):
     """A learning rate that drops whenever the loss has stopped falling.
 
-    It is a function of the losses read so far, which the loops hand to it: in `train` the mean loss
-    of each epoch (on the way, so noise is averaged out), in `minimize` the loss at the start and
-    every `record_every` steps. Nothing is remembered between calls, so a run can be repeated.
+    It is a function of the losses read so far: in `train` the mean losses of the epochs, in
+    `minimize` the loss at the start and every `record_every` steps. It has no memory, so a run can
+    be repeated.
 
     Args:
-        learning_rate: the first one.
-        factor: what it is multiplied by at a plateau.
-        patience: how many losses in a row may be no lower than the lowest before them by
-            `threshold`; with the next such one the rate drops.
-        threshold: by what share of the lowest loss a loss must be lower to count as lower.
-        least: the rate never falls below this.
+        learning_rate: the first rate.
+        factor: the ratio of a rate to the one before.
+        patience: losses in a row that are not lower than the lowest before them; with the next such
+            loss the rate drops.
+        threshold: the share of the lowest loss by which a loss must be lower to count as lower.
+        least: the lowest rate.
 
     >>> import mlxopt as mo
     >>> rate = mo.schedules.reduce_on_plateau(0.1, factor=0.5, patience=1)
@@ -224,24 +219,18 @@ class reduce_on_plateau:
     threshold: float = 1e-4
     least: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, "learning_rate", "least", least=0)
-        check_fields(self, "factor", "threshold", least=0, most=1)
-        check_fields(self, "patience", whole=True)
-
     def __call__(self, step: int, losses: tuple[float, ...]) -> float:
-        """Return the learning rate after the losses, oldest first; the step does not matter."""
+        """Return the learning rate after these losses, oldest first, at any step."""
         rate, lowest, waited = float(self.learning_rate), math.inf, 0
         for value in losses:
+            waited += 1
             if lowest == math.inf or value < lowest - self.threshold * abs(lowest):
                 lowest, waited = value, 0
-                continue
-            waited += 1
-            if waited > self.patience:
+            elif waited > self.patience:
                 rate, waited = max(rate * self.factor, min(rate, self.least)), 0
         return rate
 
 
 def _half_cosine(begin: float, end: float, share: float) -> float:
-    """Return the height of half a cosine from `begin` at share 0 to `end` from share 1 on."""
+    """Return half a cosine from `begin` at share 0 to `end` from share 1 on."""
     return end + 0.5 * (begin - end) * (1 + math.cos(math.pi * min(share, 1.0)))
