@@ -1,14 +1,14 @@
-"""Box bounds: numbers, arrays or trees of them, checked, rounded inwards, and projected onto.
+"""Box bounds: numbers, arrays or trees of them; checks, rounding and projection.
 
 A bound is rounded to the dtype of its leaf towards the inside, so that a point within the rounded
-bounds is within those given; only if nothing would be left between is it the nearest.
+bounds is within those given; to the nearest if the dtype has no number between the two.
 """
 
 from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -25,33 +25,32 @@ from mlxopt._tree import (
     working_dtype,
 )
 
-Bounds = tuple[np.ndarray, np.ndarray]  # lower and upper, float64
+# Of each dtype the exponent of the smallest number above zero.
+_SMALLEST = {mx.float16: -24, mx.bfloat16: -133, mx.float32: -149, mx.float64: -1074}
 
-# The smallest number above zero of each dtype.
-_SMALLEST = {
-    mx.float16: 2.0**-24,
-    mx.bfloat16: 2.0**-133,
-    mx.float32: 2.0**-149,
-    mx.float64: 2.0**-1074,
-}
+
+class Bounds(NamedTuple):
+    """Lower and upper bounds, float64, infinite where there are none."""
+
+    lower: np.ndarray
+    upper: np.ndarray
 
 
 def project(x: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
-    """Return the allowed point nearest to x."""
+    """Return the point within the bounds that is nearest to x."""
     return mx.minimum(mx.maximum(x, lower), upper)
 
 
 def inwards(lower: np.ndarray, upper: np.ndarray, dtype: mx.Dtype) -> Bounds:
     """Return float64 bounds rounded to a dtype, still float64."""
     if dtype == mx.float64:
-        return lower, upper
-    low, high = _spacing(lower, dtype), _spacing(upper, dtype)  # powers of two: no rounding
-    inner_low, inner_high = np.ceil(lower / low) * low, np.floor(upper / high) * high
-    hold = inner_low <= inner_high
-    return (
-        np.where(hold, inner_low, np.rint(lower / low) * low),
-        np.where(hold, inner_high, np.rint(upper / high) * high),
-    )
+        return Bounds(lower, upper)
+    units = _spacing(lower, dtype), _spacing(upper, dtype)  # powers of two: exact factors
+    low, high = lower / units[0], upper / units[1]
+    between = np.ceil(low) * units[0] <= np.floor(high) * units[1]
+    low = np.where(between, np.ceil(low), np.rint(low))
+    high = np.where(between, np.floor(high), np.rint(high))
+    return Bounds(low * units[0], high * units[1])
 
 
 def bound_arrays(owner: str, lower: Any, upper: Any) -> Bounds:
@@ -71,11 +70,11 @@ def bound_arrays(owner: str, lower: Any, upper: Any) -> Bounds:
         raise ValueError(
             f"{owner}(lower={lower}, upper={upper}): lower is above upper. Swap the two?"
         )
-    return arrays[0], arrays[1]
+    return Bounds(*arrays)
 
 
 def check_bounds(owner: str, lower: Any, upper: Any) -> None:
-    """Raise TypeError or ValueError for bounds that are wrong for any parameters."""
+    """Raise TypeError or ValueError for bounds that fit no parameters."""
     for name, bound in (("lower", lower), ("upper", upper)):
         if isinstance(bound, (bool, str, bytes)):
             raise TypeError(f"{owner}({name}={bound!r}): expected a number, a tree or None.")
@@ -175,4 +174,4 @@ def _spacing(numbers: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
     """Return the distance from each number to the dtype's next one away from zero."""
     mantissa, exponent = np.frexp(np.where(np.isfinite(numbers), numbers, 0.0))
     spacing = np.where(mantissa == 0, 0.0, np.ldexp(0.5 * EPSILON[dtype], exponent))
-    return np.maximum(spacing, _SMALLEST[dtype])
+    return np.maximum(spacing, 2.0 ** _SMALLEST[dtype])

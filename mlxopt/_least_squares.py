@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._bounds import bound_vectors, check_bounds, check_inside
 from mlxopt._checks import check_callback, check_count, check_finish, check_tol, describe_type
 from mlxopt._loop import Callback, Loop
 from mlxopt._platform.device import device_for
@@ -34,7 +35,6 @@ from mlxopt._tree import (
 )
 from mlxopt.autodiff import check_is_callable
 from mlxopt.optimizers import Optimizer
-from mlxopt.optimizers._bounds import bound_vectors, check_bounds, check_inside
 from mlxopt.optimizers._descent import DescentState
 from mlxopt.optimizers._polish import Polish
 from mlxopt.optimizers._residual import Linearization

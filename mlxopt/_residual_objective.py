@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._bounds import Bounds
 from mlxopt._objective import Objective
 from mlxopt._tree import FLOATS, Tree, count, dtype_name, ravel, working_dtype
 from mlxopt.autodiff import can_batch, over_rows, sample_rows, unit_rows, with_fixed_draw
@@ -75,13 +76,6 @@ class Robust(NamedTuple):
 
 
 SQUARES = Robust()
-
-
-class Bounds(NamedTuple):
-    """Lower and upper bounds of the parameters, each shape (p,), float64, infinite where none."""
-
-    lower: np.ndarray
-    upper: np.ndarray
 
 
 class ResidualObjective(Objective):

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._bounds import bound_vectors, check_bounds, check_inside, project
 from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
@@ -32,7 +33,6 @@ from mlxopt._tree import (
     unravel,
     working_dtype,
 )
-from mlxopt.optimizers._bounds import bound_vectors, check_bounds, check_inside
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
 from mlxopt.optimizers._line_search import C1, NO_SEARCH, LineSearch, proceed
 from mlxopt.optimizers.lbfgs import (
@@ -101,7 +101,7 @@ class LBFGSB(Descent):
     def nearest(self, params: Params) -> Params:
         """Return `params` clipped to the bounds."""
         lower, upper = bound_vectors("LBFGSB", self.lower, self.upper, params)
-        return unravel(_project(ravel(params, working_dtype(params)), lower, upper), params)
+        return unravel(project(ravel(params, working_dtype(params)), lower, upper), params)
 
     def init(self, objective: Objective, params: Params) -> DescentState:
         """Return the state at `params`; one evaluation."""
@@ -219,10 +219,6 @@ def free_step(
     return combination
 
 
-def _project(x: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
-    return mx.minimum(mx.maximum(x, lower), upper)
-
-
 def _projected_step(x: mx.array, g: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
     """Return P(x - g) - x, the projected gradient downhill."""
     return mx.minimum(mx.maximum(-g, lower - x), upper - x)
@@ -233,7 +229,7 @@ def _walk(
 ) -> Params:
     """Return P(params + step_size · direction)."""
     x = ravel(params, direction.dtype) + step_size * direction
-    return unravel(_project(x, lower, upper), params)
+    return unravel(project(x, lower, upper), params)
 
 
 def _measure(
