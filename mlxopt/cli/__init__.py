@@ -10,7 +10,7 @@ import typer
 
 from mlxopt.cli import bench, demo, doctor, fit
 
-# The mark \b keeps the lines of a paragraph as they are.
+# The mark \b preserves the line breaks of a paragraph.
 _DEMO = """\b
 Examples:
   mlxopt demo
@@ -65,6 +65,6 @@ def _options(
 def main() -> None:
     """Run the command line; the console script `mlxopt` starts here."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a question mark is better than a traceback
+        if isinstance(stream, io.TextIOWrapper):  # print unknown characters as "?"
             stream.reconfigure(errors="replace")
     app(prog_name="mlxopt")

@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they fail, and warnings as notes."""
+"""Shared by the commands: consoles, errors, warnings as notes, and checks of output files."""
 
 from __future__ import annotations
 
@@ -19,41 +19,39 @@ if TYPE_CHECKING:
 
 
 def stdout() -> Console:
-    """Return where results go; made anew for each command, so that tests can redirect it."""
+    """Return the console for results; new for each command, so that tests can redirect it."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=False)
 
 
 def stderr() -> Console:
-    """Return where progress goes."""
+    """Return the console for progress."""
     return Console(file=sys.stderr, highlight=False)
 
 
 def fail(message: str) -> NoReturn:
-    """Print one message on stderr and end the command with exit code 2, that of wrong input."""
+    """Print a message on stderr and end the command with exit code 2, for wrong input."""
     typer.echo(f"Error: {message}", err=True)
     raise typer.Exit(2)
 
 
 @contextmanager
 def noted(notes: list[str]) -> Iterator[None]:
-    """Collect in `notes` the warnings given inside, each once."""
+    """Collect in `notes` the warnings issued inside the context, each once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", DeprecationWarning)  # news for developers
+        warnings.simplefilter("ignore", DeprecationWarning)  # for developers
         yield
-    for warning in caught:
-        if str(warning.message) not in notes:
-            notes.append(str(warning.message))
+    notes += dict.fromkeys(str(warning.message) for warning in caught)
 
 
 def print_notes(console: Console, notes: list[str]) -> None:
-    """Print what a person should know before trusting the numbers."""
+    """Print notes below the results."""
     for note in notes:
         console.print(f"\nNote: {note}", markup=False)
 
 
 def check_writable(path: Path | None) -> None:
-    """Fail unless a file can be written at `path`: better known before the work than after."""
+    """Fail, before the work, unless a file can be written at `path`."""
     if path is None:
         return
     folder = path.parent
@@ -66,7 +64,7 @@ def check_writable(path: Path | None) -> None:
 
 
 def check_picture(path: Path | None) -> None:
-    """Fail unless a picture can be written at `path`, in the format that its ending names."""
+    """Fail unless a picture can be written at `path`, in the format of its suffix."""
     check_writable(path)
     if path is None:
         return
@@ -78,7 +76,7 @@ def check_picture(path: Path | None) -> None:
 
 
 def check_distinct(paths: dict[str, Path | None]) -> None:
-    """Fail if two of the files, each with what calls it, are one: writing it would destroy it."""
+    """Fail if two of the files, keyed by their arguments, are the same: one would be lost."""
     given = [(name, path) for name, path in paths.items() if path is not None]
     for (first, a), (second, b) in itertools.combinations(given, 2):
         if a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b)):

@@ -139,11 +139,11 @@ def _take(
     outcomes = [cell.strip() for cell in columns[table.target]]
     used = [*table.features, table.target]
     missing = np.column_stack([np.isnan(values), np.array([is_missing(cell) for cell in outcomes])])
-    complete = ~missing.any(axis=1)
+    complete = missing.sum(axis=1) == 0
     for row in np.flatnonzero(~complete):
         table.left_out.append((lines[row], [used[i] for i in np.flatnonzero(missing[row])]))
-    table.outcomes += itertools.compress(outcomes, complete.tolist())
-    table.lines += itertools.compress(lines, complete.tolist())
+    table.outcomes += itertools.compress(outcomes, complete)
+    table.lines += itertools.compress(lines, complete)
     return values[complete]
 
 

@@ -1,4 +1,4 @@
-"""`mlxopt fit`: a reference model on a person's own table."""
+"""`mlxopt fit`: fit a reference model to a CSV file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import enum
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -39,23 +37,23 @@ _LABELS = 8  # labels named in a message
 
 
 class ModelName(enum.StrEnum):
-    """What can be fitted."""
+    """The models."""
 
     linear = "linear"
     logistic = "logistic"
 
 
 class Outcome(NamedTuple):
-    """The target as a model takes it."""
+    """The target as the model takes it."""
 
     kind: ModelName
     values: np.ndarray  # (rows,) float64; for labels int64 where they are whole, or str
     names: list[str]  # of the two labels, in the order of the model's classes; else empty
-    remark: str  # how it was understood, for the report
+    remark: str  # how it was read, for the report
 
 
 class Frame:
-    """A matrix with named columns: the little of a data frame that the models ask for."""
+    """A matrix with named columns: the part of a data frame's interface that the models use."""
 
     def __init__(self, values: np.ndarray, columns: list[str]) -> None:
         self._values, self.columns, self.shape = values, columns, values.shape
@@ -120,7 +118,7 @@ def fit(
         fail(f"{out}: a model's name must end in .npz.")
     check_picture(plot)
     check_distinct({"FILE.csv": file, "--out": out, "--plot": plot})
-    with _status("reading"):
+    with stderr().status("reading"):
         try:
             table = read_table(file, target, _split(features), _delimiter(delimiter))
             outcome = _understand(table, model)
@@ -130,13 +128,13 @@ def fit(
     _print_reading(console, table, outcome)
 
     notes: list[str] = []
-    with _status("fitting"), noted(notes):
+    with stderr().status("fitting"), noted(notes):
         estimator = _fitted(table, outcome, l2)
     summary = estimator.summary()
     typer.echo(f"\n{dataclasses.replace(summary, notes=[])}")
-    # Most warnings are notes of the summary too.
+    # Most warnings are in the notes of the summary too.
     notes = [*summary.notes, *(note for note in notes if note not in summary.notes)]
-    # The models speak to Python; on the command line their parameter is an option.
+    # Notes of the models name a parameter of Python, here an option.
     print_notes(console, [note.replace("l2 > 0", "--l2") for note in notes])
     if out is not None:
         _save_model(estimator, table, out)
@@ -164,17 +162,14 @@ def _delimiter(text: str) -> str:
 
 
 def _understand(table: Table, model: ModelName | None) -> Outcome:
-    """Return the target as numbers or as two labels, and which model it asks for."""
+    """Return the target as numbers or as two labels, and the model that it asks for."""
     counts = Counter(table.outcomes)
-    if counts and not any(map(is_number, counts)):
+    if not any(map(is_number, counts)):
         return _labels(table, model, counts)
     try:
         values = read_numbers(table.outcomes)
     except CellError as error:
-        raise TableError(
-            f"{table.path}, line {table.lines[error.index]}, column {table.target}: "
-            f"{error.cell!r} {error.reason}"
-        ) from None
+        raise TableError(f"{_cell(table, error.index)} {error.reason}") from None
     distinct, sizes = np.unique(values, return_counts=True)
     two = len(distinct) == 2
     kind = model or (ModelName.logistic if two else ModelName.linear)
@@ -193,27 +188,30 @@ def _understand(table: Table, model: ModelName | None) -> Outcome:
 
 
 def _labels(table: Table, model: ModelName | None, counts: Counter[str]) -> Outcome:
-    names = sorted(counts)
-    where = f"{table.path}, column {table.target}"
-    shown = ", ".join(f"{name!r} ({counts[name]:,})" for name in names[:_LABELS])
-    shown += f" and {len(names) - _LABELS} more" if len(names) > _LABELS else ""
-    first, line = table.outcomes[0], f"{table.path}, line {table.lines[0]}, column {table.target}"
-    reason = marked_number(first)
-    if reason and (model is ModelName.linear or len(names) != 2):
-        raise TableError(f"{line}: {first!r} {reason}{more_marked(table.outcomes)}")
-    if model is ModelName.linear:
+    """Return a target of text as two labels."""
+    names, linear = sorted(counts), model is ModelName.linear
+    reason = marked_number(table.outcomes[0])
+    if reason and (linear or len(names) != 2):
+        raise TableError(f"{_cell(table, 0)} {reason}{more_marked(table.outcomes)}")
+    if linear:
         raise TableError(
-            f"{line}: {first!r} is not a number, nor is any other cell of the column. A linear "
+            f"{_cell(table, 0)} is not a number, nor is any other cell of the column. A linear "
             f"model needs numbers."
         )
     if len(names) != 2:
+        shown = _some([f"{name!r} ({counts[name]:,})" for name in names[:_LABELS]], len(names))
         raise TableError(
-            f"{where}: the target is text with {len(names)} distinct value"
-            f"{'s' if len(names) > 1 else ''}, {shown}; a logistic model needs two, a linear model "
-            f"numbers."
+            f"{table.path}, column {table.target}: the target is text with {len(names)} distinct "
+            f"value{'s' if len(names) > 1 else ''}, {shown}; a logistic model needs two, a linear "
+            f"model numbers."
         )
     remark = _two(names, [counts[name] for name in names])
     return Outcome(ModelName.logistic, np.array(table.outcomes), names, remark)
+
+
+def _cell(table: Table, row: int) -> str:
+    line, text = table.lines[row], table.outcomes[row]
+    return f"{table.path}, line {line}, column {table.target}: {text!r}"
 
 
 def _two(names: list[str], sizes: list[int]) -> str:
@@ -225,7 +223,7 @@ def _two(names: list[str], sizes: list[int]) -> str:
 
 
 def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
-    """Print what was read from the file, and how it was understood."""
+    """Print what was read from the file, and how."""
     from rich.table import Table as Grid
     from rich.text import Text
 
@@ -244,16 +242,15 @@ def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
     if table.left_out:
         count = len(table.left_out)
         examples = [f"line {n} ({listed(names, _SHOWN)})" for n, names in table.left_out[:_SHOWN]]
-        line("left out", f"{count:,} with missing values: {_and_more(examples, count)}")
+        line("left out", f"{count:,} with missing values: {_some(examples, count)}")
     if table.blank:
         count = len(table.blank)
-        lines = _and_more([str(number) for number in table.blank[:_SHOWN]], count)
+        lines = _some([str(number) for number in table.blank[:_SHOWN]], count)
         line("skipped", f"{count:,} blank line{'s' if count > 1 else ''}: {lines}")
     if table.duplicates:
         verb = "rows repeat" if table.duplicates > 1 else "row repeats"
-        line(
-            "duplicates", f"{table.duplicates:,} {verb} an earlier row in every cell; all are kept"
-        )
+        text = f"{table.duplicates:,} {verb} an earlier row in every cell; all are kept"
+        line("duplicates", text)
     line("target", f"{table.target}, {outcome.remark}")
     line("features", listed(table.features))
     if table.unused:
@@ -261,7 +258,7 @@ def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
     console.print(grid)
 
 
-def _and_more(examples: list[str], count: int) -> str:
+def _some(examples: list[str], count: int) -> str:
     more = f" and {count - len(examples):,} more" if count > len(examples) else ""
     return ", ".join(examples) + more
 
@@ -311,32 +308,14 @@ def _save_model(estimator: Any, table: Table, out: Path) -> None:
     It holds coef, coef_se and coef_error (features,), intercept, intercept_se and intercept_error
     (), feature_names, target, for a logistic model classes (2,), and the sha256 of the table.
     """
-    arrays: dict[str, Any] = {
-        "coef": np.ravel(estimator.coef_),
-        "intercept": np.squeeze(estimator.intercept_),
-        "coef_se": np.ravel(estimator.coef_se_),
-        "intercept_se": np.squeeze(estimator.intercept_se_),
-        "coef_error": np.ravel(estimator.coef_error_),
-        "intercept_error": np.squeeze(estimator.intercept_error_),
-        "feature_names": np.array(table.features),
-        "target": np.array(table.target),
-        "sha256": np.array(table.sha256),
-    }
+    arrays: dict[str, Any] = {"feature_names": table.features, "target": table.target}
+    arrays["sha256"] = table.sha256
+    for suffix in ("", "_se", "_error"):
+        arrays[f"coef{suffix}"] = np.ravel(getattr(estimator, f"coef{suffix}_"))
+        arrays[f"intercept{suffix}"] = np.squeeze(getattr(estimator, f"intercept{suffix}_"))
     if hasattr(estimator, "classes_"):
         arrays["classes"] = estimator.classes_
     try:
-        with out.open("wb") as stream:  # by name, NumPy would append .npz to it
-            np.savez(stream, **arrays)
+        np.savez(out, **arrays)
     except OSError as error:
         fail(f"{out} cannot be written: {error.strerror}.")
-
-
-@contextmanager
-def _status(text: str) -> Iterator[None]:
-    """Show what is going on, to a terminal."""
-    console = stderr()
-    if console.is_terminal:
-        with console.status(text):
-            yield
-    else:
-        yield
