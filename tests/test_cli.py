@@ -172,10 +172,8 @@ first = kernels()
 demo._run_all(problems, str)
 print(len(first), len(kernels() - first))
 """
-    found = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    command, env = [sys.executable, "-c", code, tmp_path], {**os.environ, "TMPDIR": str(tmp_path)}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     first, later = map(int, found.stdout.split())
     assert first > 0
     assert later == 0
@@ -512,12 +510,14 @@ def test_show_config_and_doctor_state_the_same_facts(capsys):
 
 def test_doctor_gives_a_reason_only_where_it_says_more(monkeypatch):
     said = {}
-    for library, reason in (
-        ("MKL", "MLX calls MKL."), ("OpenBLAS", "MLX calls OpenBLAS; MKL is damaged."),
-        (None, "There is no other."),
-    ):  # fmt: skip
+    reasons = {
+        "MKL": "MLX calls MKL.",
+        "OpenBLAS": "MLX calls OpenBLAS; MKL is damaged.",
+        None: "There is no other.",
+    }
+    for library, reason in reasons.items():
         binding = blas.Binding(library, None, 0, reason, 0.0)
-        monkeypatch.setattr(blas, "start", lambda binding=binding: binding)
+        monkeypatch.setattr(blas, "binding", lambda binding=binding: binding)
         said[library] = [text for name, text in facts() if name in ("BLAS", "")]
     assert said == {
         "MKL": ["MKL"],

@@ -200,8 +200,10 @@ def test_large_and_zero_numbers_that_fit(text):
     assert value == float(text)
 
 
-@given(st.lists(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3),
-                min_size=1, max_size=30))  # fmt: skip
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(st.lists(FINITE, min_size=3, max_size=3), min_size=1, max_size=30))
 def test_what_repr_writes_is_read_back_to_the_bit(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "table.csv"
     lines = (",".join(map(repr, row)) for row in rows)
@@ -345,9 +347,9 @@ def test_a_cell_may_be_quoted_after_a_space(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text('"y", "a, b"\n 1, "2"\n3 ,4 \n')
     table = read_table(path, "y")
-    assert (table.features, table.values.tolist(), table.outcomes) == (
-        ["a, b"], [[2.0], [4.0]], ["1", "3"]
-    )  # fmt: skip
+    assert table.features == ["a, b"]
+    assert table.values.tolist() == [[2.0], [4.0]]
+    assert table.outcomes == ["1", "3"]
 
 
 @pytest.mark.parametrize(

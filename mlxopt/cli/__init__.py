@@ -10,24 +10,20 @@ import typer
 
 from mlxopt.cli import bench, demo, doctor, fit
 
-# The mark \b preserves the line breaks of a paragraph.
-_DEMO = """\b
-Examples:
-  mlxopt demo
-  mlxopt demo --quick --out curves.png
-"""
-_FIT = """\b
-Examples:
-  mlxopt fit houses.csv --target price
-  mlxopt fit houses.csv --target price --features area,rooms --plot fit.png
-  mlxopt fit trial.csv --target died --model logistic --out model.npz
-"""
-_BENCH = """\b
-Examples:
-  mlxopt bench --quick
-  mlxopt bench sgd logistic
-  mlxopt bench --json figures.json --plot figures.png
-"""
+_VERSION = "Print the version and exit."
+_DEMO = ["demo", "demo --quick --out curves.png"]
+_FIT = [
+    "fit houses.csv --target price",
+    "fit houses.csv --target price --features area,rooms --plot fit.png",
+    "fit trial.csv --target died --model logistic --out model.npz",
+]
+_BENCH = ["bench --quick", "bench sgd logistic", "bench --json figures.json --plot figures.png"]
+
+
+def _examples(commands: list[str]) -> str:
+    # The mark \b preserves the line breaks of a paragraph.
+    return "\n  mlxopt ".join(["\b\nExamples:", *commands])
+
 
 app = typer.Typer(
     add_completion=False,
@@ -36,10 +32,10 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=_DEMO)(demo.demo)
-app.command(epilog=_FIT)(fit.fit)
+app.command(epilog=_examples(_DEMO))(demo.demo)
+app.command(epilog=_examples(_FIT))(fit.fit)
 app.command()(doctor.doctor)
-app.command(epilog=_BENCH)(bench.bench)
+app.command(epilog=_examples(_BENCH))(bench.bench)
 
 
 def _version(asked: bool) -> None:
@@ -50,13 +46,10 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=_DEMO + _FIT.partition("\n")[2].partition("\n")[2])
+@app.callback(epilog=_examples(_DEMO + _FIT))
 def _options(
     version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version and exit.", callback=_version, is_eager=True
-        ),
+        bool, typer.Option("--version", help=_VERSION, callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Optimization on MLX: see the methods at work, or fit a regression to your own table."""
