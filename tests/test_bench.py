@@ -314,7 +314,7 @@ def test_every_library_gets_the_same_threads(monkeypatch):
     assert peers.threads() == peers.cores()
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert peers.threads() == peers.cores()
-    assert not peers.is_settled()
+    assert not peers.is_set_up()
 
 
 def test_a_peer_without_what_it_needs_counts_as_absent(monkeypatch):

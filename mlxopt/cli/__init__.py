@@ -38,8 +38,8 @@ app.command()(doctor.doctor)
 app.command(epilog=_examples(_BENCH))(bench.bench)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"mlxopt {version('mlxopt')}")

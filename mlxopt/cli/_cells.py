@@ -22,7 +22,7 @@ class CellError(ValueError):
 
     @property
     def is_text(self) -> bool:
-        """Whether the cell resembles no number, so that the whole column may be text."""
+        """Whether the cell resembles no number, as in a column of text."""
         return self.reason == _TEXT
 
 

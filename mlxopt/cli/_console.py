@@ -76,7 +76,7 @@ def check_picture(path: Path | None) -> None:
 
 
 def check_distinct(paths: dict[str, Path | None]) -> None:
-    """Fail if two of the files, keyed by their arguments, are the same: one would be lost."""
+    """Fail if two of the files, keyed by their arguments, are the same: a write destroys it."""
     given = [(name, path) for name, path in paths.items() if path is not None]
     for (first, a), (second, b) in itertools.combinations(given, 2):
         if a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b)):

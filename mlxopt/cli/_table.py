@@ -25,7 +25,7 @@ Records = Iterator[tuple[int, list[str]]]  # each with the line at which it begi
 
 
 class TableError(ValueError):
-    """The file cannot be read as the requested table; the message says where and why."""
+    """The file cannot be read as the requested table; the message gives the line and the reason."""
 
 
 @dataclasses.dataclass
@@ -41,7 +41,7 @@ class Table:
     byte_order_mark: bool
     values: np.ndarray  # (rows, p) float64: the features of the complete rows
     outcomes: list[str] = dataclasses.field(default_factory=list)  # the target, stripped
-    lines: list[int] = dataclasses.field(default_factory=list)  # where the rows begin
+    lines: list[int] = dataclasses.field(default_factory=list)  # on which the rows begin
     rows_read: int = 0
     duplicates: int = 0  # rows that repeat an earlier row in every cell
     blank: list[int] = dataclasses.field(default_factory=list)  # line numbers
@@ -83,7 +83,7 @@ def read_table(
     table = Table(path, chosen, target, unused, sha256, len(data), marked, none)
     rows, values = _rows(table, records, names, delimiter), [none]
     while block := list(itertools.islice(rows, _BLOCK)):
-        values.append(_take(table, block, names, asked=features is not None))
+        values.append(_take(table, block, names, explicit=features is not None))
     if not table.rows_read:
         raise TableError(f"{path}: there are no rows below the header (line {header_line}).")
     if not table.lines:
@@ -124,7 +124,7 @@ def _rows(table: Table, records: Records, names: list[str], delimiter: str) -> R
 
 
 def _take(
-    table: Table, block: list[tuple[int, list[str]]], names: list[str], asked: bool
+    table: Table, block: list[tuple[int, list[str]]], names: list[str], explicit: bool
 ) -> np.ndarray:
     """Return the features of the complete rows of a block, and record the rest in the table."""
     lines, rows = zip(*block, strict=True)
@@ -135,7 +135,9 @@ def _take(
             values[:, position] = read_numbers(columns[name])
         except CellError as error:
             where = f"{table.path}, line {lines[error.index]}, column {name}"
-            raise TableError(f"{where}: {_bad_cell(table, name, columns, error, asked)}") from None
+            raise TableError(
+                f"{where}: {_bad_cell(table, name, columns, error, explicit)}"
+            ) from None
     outcomes = [cell.strip() for cell in columns[table.target]]
     used = [*table.features, table.target]
     missing = np.column_stack([np.isnan(values), np.array([is_missing(cell) for cell in outcomes])])
@@ -148,15 +150,15 @@ def _take(
 
 
 def _bad_cell(
-    table: Table, name: str, columns: dict[str, tuple[str, ...]], error: CellError, asked: bool
+    table: Table, name: str, columns: dict[str, tuple[str, ...]], error: CellError, explicit: bool
 ) -> str:
-    """Return the reason why a cell is refused and what to do; the whole column may be text."""
+    """Return the reason why a cell, or its whole column, is refused, and the remedy."""
     shown = _shown(error.cell.strip())
     if not error.is_text or any(map(is_number, columns[name])):
         return f"{shown} {error.reason}{more_marked(columns[name])}"
     others = [other for other in table.features if any(map(is_number, columns[other]))]
     remedy = f"Leave {name} out with {_features(others)}, or code it as numbers."
-    if asked or not others:
+    if explicit or not others:
         remedy = f"Code {name} as numbers, or leave it out."
     return f"{shown} is not a number, nor is any other cell of the column. {remedy}"
 
@@ -207,8 +209,8 @@ def _line_at(data: bytes, position: int) -> int:
 
 
 def _records(path: Path, data: bytes, delimiter: str) -> Records:
-    """Yield the records from the header on, which blank lines may precede."""
-    spaces = delimiter != " "  # a cell may be quoted after a space: 1, "2"
+    """Yield the records from the header on; blank lines before it are dropped."""
+    spaces = delimiter != " "  # so that 1, "2" is a quoted cell
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaces)
     line, started = 1, False

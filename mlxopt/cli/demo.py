@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One method's run."""
+    """The run of a method."""
 
     method: str
     seconds: float
@@ -270,7 +270,7 @@ def _print_table(
 
 
 def _draw(parts: list[tuple[Problem, list[Row]]], out: Path) -> None:
-    """Save one picture: for each problem, the loss above its minimum against the steps."""
+    """Save a picture: for each problem, the loss above its minimum against the steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")

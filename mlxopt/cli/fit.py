@@ -134,7 +134,7 @@ def fit(
     typer.echo(f"\n{dataclasses.replace(summary, notes=[])}")
     # Most warnings are in the notes of the summary too.
     notes = [*summary.notes, *(note for note in notes if note not in summary.notes)]
-    # Notes of the models name a parameter of Python, here an option.
+    # The notes name the parameter of the model; here it is an option.
     print_notes(console, [note.replace("l2 > 0", "--l2") for note in notes])
     if out is not None:
         _save_model(estimator, table, out)
@@ -162,7 +162,7 @@ def _delimiter(text: str) -> str:
 
 
 def _understand(table: Table, model: ModelName | None) -> Outcome:
-    """Return the target as numbers or as two labels, and the model that it asks for."""
+    """Return the target as numbers or as two labels, with the model to fit."""
     counts = Counter(table.outcomes)
     if not any(map(is_number, counts)):
         return _labels(table, model, counts)
@@ -183,7 +183,7 @@ def _understand(table: Table, model: ModelName | None) -> Outcome:
         )
     names = [repr(value).removesuffix(".0") for value in distinct.tolist()]
     if (distinct == np.rint(distinct)).all() and np.abs(distinct).max() < 2.0**53:
-        values = values.astype(np.int64)  # the model then says 1, not 1.0
+        values = values.astype(np.int64)  # so that the model prints 1, not 1.0
     return Outcome(kind, values, names, _two(names, sizes.tolist()))
 
 
@@ -279,7 +279,7 @@ def _fitted(table: Table, outcome: Outcome, l2: float) -> Any:
 
 
 def _draw(estimator: Any, table: Table, outcome: Outcome) -> Figure:
-    """Return a picture of two panels that shows where the model does not fit."""
+    """Return two diagnostic plots of a fit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")

@@ -69,12 +69,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, **settings, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
 
 
-def is_settled() -> bool:
+def is_set_up() -> bool:
     """Whether this process runs in that environment."""
     return dict(os.environ) == environment()
 
 
-def settle_torch() -> None:
+def set_torch_threads() -> None:
     """Set torch's number of threads, if it is installed."""
     if has("torch"):
         load("torch").set_num_threads(threads())

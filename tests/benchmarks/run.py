@@ -61,9 +61,9 @@ def run(names: list[str], quick: bool, json_file: Path | None, plot: Path | None
     for name in names:
         if name not in WORKLOADS:
             fail(f"there is no workload {name!r}; choose from {', '.join(WORKLOADS)}.")
-    if not peers.is_settled():
+    if not peers.is_set_up():
         raise typer.Exit(_rerun(names, quick, json_file, plot))
-    peers.settle_torch()
+    peers.set_torch_threads()
     console, status = stdout(), stderr()
     machine = peers.machine()
     rest, rounds = (_QUICK_REST, _QUICK_ROUNDS) if quick else (_REST, _MOST_ROUNDS)
