@@ -57,7 +57,8 @@ def main() -> None:
             assert task == tasks[1], f"the tasks differ: {tasks}"
             print(f"\n{task['title']}")
             for number, contestant in enumerate(task["contestants"]):
-                row = _compare(workers, number, task["unit"], options.rounds)
+                rounds = options.rounds if task["unit"] == "seconds" else 1  # memory hardly varies
+                row = _compare(workers, number, task["unit"], rounds)
                 print(f"  {contestant:<44} {row}", flush=True)
             for worker in workers:
                 worker.tell("next")

@@ -11,7 +11,7 @@ import numpy as np
 
 import mlxopt as mo
 from benchmarks.contest import NO_GOALS, Contestant, Goals, Task
-from benchmarks.peers import binding, has, load
+from benchmarks.peers import blas, has, load
 from mlxopt.cli.demo import Problem, linear_problem, logistic_problem, numpy_descent
 
 _STOCK_SHARE = 0.1  # of the steps, on the slow BLAS of MLX's wheel
@@ -71,7 +71,7 @@ def _plain(
     that mlxopt binds.
     """
     bound = Contestant("plain MLX loop, same BLAS", lambda: run(steps), params=np.asarray)
-    if binding().library is None:
+    if blas.bind().library is None:
         return [dataclasses.replace(bound, name="plain MLX loop")]
     few = max(1, int(steps * _STOCK_SHARE))
     stock = Contestant(

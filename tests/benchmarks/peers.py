@@ -16,7 +16,6 @@ import numpy as np
 blas = importlib.import_module(
     "mlxopt._platform.blas" if find_spec("mlxopt._platform") else "mlxopt._blas"
 )
-binding = blas.binding
 
 # Import names and the names of the distributions.
 PEERS = {
@@ -82,6 +81,7 @@ def set_torch_threads() -> None:
 
 def machine() -> dict[str, Any]:
     """Return properties of the machine and the versions of the packages, by name."""
+    binding = blas.bind()
     numpy_blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     packages = ["mlxopt", "mlx", "numpy", "scipy", *PEERS.values()]
     return {
@@ -90,7 +90,7 @@ def machine() -> dict[str, Any]:
         "threads": f"{threads()} for every library (set by {', '.join(_THREADS)} and for torch)",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "MLX device": str(mx.default_device()).removeprefix("Device(").removesuffix(")"),
-        "MLX BLAS": binding().library or "MLX's own",
+        "MLX BLAS": binding.library or "MLX's own",
         "NumPy BLAS": f"{numpy_blas['name']} {numpy_blas['version']}",
         "versions": {name: found for name in packages if (found := _version(name))},
         "absent": absent(),
