@@ -33,12 +33,12 @@ def regressions(quick: bool) -> Iterator[Task]:
         def run() -> mo.ManyResult:
             return mo.minimize_many(loss, start, optimizer, X, y, in_axes=(None, 0, 0))
 
-        return Contestant(f"mlxopt {name}", run, "mlxopt", _params)
+        return Contestant(name, run, "mlxopt", _params)
 
     contestants = [
-        ours("minimize_many, LBFGS", _loss, mo.LBFGS()),
-        ours("minimize_many, Newton", _loss, mo.Newton()),
-        ours("LBFGS, mx.logaddexp in the loss", _by_hand, mo.LBFGS()),
+        ours("mlxopt minimize_many, LBFGS", _loss, mo.LBFGS()),
+        ours("mlxopt minimize_many, Newton", _loss, mo.Newton()),
+        ours("mlxopt, LBFGS, mx.logaddexp in the loss", _by_hand, mo.LBFGS()),
     ]
     if has("sklearn"):
         linear = load("sklearn.linear_model")
