@@ -529,7 +529,7 @@ def test_doctor_gives_a_reason_only_where_it_says_more(monkeypatch):
 def test_doctor_says_what_to_install(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    monkeypatch.setattr(doctor.blas, "start", lambda: blas.Binding(None, None, 0, "Why.", 0.0))
+    monkeypatch.setattr(doctor.blas, "binding", lambda: blas.Binding(None, None, 0, "Why.", 0.0))
     advice = " ".join(doctor._advice())
     assert "apt-get install g++" in advice
     assert "A faster BLAS" in advice
