@@ -10,15 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._batched._loop import Ends, run
-from mlxopt._batched._objective import BatchedObjective
-from mlxopt._batched._problems import Axes, Problems, sort, tree_of
-from mlxopt._batched._residual import BatchedResidual
-from mlxopt._batched._state import Method
-from mlxopt._batched.gauss_newton import BatchedGaussNewton
-from mlxopt._batched.lbfgs import BatchedLBFGS
-from mlxopt._batched.levenberg_marquardt import BatchedLevenbergMarquardt
-from mlxopt._batched.newton import BatchedNewton
+from mlxopt._backend import device_for
 from mlxopt._certificate import certify
 from mlxopt._checks import check_count, check_tol, describe_type
 from mlxopt._least_squares import check_rows
@@ -37,6 +29,15 @@ from mlxopt._tree import (
     default_tol,
 )
 from mlxopt.autodiff import check_is_callable
+from mlxopt.many._loop import Ends, run
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many._problems import Axes, Problems, sort, tree_of
+from mlxopt.many._residual import BatchedResidual
+from mlxopt.many._state import Method
+from mlxopt.many.gauss_newton import BatchedGaussNewton
+from mlxopt.many.lbfgs import BatchedLBFGS
+from mlxopt.many.levenberg_marquardt import BatchedLevenbergMarquardt
+from mlxopt.many.newton import BatchedNewton
 from mlxopt.optimizers import LBFGS, GaussNewton, LevenbergMarquardt, Newton
 
 

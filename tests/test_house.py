@@ -24,7 +24,7 @@ ROOMS = [
     ["inference", "_argmin", "_many", "_saved"],
     ["_least_squares", "_train"],
     ["_minimize"],
-    ["_batched"],
+    ["many"],
     ["_loop", "_certificate"],
     ["optimizers"],
     ["_residual_objective"],

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlxopt as mo
-from mlxopt._batched import _line_search as batched_search
-from mlxopt._batched._objective import BatchedObjective
-from mlxopt._batched.lbfgs import BatchedLBFGS
-from mlxopt._batched.newton import newton_directions
-from mlxopt._dense import newton_direction
+from mlxopt.many import _line_search as batched_search
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many.lbfgs import BatchedLBFGS
+from mlxopt.many.newton import newton_directions
 from mlxopt.optimizers import _line_search as search
 
 OPTIMIZERS = [mo.LBFGS(), mo.LBFGS(memory=2), mo.Newton()]
@@ -272,9 +271,9 @@ def test_problems_leave_the_batch_and_nobody_notices(monkeypatch):
     )
     assert sizes == [40]  # so little work is not worth a new trace
     sizes.clear()
-    monkeypatch.setattr("mlxopt._batched._objective._WORTH_SHRINKING", 0)
-    monkeypatch.setattr("mlxopt._batched._objective._WORTH_TWO", 8)  # two streams
-    monkeypatch.setattr("mlxopt._batched._objective._MOST", 64)  # and several calls on each
+    monkeypatch.setattr("mlxopt.many._objective._WORTH_SHRINKING", 0)
+    monkeypatch.setattr("mlxopt.many._objective._WORTH_TWO", 8)  # two streams
+    monkeypatch.setattr("mlxopt.many._objective._MOST", 64)  # and several calls on each
     eager = mo.minimize_many(
         loss, mx.zeros(3, dtype=mx.float64), mo.LBFGS(), scales, in_axes=(None, 0)
     )

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlxopt._batched._line_search import (
+from mlxopt._status import Status
+from mlxopt._tree import epsilon, numpy_dtype
+from mlxopt.many._line_search import (
     ACCEPTED,
     SEARCHING,
     UNBOUNDED,
@@ -15,11 +17,9 @@ from mlxopt._batched._line_search import (
     begin,
     proceed,
 )
-from mlxopt._batched._objective import BatchedObjective
-from mlxopt._batched._problems import rounded
-from mlxopt._batched._state import Points, dot, running, where
-from mlxopt._status import Status
-from mlxopt._tree import epsilon, numpy_dtype
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many._problems import rounded
+from mlxopt.many._state import Points, dot, running, where
 
 
 class DescentState(NamedTuple):

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._batched._agreement import in_general_position
-from mlxopt._batched._objective import BatchedObjective
-from mlxopt._batched._problems import Problems
-from mlxopt._batched._state import Points, dot
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._tree import Tree, count, epsilon, working_dtype
+from mlxopt.many._agreement import in_general_position
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many._problems import Problems
+from mlxopt.many._state import Points, dot
 from mlxopt.optimizers import _residual as one
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlxopt._batched._descent import Descent, DescentState, Directions
-from mlxopt._batched._line_search import FAILED
-from mlxopt._batched._residual import BatchedResidual, Model, linearize
-from mlxopt._batched._state import Points, dot, where
 from mlxopt._status import Status
+from mlxopt.many._descent import Descent, DescentState, Directions
+from mlxopt.many._line_search import FAILED
+from mlxopt.many._residual import BatchedResidual, Model, linearize
+from mlxopt.many._state import Points, dot, where
 
 
 class BatchedGaussNewton(Descent):

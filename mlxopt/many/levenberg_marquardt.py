@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlxopt._batched._problems import rounded
-from mlxopt._batched._residual import BatchedResidual, Model, linearize
-from mlxopt._batched._state import Points, dot, running, where
 from mlxopt._status import Status
 from mlxopt._tree import epsilon
+from mlxopt.many._problems import rounded
+from mlxopt.many._residual import BatchedResidual, Model, linearize
+from mlxopt.many._state import Points, dot, running, where
 from mlxopt.optimizers import levenberg_marquardt as one
 
 

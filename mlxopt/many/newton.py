@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._batched._descent import Descent, DescentState, Directions
-from mlxopt._batched._line_search import FAILED
-from mlxopt._batched._objective import BatchedObjective
-from mlxopt._batched._state import Points, dot
 from mlxopt._status import Status
 from mlxopt._tree import epsilon
+from mlxopt.many._descent import Descent, DescentState, Directions
+from mlxopt.many._line_search import FAILED
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many._state import Points, dot
 
 
 class BatchedNewton(Descent):

@@ -9,15 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlxopt._batched._objective import BatchedObjective
-from mlxopt._batched._problems import tree_of
-from mlxopt._batched._state import Method, Points, State, running, take, where
+from mlxopt import _loop as one
 from mlxopt._checks import check_start, late_interrupt
 from mlxopt._loop import warn_of_ignored
 from mlxopt._progress import ProgressBar
 from mlxopt._status import Status
 from mlxopt._stop import ROUNDINGS
 from mlxopt._tree import epsilon
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many._problems import tree_of
+from mlxopt.many._state import Method, Points, State, running, take, where
 
 _STALL = 20
 
