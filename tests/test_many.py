@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlxopt as mo
-from mlxopt.many import _line_search as batched_search
+from mlxopt.many._descent import Descent, Directions
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many.lbfgs import BatchedLBFGS
 from mlxopt.many.newton import newton_directions
@@ -689,6 +690,17 @@ def test_a_factorization_that_fails_for_one_is_backed_away_from():
 numbers = st.floats(-5, 5).map(lambda x: round(x, 3))
 
 
+class Along(Descent):
+    """Line searches along the axis, from 0, and no second ones."""
+
+    def start(self, points, model):
+        return ()
+
+    def choose(self, objective, state, rows):
+        none, one = np.full(len(rows), None), np.ones(len(rows))
+        return Directions(one[:, None], one, (), none)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(numbers, numbers, numbers, st.integers(0, 4)), min_size=1, max_size=6))
 def test_line_searches_go_as_one_goes(coefficients):
@@ -703,37 +715,39 @@ def test_line_searches_go_as_one_goes(coefficients):
         if kind == 2 and t > 3:
             return -math.inf, math.nan
         if kind == 3:
-            return value + 1e6 + 1e-3 * math.sin(1e4 * t), slope
+            return value + 1e6 + 1e-3 * np.sin(1e4 * t), slope
         return value, slope
 
-    eps = 2.0**-23
-    alone = [search.begin(along(c, 0.0)[0], -1.0, 1.0, eps) for c in coefficients]
-    values = np.array([along(c, 0.0)[0] for c in coefficients])
-    together = batched_search.begin(values, -np.ones_like(values), np.ones_like(values), eps)
-    verdicts = ["", "accepted", "failed", "unbounded"]
-    for _ in range(45):
-        answers = [along(c, one.step_size) for c, one in zip(coefficients, alone, strict=True)]
-        open_ = [one.verdict == "" for one in alone]
-        if not any(open_):
+    def value_and_grad(x):
+        answers = [along(c, t) for c, t in zip(coefficients, x[:, 0], strict=True)]
+        values, slopes = np.array(answers).T
+        return values, slopes[:, None]
+
+    like = SimpleNamespace(like=mx.array([0.0]))
+    objective: Any = SimpleNamespace(value_and_grad=value_and_grad, problems=like, dtype=mx.float32)
+    method = Along()
+    state = method.init(objective, np.zeros((len(coefficients), 1)))
+    alone = [search.begin(along(c, 0.0)[0], -1.0, 1.0, 2.0**-23) for c in coefficients]
+    open_ = np.ones(len(alone), dtype=bool)
+    for trial in range(1, 46):
+        state = method.step(objective, state)
+        for i in np.flatnonzero(open_):
+            with np.errstate(all="ignore"):
+                t = float(np.float32(alone[i].step_size))
+                alone[i] = one = search.proceed(alone[i], *along(coefficients[i], t))
+            assert one.trials == trial
+            assert state.step_size[i] == one.step_size
+            assert (state.search[i] or one._replace(verdict="")) == one._replace(verdict="")
+            assert (state.search[i] is None) == (one.verdict in ("accepted", "failed", "unbounded"))
+            assert (state.status[i] == mo.Status.UNBOUNDED) == (one.verdict == "unbounded")
+            known = t < math.inf and np.isfinite(along(coefficients[i], t)).all()
+            assert state.moved[i] == (
+                one.verdict == "accepted" or (one.verdict == "unbounded" and known)
+            )
+            assert state.points.x[i, 0] == (t if state.moved[i] else 0.0)
+            open_[i] = one.verdict == ""
+        if not open_.any():
             return
-        with np.errstate(all="ignore"):
-            after = [
-                search.proceed(one, *answer) if going else one
-                for one, answer, going in zip(alone, answers, open_, strict=True)
-            ]
-        found = batched_search.proceed(together, *(np.array(x) for x in zip(*answers, strict=True)))
-        for i, one in enumerate(after):
-            if not open_[i]:
-                continue
-            assert verdicts[found.verdict[i]] == one.verdict
-            assert found.trials[i] == one.trials
-            assert found.step_size[i] == pytest.approx(one.step_size, rel=1e-12)
-        alone = after
-        # From here on with equal numbers, so that rounding does not add up.
-        names = batched_search.Searches._fields[:-1]
-        fields: list[Any] = [np.array([getattr(one, name) for one in after]) for name in names]
-        verdict = np.array([verdicts.index(one.verdict) for one in after])
-        together = batched_search.Searches._make([*fields, verdict])
     pytest.fail("a search did not end")
 
 

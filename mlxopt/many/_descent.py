@@ -1,4 +1,8 @@
-"""What methods that look along one direction at a time have in common: all but the direction."""
+"""Methods with a line search, for the rows of arrays: all of them but the direction.
+
+Nearly every trial is accepted at once, so that test alone runs on arrays; the few rows whose trial
+was refused proceed one by one, by the line search of a single problem.
+"""
 
 from __future__ import annotations
 
@@ -9,37 +13,32 @@ import numpy as np
 
 from mlxopt._status import Status
 from mlxopt._tree import epsilon, numpy_dtype
-from mlxopt.many._line_search import (
-    ACCEPTED,
-    SEARCHING,
-    UNBOUNDED,
-    Searches,
-    begin,
-    proceed,
-)
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import rounded
-from mlxopt.many._state import Points, dot, running, where
+from mlxopt.many._state import Points, dot, is_none, where
+from mlxopt.optimizers._line_search import begin, judge, proceed
 
 
 class DescentState(NamedTuple):
     """The state of A runs of a method with a line search."""
 
-    points: Points  # where they are
+    points: Points  # the parameters and what is known there
     status: np.ndarray  # (A,): why no further step can be taken, or None
-    moved: np.ndarray  # (A,) bool: whether the last trial was kept
-    direction: np.ndarray  # (A, p): where the line searches look
-    search: Searches  # where they stand
-    memory: Any  # what the method has learnt: a named tuple of arrays with A rows
+    moved: np.ndarray  # (A,) bool: whether the last step changed the parameters
+    direction: np.ndarray  # (A, p)
+    slope: np.ndarray  # (A,): its product with the gradient
+    step_size: np.ndarray  # (A,): the next trial
+    search: np.ndarray  # (A,): the LineSearch of a row whose last trial was refused, else None
+    memory: Any  # a named tuple of arrays with A rows
 
 
 class Directions(NamedTuple):
-    """Where A runs are to look."""
+    """The directions of A runs."""
 
     direction: np.ndarray  # (A, p)
     step_size: np.ndarray  # (A,): the first trial
-    memory: Any  # that of the state, or less
-    status: np.ndarray  # (A,): NO_PROGRESS where there is no way down, else None
+    memory: Any  # that of the state, or that of a restart
+    status: np.ndarray  # (A,): NO_PROGRESS where no direction leads down, else None
 
 
 class Descent(ABC):
@@ -47,71 +46,85 @@ class Descent(ABC):
 
     @abstractmethod
     def start(self, points: Points, model: Any) -> Any:
-        """Return the memory of runs that have learnt nothing; `model` is what `look` gave."""
+        """Return the memory of a start; `model` comes from `evaluate`."""
 
     @abstractmethod
-    def aim(self, objective: Any, state: DescentState, rows: np.ndarray) -> Directions:
-        """Return directions for these rows, a mask; what it holds in others is not used."""
+    def choose(self, objective: Any, state: DescentState, rows: np.ndarray) -> Directions:
+        """Return directions for these rows, a mask; the other rows of the result are not used.
 
-    def learn(
-        self, state: DescentState, trial: Points, model: Any, kept: np.ndarray, eps: float
+        A row of them that did not move is one whose line search failed.
+        """
+
+    def update(
+        self, state: DescentState, trial: Points, model: Any, moved: np.ndarray, eps: float
     ) -> Any:
-        """Return the memory after these rows, a mask, have moved to their trial points.
+        """Return the memory after some rows have moved to their trials.
 
         Args:
-            state: before they moved.
-            trial: the trial points of all.
-            model: what `look` gave with them.
-            kept: which have moved.
+            state: the state before.
+            trial: the trials of all rows.
+            model: that of the trials, from `evaluate`.
+            moved: the rows that moved, a mask.
             eps: the relative rounding error of a gradient.
         """
         return state.memory
 
-    def look(self, objective: Any, x: np.ndarray) -> tuple[Points, Any]:
-        """Return the points x, shape (A, p), and what else the method wants to know there."""
+    def evaluate(self, objective: Any, x: np.ndarray) -> tuple[Points, Any]:
+        """Return the points x, shape (A, p), and whatever else the method needs there."""
         value, grad = objective.value_and_grad(x)
         return Points(x, value, grad, np.abs(grad).max(axis=1)), ()
 
     @np.errstate(all="ignore")  # a start may be infinite, and is then NONFINITE
     def init(self, objective: BatchedObjective, x: np.ndarray) -> DescentState:
         """Return the state at x, shape (A, p); one evaluation."""
-        points, model = self.look(objective, x)
-        nothing, none = np.zeros(len(x)), np.full(len(x), None, dtype=object)
-        search = begin(points.value, nothing, nothing, 0.0)
-        search = search._replace(verdict=np.full(len(x), ACCEPTED))  # there is none under way
-        return DescentState(
-            points, none, np.ones(len(x), dtype=bool), np.zeros_like(x), search,
-            self.start(points, model),
-        )  # fmt: skip
+        points, model = self.evaluate(objective, x)
+        zero, none = np.zeros(len(x)), np.full(len(x), None)
+        moved = np.ones(len(x), dtype=bool)
+        memory = self.start(points, model)
+        return DescentState(points, none, moved, np.zeros_like(x), zero, zero, none, memory)
 
     @np.errstate(all="ignore")  # a far trial may overflow, and is then refused
     def step(self, objective: BatchedObjective, state: DescentState) -> DescentState:
-        """Evaluate one trial for each; keep those that their line searches accept."""
-        eps = epsilon(objective.problems.like)
-        idle = state.search.verdict != SEARCHING
+        """Evaluate one trial for each row; move those whose line search accepts it."""
+        like = objective.problems.like
+        idle = is_none(state.search)
         if idle.any():
-            found = self.aim(objective, state, idle)
+            found = self.choose(objective, state, idle)
             slope = dot(found.direction, state.points.grad)
-            fresh = begin(state.points.value, slope, found.step_size, eps)
             state = state._replace(
                 direction=where(idle, found.direction, state.direction),
-                search=where(idle, fresh, state.search),
+                slope=where(idle, slope, state.slope),
+                step_size=where(idle, found.step_size, state.step_size),
                 memory=where(idle, found.memory, state.memory),
                 status=where(idle, found.status, state.status),
             )
-        points, search = state.points, state.search
-        shift = search.step_size[:, None] * state.direction
-        trial, model = self.look(objective, rounded(points.x + shift, objective.problems.like))
+        points, step_size = state.points, state.step_size
+        x = rounded(points.x + step_size[:, None] * state.direction, like)
+        trial, model = self.evaluate(objective, x)
         slope = dot(trial.grad, state.direction)
-        search = proceed(search, trial.value, slope)
-        able = running(state.status)
-        endless = able & (search.verdict == UNBOUNDED)
-        kept = able & ((search.verdict == ACCEPTED) | (endless & np.isfinite(trial.value + slope)))
-        status = state.status.copy()
-        status[endless] = Status.UNBOUNDED
+        able = is_none(state.status)
+        search = begin(points.value, state.slope, step_size, epsilon(like))
+        moved = able & judge(search, trial.value, slope)[0]
+
+        status, step_size, search = state.status.copy(), step_size.copy(), np.full(len(x), None)
+        refused = np.flatnonzero(able & ~moved)
+        numbers = np.array([points.value, state.slope, step_size, trial.value, slope])
+        for row, (*first, value, end) in zip(refused, numbers[:, refused].T.tolist(), strict=True):
+            one = state.search[row] or begin(first[0], first[1], first[2], epsilon(like))
+            one = proceed(one, value, end)
+            if one.verdict == "":
+                search[row], step_size[row] = one, one.step_size
+            elif one.verdict == "unbounded":
+                status[row], moved[row] = Status.UNBOUNDED, np.isfinite(value + end)
+            else:
+                moved[row] = one.verdict == "accepted"
         eps = float(np.finfo(numpy_dtype(objective.dtype)).eps)
-        memory = self.learn(state, trial, model, kept, eps)
+        memory = self.update(state, trial, model, moved, eps)
         return state._replace(
-            points=where(kept, trial, points), status=status, moved=kept, search=search,
+            points=where(moved, trial, points),
+            status=status,
+            moved=moved,
+            step_size=step_size,
+            search=search,
             memory=memory,
-        )  # fmt: skip
+        )

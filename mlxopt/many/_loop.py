@@ -18,7 +18,7 @@ from mlxopt._stop import ROUNDINGS
 from mlxopt._tree import epsilon
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import tree_of
-from mlxopt.many._state import Method, Points, State, running, take, where
+from mlxopt.many._state import Method, Points, State, is_none, take, where
 
 _STALL = 20
 
@@ -73,7 +73,7 @@ def run(
         with late_interrupt():
             while True:
                 alive, state, seen = current
-                done = ~running(status)
+                done = ~is_none(status)
                 if done.any():
                     _record(ends, alive[done], take(done, state.points), take(done, seen),
                             status[done], steps)  # fmt: skip
@@ -88,8 +88,8 @@ def run(
                 current = alive, state, seen
                 status = _look(state, steps, tol, max_steps)
                 if tol > 0:
-                    stuck = (seen.stalled >= _STALL) | (seen.idle >= 3 * _STALL)
-                    status[stuck & running(status)] = Status.NO_PROGRESS
+                    stuck = (seen.stalled >= one.STALL) | (seen.idle >= 3 * one.STALL)
+                    status[stuck & is_none(status)] = Status.NO_PROGRESS
     except KeyboardInterrupt:
         alive, state, seen = current
         stopped = np.full(len(alive), Status.INTERRUPTED, dtype=object)
@@ -111,7 +111,7 @@ def _look(state: State, steps: int, tol: float, max_steps: int) -> np.ndarray:
     status = np.full(len(optimality), None, dtype=object)
     if steps >= max_steps:
         status[:] = Status.COMPLETED if tol == 0 else Status.MAX_STEPS
-    ended = ~running(state.status)
+    ended = ~is_none(state.status)
     status[ended] = state.status[ended]
     status[ended & (optimality == 0)] = Status.CONVERGED
     if tol > 0:

@@ -80,6 +80,6 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.vecdot(a, b)
 
 
-def running(status: np.ndarray) -> np.ndarray:
-    """Return which have no reason to stop, a mask of shape (A,)."""
-    return np.array([one is None for one in status], dtype=bool)
+def is_none(entries: np.ndarray) -> np.ndarray:
+    """Return which entries of an array of objects are None, a mask."""
+    return np.array([entry is None for entry in entries], dtype=bool)

@@ -6,7 +6,6 @@ import numpy as np
 
 from mlxopt._status import Status
 from mlxopt.many._descent import Descent, DescentState, Directions
-from mlxopt.many._line_search import FAILED
 from mlxopt.many._residual import BatchedResidual, Model, linearize
 from mlxopt.many._state import Points, dot, where
 
@@ -18,22 +17,24 @@ class BatchedGaussNewton(Descent):
         """Return the linear model at the start."""
         return model
 
-    def learn(
-        self, state: DescentState, trial: Points, model: Model, kept: np.ndarray, eps: float
+    def update(
+        self, state: DescentState, trial: Points, model: Model, moved: np.ndarray, eps: float
     ) -> Model:
         """Return the linear models where the runs now are."""
-        return where(kept, model, state.memory)
+        return where(moved, model, state.memory)
 
-    def look(self, objective: BatchedResidual, x: np.ndarray) -> tuple[Points, Model]:
+    def evaluate(self, objective: BatchedResidual, x: np.ndarray) -> tuple[Points, Model]:
         """Return the points x, shape (A, p), and the linear models there."""
         return linearize(objective, x)
 
-    def aim(self, objective: BatchedResidual, state: DescentState, rows: np.ndarray) -> Directions:
+    def choose(
+        self, objective: BatchedResidual, state: DescentState, rows: np.ndarray
+    ) -> Directions:
         """Return the shortest minimizers of ‖J d + r‖, in units where columns are equal."""
         direction = gauss_newton_directions(state.memory, max(objective.m, state.points.x.shape[1]))
         slope = dot(direction, state.points.grad)
         status = np.full(len(slope), None, dtype=object)
-        lost = (state.search.verdict == FAILED) | ~((slope < 0) & np.isfinite(slope))
+        lost = ~state.moved | ~((slope < 0) & np.isfinite(slope))
         status[lost] = Status.NO_PROGRESS
         return Directions(direction, np.ones(len(slope)), state.memory, status)
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from mlxopt._status import Status
 from mlxopt.many._descent import Descent, DescentState, Directions
-from mlxopt.many._line_search import FAILED
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Points, dot, where
 
@@ -37,16 +36,18 @@ class BatchedLBFGS(Descent):
         nothing = np.zeros((A, self.memory, p))
         return Pairs(nothing, nothing, np.zeros((A, self.memory)))
 
-    def aim(self, objective: BatchedObjective, state: DescentState, rows: np.ndarray) -> Directions:
-        """Return -H · gradient, or -gradient where H has led nowhere."""
+    def choose(
+        self, objective: BatchedObjective, state: DescentState, rows: np.ndarray
+    ) -> Directions:
+        """Return -H · gradient, or -gradient where that led nowhere."""
         pairs, gradient = state.memory, state.points.grad
         direction = -two_loop(pairs, gradient)
         slope = dot(direction, gradient)
-        learnt = pairs.sy[:, -1] > 0
-        lost = (state.search.verdict == FAILED) | ~((slope < 0) & np.isfinite(slope))
-        # Forget all pairs and look down the gradient; where that was just done, give up.
+        known = pairs.sy[:, -1] > 0
+        lost = ~state.moved | ~((slope < 0) & np.isfinite(slope))
+        # Drop all pairs and follow the gradient; where that was just done, give up.
         status = np.full(len(slope), None, dtype=object)
-        status[lost & ~learnt] = Status.NO_PROGRESS
+        status[lost & ~known] = Status.NO_PROGRESS
         if lost.any():
             nothing = Pairs(*(np.zeros_like(field) for field in pairs))
             pairs = where(rows & lost, nothing, pairs)
@@ -54,16 +55,16 @@ class BatchedLBFGS(Descent):
         # The first step knows no scale: move by at most 1. Later, H sets it.
         length = np.linalg.norm(gradient, axis=1)
         first = np.minimum(1.0, 1.0 / np.where(length > 0, length, 1.0))
-        return Directions(direction, np.where(learnt & ~lost, 1.0, first), pairs, status)
+        return Directions(direction, np.where(known & ~lost, 1.0, first), pairs, status)
 
-    def learn(
-        self, state: DescentState, trial: Points, model: Any, kept: np.ndarray, eps: float
+    def update(
+        self, state: DescentState, trial: Points, model: Any, moved: np.ndarray, eps: float
     ) -> Pairs:
         """Return the pairs with the newest one, where it has positive curvature."""
         pairs, points = state.memory, state.points
         s, y = trial.x - points.x, trial.grad - points.grad
         sy = dot(s, y)
-        good = kept & (sy > eps * np.sqrt(dot(s, s) * dot(y, y)))
+        good = moved & (sy > eps * np.sqrt(dot(s, s) * dot(y, y)))
         new = Pairs(
             np.concatenate([pairs.s[:, 1:], s[:, None]], axis=1),
             np.concatenate([pairs.y[:, 1:], y[:, None]], axis=1),

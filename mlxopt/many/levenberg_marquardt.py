@@ -12,7 +12,7 @@ from mlxopt._status import Status
 from mlxopt._tree import epsilon
 from mlxopt.many._problems import rounded
 from mlxopt.many._residual import BatchedResidual, Model, linearize
-from mlxopt.many._state import Points, dot, running, where
+from mlxopt.many._state import Points, dot, is_none, where
 from mlxopt.optimizers import levenberg_marquardt as one
 
 
@@ -88,7 +88,7 @@ class BatchedLevenbergMarquardt:
             futile, quarter, np.where(hidden, np.where(flatter, state.radius, quarter), judged)
         )
         status = state.status.copy()
-        status[hopeless & running(status)] = Status.NO_PROGRESS
+        status[hopeless & is_none(status)] = Status.NO_PROGRESS
         return LevenbergMarquardtState(
             points=where(kept, trial, points),
             status=status,

@@ -11,7 +11,6 @@ import numpy as np
 from mlxopt._status import Status
 from mlxopt._tree import epsilon
 from mlxopt.many._descent import Descent, DescentState, Directions
-from mlxopt.many._line_search import FAILED
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Points, dot
 
@@ -31,7 +30,9 @@ class BatchedNewton(Descent):
         """Return nothing: the method has no memory."""
         return ()
 
-    def aim(self, objective: BatchedObjective, state: DescentState, rows: np.ndarray) -> Directions:
+    def choose(
+        self, objective: BatchedObjective, state: DescentState, rows: np.ndarray
+    ) -> Directions:
         """Return the solutions of H d = -gradient."""
         points = state.points
         matrix = objective.hessian(points.x, self.hessian)
@@ -41,9 +42,8 @@ class BatchedNewton(Descent):
         direction = newton_directions(matrix, points.grad, epsilon(objective.problems.like))
         slope = dot(direction, points.grad)
         status = np.full(len(slope), None, dtype=object)
-        failed = state.search.verdict == FAILED
-        status[failed | ~((slope < 0) & np.isfinite(slope))] = Status.NO_PROGRESS
-        status[~known & ~failed] = Status.NONFINITE
+        status[~state.moved | ~((slope < 0) & np.isfinite(slope))] = Status.NO_PROGRESS
+        status[state.moved & ~known] = Status.NONFINITE
         return Directions(direction, np.ones(len(slope)), (), status)
 
 

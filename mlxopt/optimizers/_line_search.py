@@ -19,7 +19,7 @@ Zhang, section 4). Trials inside it are minimizers of cubics, kept away from its
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 C1 = 1e-4
 C2 = 0.9
@@ -50,7 +50,7 @@ class LineSearch(NamedTuple):
 NO_SEARCH = LineSearch(0.0, 0.0, 0.0, 0.0)
 
 
-def begin(value: float, slope: float, step_size: float, eps: float) -> LineSearch:
+def begin(value: Any, slope: Any, step_size: Any, eps: float) -> LineSearch:
     """Return a search from φ(0) = `value` with φ'(0) = `slope` < 0, first trial at `step_size`.
 
     `eps` is the machine epsilon of the arithmetic that computes φ.
@@ -59,47 +59,48 @@ def begin(value: float, slope: float, step_size: float, eps: float) -> LineSearc
     return LineSearch(value, slope, noise, step_size, low_value=value, low_slope=slope)
 
 
+def judge(search: LineSearch, value: Any, slope: Any) -> tuple[Any, Any, Any]:
+    """Return whether the trial at `search.step_size`, where φ = `value` and φ' = `slope`, is
+    acceptable; whether it is but for the slope; and whether its decrease is enough.
+
+    All may be numbers, or arrays: `value`, `slope` and the first four fields of `search`.
+    """
+    t, finite = search.step_size, (abs(value) < math.inf) & (abs(slope) < math.inf)
+    enough = finite & (value <= search.value + C1 * t * search.slope)
+    # Too close to call by value: the slope decides, if the value did not visibly rise. A long naive
+    # sum may be off by more than the noise, but then by more than the slopes at both ends explain.
+    difference = abs(value - search.value)
+    beyond = (2 * t * abs(search.slope) < difference) & (2 * t * abs(slope) < difference)
+    level = (difference <= search.noise) | (beyond & (difference <= _SUM * search.noise))
+    falls = enough | (finite & level)
+    return falls & (abs(slope) <= C2 * abs(search.slope)), falls, enough
+
+
 def proceed(search: LineSearch, value: float, slope: float) -> LineSearch:
     """Return the search after its trial at `search.step_size` gave φ = `value`, φ' = `slope`."""
-    t = search.step_size
-    search = search._replace(trials=search.trials + 1)
-    finite = math.isfinite(value) and math.isfinite(slope)
-    enough = finite and value <= search.value + C1 * t * search.slope
-    # Too close to call by value: the slope decides, if the value did not visibly rise.
-    level = finite and _is_level(search, value, slope)
-    if (enough or level) and abs(slope) <= C2 * abs(search.slope):
-        return search._replace(verdict="accepted")
+    t, trials = search.step_size, search.trials + 1
+    accepted, falls, enough = judge(search, value, slope)
+    if accepted:
+        return search._replace(trials=trials, verdict="accepted")
     if value == -math.inf:
-        return search._replace(verdict="unbounded")
+        return search._replace(trials=trials, verdict="unbounded")
 
-    if (enough or level) and slope < 0:
+    if falls and slope < 0:
         previous = search
-        search = search._replace(low=t, low_value=value, low_slope=slope)
+        search = search._replace(trials=trials, low=t, low_value=value, low_slope=slope)
         if math.isinf(search.high):
-            if search.trials >= _MOST_TRIALS:
+            if trials >= _MOST_TRIALS:
                 return search._replace(verdict="unbounded")
             return search._replace(step_size=_expand(previous, search))
+    elif math.isfinite(value) and math.isfinite(slope):
+        search = search._replace(trials=trials, high=t, high_value=value, high_slope=slope)
     else:
-        search = search._replace(
-            high=t,
-            high_value=value if finite else math.inf,
-            high_slope=slope if finite else math.nan,
-        )
+        search = search._replace(trials=trials, high=t, high_value=math.inf, high_slope=math.nan)
 
-    if search.trials >= _MOST_TRIALS or search.high - search.low <= 1e-15 * search.high:
+    if trials >= _MOST_TRIALS or search.high - search.low <= 1e-15 * search.high:
         # A point with a real decrease is worth having even if its slope is steep.
         return search._replace(verdict="accepted" if enough else "failed")
     return search._replace(step_size=_inside(search))
-
-
-def _is_level(search: LineSearch, value: float, slope: float) -> bool:
-    """Whether rounding alone may be what φ at the trial differs from φ(0) by."""
-    difference = abs(value - search.value)
-    if difference <= search.noise:
-        return True
-    # A long naive sum may be further off; but then by more than the slopes at both ends explain.
-    explained = 2 * search.step_size * max(abs(search.slope), abs(slope))
-    return explained < difference <= _SUM * search.noise
 
 
 def _expand(previous: LineSearch, search: LineSearch) -> float:
