@@ -27,11 +27,14 @@ from mlxopt._tree import (
     check_params,
     count,
     default_tol,
+    dtype_name,
+    from_host,
+    leaves_with_paths,
 )
 from mlxopt.autodiff import check_is_callable
 from mlxopt.many._loop import Ends, run
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._problems import Axes, Problems, sort, tree_of
+from mlxopt.many._problems import Axes, Problems, sort
 from mlxopt.many._residual import BatchedResidual
 from mlxopt.many._state import Method
 from mlxopt.many.gauss_newton import BatchedGaussNewton
@@ -192,7 +195,7 @@ def minimize_many(
             objective = BatchedObjective(single, problems, compile=compile, rows=rows)
         with ProgressBar("minimize_many", problems.size, progress) as bar:
             ends = run(objective, method, tol, max_steps, bar)
-        found = tree_of(ends.points.x, problems.like)
+        found = from_host(ends.points.x, problems.like)
     seconds = time.perf_counter() - began
     result = ManyResult(
         params=found,

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._tree import Tree, epsilon, unravel, widened, working_dtype
+from mlxopt._tree import Tree, epsilon, rounded, to_device, unravel, widened, working_dtype
 from mlxopt.autodiff import TapeError
 from mlxopt.autodiff._guards import is_refusal, name_of
-from mlxopt.many._problems import Problems, rounded, to_device
+from mlxopt.many._problems import Problems
 
 At = Callable[[Tree, tuple[Any, ...]], mx.array]  # of one problem's parameters and data
 

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlxopt._status import Status
-from mlxopt._tree import epsilon, numpy_dtype
+from mlxopt._tree import epsilon, numpy_dtype, rounded
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._problems import rounded
 from mlxopt.many._state import Points, dot, is_none, where
 from mlxopt.optimizers._line_search import begin, judge, proceed
 

@@ -14,10 +14,8 @@ from mlxopt._checks import check_start, late_interrupt
 from mlxopt._loop import warn_of_ignored
 from mlxopt._progress import ProgressBar
 from mlxopt._status import Status
-from mlxopt._stop import ROUNDINGS
-from mlxopt._tree import epsilon
+from mlxopt._tree import epsilon, from_host
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._problems import tree_of
 from mlxopt.many._state import Method, Points, State, is_none, take, where
 
 _STALL = 20
@@ -102,7 +100,7 @@ def _warn_of_ignored(objective: BatchedObjective, grad: np.ndarray) -> None:
     if (grad == 0).all(axis=0).any():  # else each matters to one problem or another
         problems = objective.problems
         first, _ = problems.single(0, problems.start[0])
-        warn_of_ignored(objective.single, first, tree_of(np.abs(grad).max(axis=0), first))
+        one.warn_of_ignored(objective.single, first, from_host(np.abs(grad).max(axis=0), first))
 
 
 def _look(state: State, steps: int, tol: float, max_steps: int) -> np.ndarray:

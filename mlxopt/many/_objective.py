@@ -16,7 +16,7 @@ import numpy as np
 
 from mlxopt._compiler import precompile_header
 from mlxopt._objective import Objective
-from mlxopt._tree import Tree, count, ravel, working_dtype
+from mlxopt._tree import Tree, count, ravel, to_device, working_dtype
 from mlxopt.autodiff import hessian_row
 from mlxopt.many._agreement import (
     At,
@@ -26,7 +26,7 @@ from mlxopt.many._agreement import (
     in_general_position,
     of_vector,
 )
-from mlxopt.many._problems import Problems, to_device
+from mlxopt.many._problems import Problems
 
 # Costs are reckoned in numbers that go in: a nanosecond or two each for a gradient.
 _WORTH_TWO = 200_000  # from here on two CPU streams share the work; a second call costs 0.1 ms

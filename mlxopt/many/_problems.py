@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._tree import Tree, leaves, leaves_with_paths, numpy_dtype, working_dtype
+from mlxopt._tree import Tree, from_host, leaves, leaves_with_paths, to_host
 
 Axes = Any  # an int or None, or a tree of them that ends no deeper than the argument's own
 
@@ -49,7 +49,7 @@ class Problems:
 
     def single(self, index: int, x: np.ndarray) -> tuple[Tree, tuple[Any, ...]]:
         """Return parameters and data of one problem, the parameters from a vector x (p,)."""
-        return tree_of(x, self.like), self.data([leaf[index] for leaf in self.own], self.shared)
+        return from_host(x, self.like), self.data([leaf[index] for leaf in self.own], self.shared)
 
 
 def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
@@ -94,16 +94,10 @@ def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
     if size == 0:
         raise ValueError("there are no problems: the batch axis has length 0.")
 
-    start = np.concatenate(
-        [
-            np.broadcast_to(_wide(leaf).reshape(size if axis is not None else 1, -1), (size, n))
-            for leaf, axis in zip(leaves(fronted[0]), axes[0], strict=True)
-            for n in [leaf.size // (size if axis is not None else 1)]
-        ],
-        axis=1,
-    )
-    like = _map_with(
-        lambda leaf, axis: leaf if axis is None else leaf[0], fronted[0], iter(axes[0])
+    starts = _map_with(
+        lambda leaf, axis: mx.broadcast_to(leaf, (size, *leaf.shape)) if axis is None else leaf,
+        fronted[0],
+        iter(axes[0]),
     )
     pairs = [
         (leaf, axis)
@@ -113,8 +107,8 @@ def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
     ]
     return Problems(
         size=size,
-        like=like,
-        start=start,
+        like=tree_map(lambda leaf: leaf[0], starts),
+        start=to_host(starts, lead=1),
         own=[leaf for leaf, axis in pairs if axis is not None],
         shared=[leaf for leaf, axis in pairs if axis is None],
         _data=tuple(fronted[1:]),
@@ -166,43 +160,3 @@ def _map_with(function: Callable[[Any, Any], Any], tree: Tree, second: Iterator[
 
 def _front(leaf: Any, axis: int | None) -> Any:
     return mx.moveaxis(leaf, axis, 0) if axis else leaf
-
-
-def _wide(leaf: mx.array) -> np.ndarray:
-    """Return an array as float64 on the host."""
-    return np.array(leaf.astype(mx.float32) if leaf.dtype == mx.bfloat16 else leaf, np.float64)
-
-
-# --- Rows of the host as trees -------------------------------------------------------------------
-
-
-def tree_of(x: np.ndarray, like: Tree) -> Tree:
-    """Return vectors x, shape (..., p) on the host, as a tree like `like` whose leaves have the
-    leading axes of x.
-    """
-    place = 0
-
-    def take(leaf: mx.array) -> mx.array:
-        nonlocal place
-        piece = x[..., place : place + leaf.size].reshape((*x.shape[:-1], *leaf.shape))
-        place += leaf.size
-        return to_device(piece, leaf.dtype)
-
-    return tree_map(take, like)
-
-
-def to_device(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
-    """Return an array of the host as one of MLX, rounded once at most on the way to float32."""
-    with np.errstate(over="ignore"):
-        wide = array.astype(np.float64 if dtype == mx.float64 else np.float32)
-    return mx.array(wide, dtype=dtype)
-
-
-def rounded(x: np.ndarray, like: Tree) -> np.ndarray:
-    """Return vectors x, shape (..., p), as the dtypes of the leaves of `like` hold them."""
-    dtypes = {leaf.dtype for leaf in leaves(like)}
-    if dtypes <= {mx.float32, mx.float64} and len(dtypes) == 1:
-        with np.errstate(over="ignore"):
-            return x.astype(numpy_dtype(working_dtype(like))).astype(np.float64)
-    flat = [_wide(leaf).reshape((*x.shape[:-1], -1)) for leaf in leaves(tree_of(x, like))]
-    return np.concatenate(flat, axis=-1)

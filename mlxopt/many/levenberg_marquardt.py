@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlxopt._status import Status
-from mlxopt._tree import epsilon
-from mlxopt.many._problems import rounded
+from mlxopt._tree import epsilon, rounded
 from mlxopt.many._residual import BatchedResidual, Model, linearize
 from mlxopt.many._state import Points, dot, is_none, where
 from mlxopt.optimizers import levenberg_marquardt as one
