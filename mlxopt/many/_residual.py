@@ -17,7 +17,7 @@ from mlxopt.many._agreement import in_general_position
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Problems
 from mlxopt.many._state import Points, dot
-from mlxopt.optimizers import _residual as one
+from mlxopt.optimizers._residual import Measures, measure
 
 
 class Model(NamedTuple):
@@ -25,10 +25,7 @@ class Model(NamedTuple):
 
     r: np.ndarray  # (A, p, p): R
     qtr: np.ndarray  # (A, p): Qᵀr
-    columns: np.ndarray  # (A, p): ‖Jⱼ‖
-    cosine: np.ndarray  # (A,): optimality without allowance for rounding
-    noise: np.ndarray  # (A,): the rounding error of the loss
-    negligible: np.ndarray  # (A,) bool: whether the residual is far below its own rounding
+    measures: Measures  # of the residuals
 
 
 class BatchedResidual(BatchedObjective):
@@ -67,37 +64,16 @@ class BatchedResidual(BatchedObjective):
 
 @np.errstate(all="ignore")  # a far trial may overflow, and is then refused
 def linearize(objective: BatchedResidual, x: np.ndarray) -> tuple[Points, Model]:
-    """Return points x, shape (A, p), and the linear models there; one evaluation.
-
-    The optimality is the largest |gⱼ| / (‖Jⱼ‖ ‖r‖), with the rounding of r added to g.
-    """
+    """Return points x, shape (A, p), and the linear models there; one evaluation."""
     residual, jacobian = objective.residual_and_jacobian(x)
-    finite = np.all(np.isfinite(residual), axis=1) & np.all(np.isfinite(jacobian), axis=(1, 2))
-    value = np.where(finite, 0.5 * dot(residual, residual), np.nan)
+    finite: Any = np.isfinite(residual).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2))
     residual = np.where(finite[:, None], residual, 0.0)
     jacobian = np.where(finite[:, None, None], jacobian, 0.0)
-    transposed = np.swapaxes(jacobian, 1, 2)
-    gradient = (transposed @ residual[:, :, None])[:, :, 0]
-    eps, p = epsilon(objective.problems.like), x.shape[1]
-    contribution = (np.abs(jacobian) @ np.abs(x)[:, :, None])[:, :, 0]
-    rounding = eps * np.hypot(contribution, residual)
-    columns = np.sqrt(np.einsum("amp,amp->ap", jacobian, jacobian))
-    spread = np.sqrt((np.square(transposed) @ np.square(rounding)[:, :, None])[:, :, 0])
-    length = np.linalg.norm(residual, axis=1)
-    scale = columns * (length + one._SMALL * np.linalg.norm(contribution, axis=1))[:, None]
-    flat = gradient == 0  # a column of zeros: the parameter has no say here
-    scale = np.where(flat, 1.0, scale)
-    cosines = np.where(flat, 0.0, np.abs(gradient) / scale)
-    optimality = (cosines + np.where(flat, 0.0, spread / scale)).max(axis=1)
+    value, eps, p = 0.5 * dot(residual, residual), epsilon(objective.problems.like), x.shape[1]
+    measures = measure(x, value, residual, jacobian, eps)
     # Qᵀr without Q: the last column of the factor of [J, r].
     factor: Any = np.linalg.qr(np.concatenate([jacobian, residual[:, :, None]], axis=2), mode="r")
-    model = Model(
-        r=factor[:, :p, :p],
-        qtr=factor[:, :p, p],
-        columns=columns,
-        cosine=cosines.max(axis=1),
-        noise=dot(np.abs(residual), rounding) + 10 * eps * np.abs(value),
-        negligible=length < one._NOTHING * np.linalg.norm(rounding, axis=1),
-    )
-    grad = np.where(finite[:, None], gradient, np.nan)
-    return Points(x, value, grad, np.where(finite, optimality, np.nan)), model
+    known = np.where(finite, 1.0, np.nan)
+    gradient, optimality = measures.gradient * known[:, None], measures.optimality * known
+    points = Points(x, value * known, gradient, optimality)
+    return points, Model(factor[:, :p, :p], factor[:, :p, p], measures)

@@ -75,7 +75,7 @@ def _like(state: Any, fields: list[Any]) -> Any:
     return state._make(fields) if hasattr(state, "_make") else tuple(fields)
 
 
-def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def dot(a: np.ndarray, b: np.ndarray) -> Any:
     """Return the inner product of each row, shape (A,)."""
     return np.vecdot(a, b)
 

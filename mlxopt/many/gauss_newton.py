@@ -42,11 +42,14 @@ class BatchedGaussNewton(Descent):
 def gauss_newton_directions(model: Model, size: int) -> np.ndarray:
     """Return the directions, shape (A, p).
 
+    Not shared with the method for one problem: its `lstsq` of the Jacobian itself, which no BLAS
+    batches, gives other digits.
+
     Args:
         model: of the residuals.
         size: the longer side of their Jacobians, by which rounding is judged.
     """
-    scale = np.where(model.columns > 0, model.columns, 1.0)
+    scale = np.where(model.measures.columns > 0, model.measures.columns, 1.0)
     u, s, vt = np.linalg.svd(model.r / scale[:, None, :])
     kept = s > size * np.finfo(float).eps * s[:, :1]
     along = np.einsum("apk,ap->ak", u, model.qtr) * np.where(kept, 1.0 / np.where(kept, s, 1.0), 0)

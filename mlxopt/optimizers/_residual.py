@@ -8,13 +8,17 @@ robust loss both are weighted, so that JᵀJ ≈ its Hessian and Jᵀr = its gra
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._tree import Tree, epsilon, from_host, to_host, to_numpy
+
+tree_of, host = from_host, to_numpy  # for the modules that import them from here
+
+Array = np.ndarray
 
 # A residual smaller than this share of what the parameters contribute to it is compared with that
 # instead of with itself: at a perfect fit nothing but rounding is left to be orthogonal to.
@@ -24,21 +28,35 @@ _NOTHING = 0.03  # the share of its rounding below which a residual is not worth
 _CURVATURE = 0.1
 
 
+class Measures(NamedTuple):
+    """What a residual and its Jacobian say of their point; leading axes hold many."""
+
+    gradient: Array  # (..., p): g
+    fixed: Array  # (..., p) bool: at a bound that the loss pushes against
+    columns: Array  # (..., p): ‖Jⱼ‖
+    cosine: Any  # (...): see `linearize`
+    optimality: Any  # (...): the same with rounding allowed for
+    noise: Any  # (...): the rounding error of the loss
+    negligible: Any  # (...) bool: whether the residual is far below its own rounding
+
+
 class Linearization(NamedTuple):
     """The residual near a point, float64 on the host."""
 
-    x: np.ndarray  # (p,): the point
+    x: Array  # (p,): the point
     value: float  # the loss there
-    plain: np.ndarray  # (m,): r as it is
-    weights: np.ndarray  # (m,): what a robust loss multiplies the rows of J by
-    residual: np.ndarray  # (m,): r, weighted
-    jacobian: np.ndarray  # (m, p): J, weighted
-    gradient: np.ndarray  # (p,): g
-    fixed: np.ndarray  # (p,) bool: at a bound that the loss pushes against
-    cosine: float  # see `linearize`
-    optimality: float  # the same with rounding allowed for
-    noise: float  # the rounding error of value
-    negligible: bool  # whether the residual is far below its own rounding
+    plain: Array  # (m,): r as it is
+    weights: Array  # (m,): what a robust loss multiplies the rows of J by
+    residual: Array  # (m,): r, weighted
+    jacobian: Array  # (m, p): J, weighted
+    # As in Measures:
+    gradient: Array
+    fixed: Array
+    columns: Array
+    cosine: float
+    optimality: float
+    noise: float
+    negligible: bool
 
 
 def needs_residual(objective: Objective, name: str) -> ResidualObjective:
@@ -79,27 +97,38 @@ def linearize(
         weights = np.sqrt(np.maximum(curvature, _CURVATURE * pull))
         jacobian = jacobian * weights[:, None]
         residual = plain * pull / np.where(weights > 0, weights, 1.0)
-        gradient = jacobian.T @ residual
-        fixed = np.zeros(len(x), dtype=bool)
-        if objective.bounds is not None:
-            lower, upper = objective.bounds
-            fixed = ((x <= lower) & (gradient > 0)) | ((x >= upper) & (gradient < 0))
-        contribution = np.abs(jacobian) @ np.abs(x)
-        rounding = epsilon(params) * np.hypot(contribution, residual)
-        noise = np.sqrt(np.square(jacobian).T @ np.square(rounding))
-        scale = np.linalg.norm(jacobian, axis=0) * (
-            np.linalg.norm(residual) + _SMALL * np.linalg.norm(contribution)
-        )
-        # A column of zeros: the parameter has no say here.
-        noise = np.where(fixed | (gradient == 0), 0.0, noise / scale)
-        cosines = np.where(fixed | (gradient == 0), 0.0, np.abs(gradient) / scale)
-        cosine, optimality = float(np.max(cosines)), float(np.max(cosines + noise))
-        noise = float(np.abs(residual) @ rounding) + 10 * epsilon(params) * abs(value)
-        negligible = bool(np.linalg.norm(residual) < _NOTHING * np.linalg.norm(rounding))
-    return Linearization(
-        x, value, plain, weights, residual, jacobian, gradient, fixed, cosine, optimality,
-        noise, negligible,
-    )  # fmt: skip
+        found = measure(x, value, residual, jacobian, epsilon(params), objective.bounds)
+    numbers = (number.item() for number in found[3:])
+    return Linearization(x, value, plain, weights, residual, jacobian, *found[:3], *numbers)
+
+
+def measure(x: Array, value: Any, r: Array, J: Array, eps: float, bounds: Any = None) -> Measures:
+    """Return the measures of linear models at x, shape (..., p); leading axes hold many."""
+    g = times(J.mT, r)
+    fixed = np.zeros(g.shape, dtype=bool)
+    if bounds is not None:
+        fixed = ((x <= bounds.lower) & (g > 0)) | ((x >= bounds.upper) & (g < 0))
+    contribution = times(np.abs(J), np.abs(x))
+    rounding = eps * np.hypot(contribution, r)
+    columns, length = np.linalg.norm(J, axis=-2), norm(r)
+    scale = columns * (length + _SMALL * norm(contribution))[..., None]
+    flat = fixed | (g == 0)  # a column of zeros: the parameter has no say here
+    cosines = np.where(flat, 0.0, np.abs(g) / scale)
+    spread = np.sqrt(times(np.square(J).mT, np.square(rounding)))
+    allowed = cosines + np.where(flat, 0.0, spread / scale)
+    noise = np.vecdot(np.abs(r), rounding) + 10 * eps * np.abs(value)
+    negligible = length < _NOTHING * norm(rounding)
+    return Measures(g, fixed, columns, cosines.max(-1), allowed.max(-1), noise, negligible)
+
+
+def times(matrix: Array, vector: Array) -> Any:
+    """Return matrices (..., m, p) times vectors (..., p)."""
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def norm(vector: Array) -> Any:
+    """Return the lengths of vectors (..., p)."""
+    return np.sqrt(np.vecdot(vector, vector))
 
 
 def trial_at(objective: ResidualObjective, params: Tree, x: np.ndarray) -> tuple[Tree, np.ndarray]:

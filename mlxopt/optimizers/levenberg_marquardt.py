@@ -9,7 +9,7 @@ Notation, as in Moré (1978), "The Levenberg-Marquardt algorithm: implementation
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -107,7 +107,7 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         state = self._arrive(params, model, np.zeros(len(model.x)), np.inf)
         return state._replace(moved=False)
 
-    @np.errstate(over="ignore", invalid="ignore")  # a far trial may overflow, and is then refused
+    @np.errstate(all="ignore")  # a far trial may overflow, and is then refused
     def step(self, objective: Objective, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
         """Evaluate one trial within the region; keep it if it does what the model predicted."""
         objective = needs_residual(objective, "LevenbergMarquardt")
@@ -147,8 +147,8 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
             return self._settle(objective, state, trial, residual, value, predicted, length)
         if np.isinf(state.radius):
             radius = min(radius, length)  # the first step knows how far it went, not how far it may
-        slope = float(model.gradient @ step)
-        radius = _new_radius(radius, length, multiplier, ratio, slope, actual)
+        slope = model.gradient @ step
+        radius = float(new_radius(radius, length, multiplier, ratio, slope, actual))
         if ratio < _ENOUGH:
             return state._replace(radius=radius)
         arrived = linearize(objective, trial, residual, value)
@@ -172,7 +172,7 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         self, params: Tree, model: Linearization, scale: np.ndarray, radius: float
     ) -> LevenbergMarquardtState:
         """Return the state at `params`."""
-        scale = np.maximum(scale, np.linalg.norm(model.jacobian, axis=0))
+        scale = np.maximum(scale, model.columns)
         grad = from_host(model.gradient, params)
         return LevenbergMarquardtState(
             params, model.value, grad, model.optimality, None, True, model, scale, radius, None
@@ -273,17 +273,12 @@ def _within(
     return np.clip(step, lower, upper)
 
 
-def _new_radius(
-    radius: float, length: float, multiplier: float, ratio: float, slope: float, actual: float
-) -> float:
-    """Return Δ after a trial (Moré 1978, algorithm 7.1, steps d and e)."""
-    if ratio <= 0.25:
-        shrink = 0.5
-        if not np.isfinite(actual):
-            shrink = 0.1
-        elif actual < 0:  # to the minimum of the parabola through both values and the slope
-            shrink = min(0.5, max(0.1, 0.5 * slope / (slope + actual)))
-        return shrink * min(radius, 10 * length)
-    if ratio >= 0.75 or multiplier == 0:
-        return 2 * length
-    return radius
+def new_radius(
+    radius: Any, length: Any, multiplier: Any, ratio: Any, slope: Any, actual: Any
+) -> Any:
+    """Return Δ after a trial, or after many (Moré 1978, algorithm 7.1, steps d and e)."""
+    # Where the loss grew: to the minimum of the parabola through both values and the slope.
+    parabola = np.minimum(0.5, np.maximum(0.1, 0.5 * slope / (slope + actual)))
+    shrink = np.where(np.isfinite(actual), np.where(actual < 0, parabola, 0.5), 0.1)
+    grown = np.where((ratio >= 0.75) | (multiplier == 0), 2 * length, radius)
+    return np.where(ratio <= 0.25, shrink * np.minimum(radius, 10 * length), grown)
