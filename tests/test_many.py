@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlxopt as mo
+from mlxopt._dense import newton_direction
 from mlxopt.many._descent import Descent, Directions
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many.lbfgs import BatchedLBFGS
-from mlxopt.many.newton import newton_directions
 from mlxopt.optimizers import _line_search as search
 
 OPTIMIZERS = [mo.LBFGS(), mo.LBFGS(memory=2), mo.Newton()]
@@ -762,7 +762,7 @@ def test_newton_directions_are_those_of_one():
     matrices[13] = np.diag([1e-12, 1.0, 1e12, 1.0])
     gradients = rng.standard_normal((30, 4))
     for eps in (2.0**-23, 2.0**-52):
-        found = newton_directions(matrices, gradients, eps)
+        found = newton_direction(matrices, gradients, eps)
         for matrix, gradient, direction in zip(matrices, gradients, found, strict=True):
             one = newton_direction(matrix, gradient, eps)
             # Eigenvalues near zero are floored at √eps of the largest; 1e-8 of that is rounding.
