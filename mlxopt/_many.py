@@ -37,11 +37,14 @@ from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Axes, Problems, sort
 from mlxopt.many._residual import BatchedResidual
 from mlxopt.many._state import Method
+from mlxopt.many.ask_and_tell import AskAndTell
+from mlxopt.many.first_order import BatchedFirstOrder
 from mlxopt.many.gauss_newton import BatchedGaussNewton
 from mlxopt.many.lbfgs import BatchedLBFGS
 from mlxopt.many.levenberg_marquardt import BatchedLevenbergMarquardt
 from mlxopt.many.newton import BatchedNewton
-from mlxopt.optimizers import LBFGS, GaussNewton, LevenbergMarquardt, Newton
+from mlxopt.optimizers import LBFGS, FirstOrder, GaussNewton, LevenbergMarquardt, Newton, Optimizer
+from mlxopt.optimizers._mlx import as_rule
 
 
 # Compared as objects: arrays do not answer == with yes or no.
@@ -110,7 +113,7 @@ class ManyResult:
 def minimize_many(
     loss: Callable[..., mx.array],
     params: Tree,
-    optimizer: LBFGS | Newton | LevenbergMarquardt | GaussNewton,
+    optimizer: Optimizer[Any],
     *data: Any,
     in_axes: Axes = 0,
     tol: float | None = None,
@@ -174,7 +177,7 @@ def minimize_many(
     """
     began = time.perf_counter()
     check_is_callable(loss)
-    method = _method(optimizer)
+    method = _method(as_rule(optimizer))
     of_squares = isinstance(optimizer, (LevenbergMarquardt, GaussNewton))
     check_params(params)
     tol = default_tol(params) if tol is None else check_tol(tol)
@@ -230,10 +233,13 @@ def _method(optimizer: Any) -> Method:
         return BatchedLevenbergMarquardt(optimizer.radius)
     if type(optimizer) is GaussNewton:
         return BatchedGaussNewton()
+    if isinstance(optimizer, FirstOrder):
+        return BatchedFirstOrder(optimizer)
+    if isinstance(optimizer, Optimizer):
+        return AskAndTell(optimizer)
     raise TypeError(
-        f"optimizer is {describe_type(optimizer)}; expected one that works on many problems at "
-        f"once: mo.LBFGS(), mo.Newton(), or for residuals mo.LevenbergMarquardt() or "
-        f"mo.GaussNewton(). It comes third: minimize_many(loss, params, optimizer, *data)."
+        f"optimizer is {describe_type(optimizer)}; expected one of mlxopt's, such as mo.LBFGS(). "
+        f"It comes third: minimize_many(loss, params, optimizer, *data)."
     )
 
 

@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._tree import Tree, epsilon, rounded, to_device, unravel, widened, working_dtype
+from mlxopt._tree import (
+    FLOATS,
+    Tree,
+    epsilon,
+    leaves,
+    rounded,
+    to_device,
+    unravel,
+    widened,
+    working_dtype,
+)
 from mlxopt.autodiff import TapeError
 from mlxopt.autodiff._guards import is_refusal, name_of
 from mlxopt.many._problems import Problems
@@ -106,7 +116,8 @@ def _rounding(at: At, problems: Problems, index: int, x: np.ndarray, exact: np.n
 
     It is what a move of x by a rounding error changes, or float64 where that is not used anyway.
     """
-    shift = epsilon(problems.like) * np.maximum(1.0, np.abs(x)) * _general(len(x))
+    eps = epsilon([leaf for leaf in leaves(problems.like) if leaf.dtype in FLOATS])
+    shift = eps * np.maximum(1.0, np.abs(x)) * _general(len(x))
     params, data = problems.single(index, rounded(x + shift, problems.like))
     noise = np.abs(np.array(at(params, data), dtype=np.float64) - exact).max(initial=0.0)
     if working_dtype(params) == mx.float64:

@@ -6,7 +6,7 @@ was refused proceed one by one, by the line search of a single problem.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from mlxopt._status import Status
 from mlxopt._tree import epsilon, numpy_dtype, rounded
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._state import Points, dot, is_none, where
+from mlxopt.many._state import Method, Points, dot, is_none, where
 from mlxopt.optimizers._line_search import begin, judge, proceed
 
 
@@ -40,7 +40,7 @@ class Directions(NamedTuple):
     status: np.ndarray  # (A,): NO_PROGRESS where no direction leads down, else None
 
 
-class Descent(ABC):
+class Descent(Method):
     """A method whose steps are trials of line searches."""
 
     @abstractmethod

@@ -5,7 +5,7 @@ What has ended leaves the batch, so that the algorithms only ever see problems t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,41 +57,40 @@ def run(
     _warn_of_ignored(objective, points.grad)
     ends = Ends(
         Points(*(field.copy() for field in points)),
-        np.full(size, None, dtype=object),
+        np.full(size, None),
         np.zeros(size, dtype=np.int64),
     )
     count = np.zeros(size, dtype=np.int64)
     seen = _Seen(points, points, points.value, points.optimality, count, count)
     # One name for what belongs together: Ctrl-C may come between any two lines.
-    current = np.arange(size), state, seen
-    status = _look(state, 0, tol, max_steps)
+    current = np.arange(size), state, seen, count
+    status = _look(state, count, tol, max_steps)
     status[~at_home] = Status.NONFINITE
-    steps, eps = 0, epsilon(like)
+    eps = epsilon(like)
     try:
         with late_interrupt():
             while True:
-                alive, state, seen = current
                 done = ~is_none(status)
                 if done.any():
-                    _record(ends, alive[done], take(done, state.points), take(done, seen),
-                            status[done], steps)  # fmt: skip
-                    current = alive, state, seen = take(~done, current)
+                    _record(ends, take(done, current), status[done])
+                    current = take(~done, current)
                     objective.keep(~done)
+                alive, state, seen, steps = current
                 if not len(alive):
                     return ends
                 bar.update(size - len(alive), float(np.mean(state.points.value)))
-                state = method.step(objective, state)
-                steps += 1
-                seen = _watch(seen, state, eps)
-                current = alive, state, seen
+                count = min(method.stride, max_steps - int(steps.max()))
+                state, taken = method.advance(objective, state, count)
+                steps, seen = steps + taken, _watch(seen, state, taken, eps)
+                current = alive, state, seen, steps
                 status = _look(state, steps, tol, max_steps)
                 if tol > 0:
-                    stuck = (seen.stalled >= one.STALL) | (seen.idle >= 3 * one.STALL)
+                    # A line search at the rounding floor takes many steps between two moves.
+                    most = 3 * method.patience * method.stride
+                    stuck = (seen.stalled >= method.patience) | (seen.idle >= most)
                     status[stuck & is_none(status)] = Status.NO_PROGRESS
     except KeyboardInterrupt:
-        alive, state, seen = current
-        stopped = np.full(len(alive), Status.INTERRUPTED, dtype=object)
-        _record(ends, alive, state.points, seen, stopped, steps)
+        _record(ends, current, np.full(len(current[0]), Status.INTERRUPTED))
         return ends
 
 
@@ -103,12 +102,11 @@ def _warn_of_ignored(objective: BatchedObjective, grad: np.ndarray) -> None:
         one.warn_of_ignored(objective.single, first, from_host(np.abs(grad).max(axis=0), first))
 
 
-def _look(state: State, steps: int, tol: float, max_steps: int) -> np.ndarray:
+def _look(state: State, steps: np.ndarray, tol: float, max_steps: int) -> np.ndarray:
     """Return why to stop, shape (A,): a Status each, or None."""
     optimality = state.points.optimality
-    status = np.full(len(optimality), None, dtype=object)
-    if steps >= max_steps:
-        status[:] = Status.COMPLETED if tol == 0 else Status.MAX_STEPS
+    status = np.full(len(optimality), None)
+    status[steps >= max_steps] = Status.COMPLETED if tol == 0 else Status.MAX_STEPS
     ended = ~is_none(state.status)
     status[ended] = state.status[ended]
     status[ended & (optimality == 0)] = Status.CONVERGED
@@ -118,8 +116,8 @@ def _look(state: State, steps: int, tol: float, max_steps: int) -> np.ndarray:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # of what is not finite, and ended
-def _watch(seen: _Seen, state: State, eps: float) -> _Seen:
-    """Return what is remembered after one more step."""
+def _watch(seen: _Seen, state: State, taken: np.ndarray, eps: float) -> _Seen:
+    """Return what is remembered after a few more steps."""
     points, moved = state.points, state.moved
     better = moved & ((points.value < seen.lowest) | (points.optimality < seen.flattest))
     best = seen.best
@@ -130,20 +128,18 @@ def _watch(seen: _Seen, state: State, eps: float) -> _Seen:
         lowest=np.where(moved, np.minimum(seen.lowest, points.value), seen.lowest),
         flattest=np.where(moved, np.minimum(seen.flattest, points.optimality), seen.flattest),
         stalled=np.where(moved, np.where(better, 0, seen.stalled + 1), seen.stalled),
-        idle=np.where(better, 0, seen.idle + 1),
+        idle=np.where(better, 0, seen.idle + taken),
     )
 
 
-def _record(
-    ends: Ends, rows: np.ndarray, points: Points, seen: _Seen, status: np.ndarray, steps: int
-) -> None:
-    """Write into the ends where these rows of theirs, indices, have ended."""
-    reasons = _explain(status, seen.start, points)
+def _record(ends: Ends, ended: tuple[Any, ...], status: np.ndarray) -> None:
+    """Write runs that have ended, rows of the loop's own tuple, into the ends."""
+    rows, state, seen, steps = ended
+    reasons = _explain(status, seen.start, state.points)
     by_best = (reasons == Status.DIVERGED) | (reasons == Status.NO_PROGRESS)
-    for field, values in zip(ends.points, where(by_best, seen.best, points), strict=True):
+    for field, values in zip(ends.points, where(by_best, seen.best, state.points), strict=True):
         field[rows] = values
-    ends.status[rows] = reasons
-    ends.steps[rows] = steps
+    ends.status[rows], ends.steps[rows] = reasons, steps
 
 
 @np.errstate(invalid="ignore", over="ignore")  # of what is not finite, and ended

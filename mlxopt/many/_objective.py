@@ -58,7 +58,7 @@ class BatchedObjective:
     ) -> None:
         self.problems = problems
         self.dtype = working_dtype(problems.like)
-        self.single, self._compile = single, compile
+        self.single, self.compile = single, compile
         self._functions: dict[str, Callable[..., Any]] = {}
         self._unchecked: dict[str, int] = {}
         self._scales: dict[str, np.ndarray] = {}
@@ -151,7 +151,7 @@ class BatchedObjective:
         """Return `at` of all slots."""
         if key not in self._functions:
             function = self._mapped(at)
-            if self._compile:
+            if self.compile:
                 precompile_header()
                 function = mx.compile(function)
             self._functions[key] = function

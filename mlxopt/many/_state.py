@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from mlxopt._loop import STALL
 
 
 class Points(NamedTuple):
@@ -21,30 +24,48 @@ class State(Protocol):
 
     @property
     def points(self) -> Points:
-        """Where the runs are."""
+        """The parameters and what is known there."""
         ...
 
     @property
     def status(self) -> np.ndarray:
-        """Why they cannot go on, shape (A,): a Status each, or None."""
+        """Why a run cannot be continued, shape (A,): a Status each, or None."""
         ...
 
     @property
     def moved(self) -> np.ndarray:
-        """Which took their last trial, shape (A,), bool."""
+        """Whether the last step changed the parameters, shape (A,), bool."""
         ...
 
 
-class Method(Protocol):
-    """An optimizer over the rows of arrays; as in one run, a step is one trial point for each."""
+class Method(ABC):
+    """An optimizer for the rows of arrays; a step is one trial for each row, as in a single run."""
 
+    stride = 1
+    """Steps between two reads of the state."""
+
+    patience: float = STALL
+    """Reads in a row without a better point, after which a run makes no progress."""
+
+    @abstractmethod
     def init(self, objective: Any, x: np.ndarray) -> Any:
         """Return the state at x, shape (A, p); one evaluation."""
-        ...
 
+    @abstractmethod
     def step(self, objective: Any, state: Any) -> Any:
-        """Return the state after one evaluation at one trial point each."""
-        ...
+        """Return the state after one evaluation at one trial each."""
+
+    def advance(self, objective: Any, state: Any, count: int) -> tuple[Any, np.ndarray]:
+        """Return the state after up to `count` steps, and how many each row took, shape (A,)."""
+        taken = np.zeros(len(state.status), dtype=np.int64)
+        moved = taken > 0
+        for _ in range(count):
+            able = is_none(state.status)
+            if not able.any():
+                break
+            state = self.step(objective, state)
+            taken, moved = taken + able, moved | state.moved
+        return state._replace(moved=moved), taken
 
 
 # Recursive by themselves: MLX's tree_map, written for trees of any kind, takes five times as long.

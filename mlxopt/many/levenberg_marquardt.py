@@ -11,7 +11,7 @@ import numpy as np
 from mlxopt._status import Status
 from mlxopt._tree import epsilon, rounded
 from mlxopt.many._residual import BatchedResidual, Model, linearize
-from mlxopt.many._state import Points, dot, is_none, where
+from mlxopt.many._state import Method, Points, dot, is_none, where
 from mlxopt.optimizers import levenberg_marquardt as one
 
 
@@ -26,7 +26,7 @@ class LevenbergMarquardtState(NamedTuple):
     radius: np.ndarray  # (A,): Δ; infinite before the first step
 
 
-class BatchedLevenbergMarquardt:
+class BatchedLevenbergMarquardt(Method):
     """Levenberg–Marquardt with Moré's scaling.
 
     Args:

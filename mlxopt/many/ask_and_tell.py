@@ -1,0 +1,136 @@
+"""Any optimizer on many problems at once, by asking and telling.
+
+Optimizers are immutable and their states are values, so a step can be run again. Each problem's
+step runs until it asks for a loss and gradient that are not known yet; the points of all problems
+are evaluated in one batch, and the steps run again with the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._objective import Objective
+from mlxopt._tree import Tree, from_host, to_host
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many._state import Method, Points, is_none
+from mlxopt.optimizers import Optimizer
+
+
+# Not an Exception, which an optimizer's author might catch.
+class _Ask(BaseException):
+    """A loss and gradient are needed that are not known yet."""
+
+    def __init__(self, params: Tree) -> None:
+        self.params = params
+
+
+class AskedObjective(Objective):
+    """The objective of one problem at a time, whose loss a batch evaluates in its place.
+
+    Results are recorded in the order of the calls: a step that runs again computes nothing twice.
+
+    Args:
+        single: the same, evaluated by itself.
+    """
+
+    def __init__(self, single: Objective) -> None:
+        vars(self).update(vars(single))
+
+    def record(self, data: tuple[Any, ...], results: list[Any]) -> None:
+        """Let calls find their results in a list, and add to it, until the next `record`."""
+        self.data, self._results, self._place = data, results, 0
+
+    def value_and_grad(self, params: Tree) -> tuple[mx.array, Tree]:
+        """Return the recorded loss and gradient, or ask for them."""
+
+        def ask() -> Any:
+            raise _Ask(params)
+
+        return self._recorded(ask)
+
+    def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """Return the function that `make` gives, compiled, which records its results."""
+        function = super().compiled(key, make)
+        return lambda *args: self._recorded(lambda: function(*args))
+
+    def hessian(self, params: Tree, structured: Callable[..., mx.array] | None = None) -> mx.array:
+        """Return the Hessian, shape (p, p), in `tree_flatten` order."""
+        return self._recorded(lambda: super(AskedObjective, self).hessian(params, structured))
+
+    def _recorded(self, compute: Callable[[], Any]) -> Any:
+        if self._place == len(self._results):
+            self._results.append(compute())
+        self._place += 1
+        return self._results[self._place - 1]
+
+
+class AskedState(NamedTuple):
+    """The states of A runs."""
+
+    points: Points
+    status: np.ndarray  # (A,): why no further step can be taken, or None
+    moved: np.ndarray  # (A,) bool: whether the last step changed the parameters
+    states: np.ndarray  # (A,): the optimizer's own
+
+
+class AskAndTell(Method):
+    """Any optimizer, one run for each problem.
+
+    Args:
+        optimizer: takes the steps.
+    """
+
+    def __init__(self, optimizer: Optimizer[Any]) -> None:
+        self.optimizer, self.stride = optimizer, optimizer.stride
+
+    def init(self, objective: BatchedObjective, x: np.ndarray) -> AskedState:
+        """Return the state at x, shape (A, p); one evaluation."""
+        like, self.single = objective.problems.like, AskedObjective(objective.single)
+        points = Points(x.copy(), np.zeros(len(x)), np.zeros_like(x), np.zeros(len(x)))
+        none = np.full(len(x), None)
+        state = AskedState(points, none, np.ones(len(x), dtype=bool), none)
+        init = self.optimizer.init
+        return self._run(objective, state, lambda row: init(self.single, from_host(x[row], like)))
+
+    def step(self, objective: BatchedObjective, state: AskedState) -> AskedState:
+        """Return the state after one step of each run that is able to take it."""
+        step = self.optimizer.step
+        return self._run(objective, state, lambda row: step(self.single, state.states[row]))
+
+    def _run(
+        self, objective: BatchedObjective, state: AskedState, call: Callable[[int], Any]
+    ) -> AskedState:
+        """Return the state in which `call(row)` gives the new states of rows without a status."""
+        problems, x = objective.problems, state.points.x.copy()
+        points, status = Points(*(field.copy() for field in state.points)), state.status.copy()
+        moved, states = np.zeros(len(status), dtype=bool), state.states.copy()
+        running: dict[int, list[Any]] = {
+            row: [] for row in np.flatnonzero(is_none(status)).tolist()
+        }
+        while running:
+            asked = {}
+            for row, results in running.items():
+                own = [leaf[int(objective.alive[row])] for leaf in problems.own]
+                self.single.record(problems.data(own, problems.shared), results)
+                try:
+                    new = call(row)
+                except _Ask as ask:
+                    x[row], asked[row] = to_host(ask.params), results
+                    continue
+                old, states[row], status[row] = states[row], new, new.status
+                # To be new.moved, once states have that field.
+                moved[row] = old is None or new.params is not old.params
+                points.value[row], points.optimality[row] = new.value, new.optimality
+                if moved[row]:
+                    points.x[row], points.grad[row] = to_host(new.params), to_host(new.grad)
+            if asked:
+                values, grads = objective.value_and_grad(x)
+                for row, results in asked.items():
+                    value = mx.array(float(values[row]), dtype=objective.dtype)
+                    results.append((value, from_host(grads[row], problems.like)))
+            running = asked
+        return AskedState(points, status, moved, states)
