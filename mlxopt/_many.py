@@ -19,7 +19,7 @@ from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._report import listing, shapes
 from mlxopt._residual_objective import ResidualObjective
-from mlxopt._result import Certificate, History, Result
+from mlxopt._result import History, Result
 from mlxopt._status import Status, warn
 from mlxopt._tree import (
     Tree,
@@ -32,9 +32,9 @@ from mlxopt._tree import (
     leaves_with_paths,
 )
 from mlxopt.autodiff import check_is_callable
-from mlxopt.many._loop import Ends, run
+from mlxopt.many._loop import run
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._problems import Axes, Problems, sort
+from mlxopt.many._problems import Axes, sort
 from mlxopt.many._residual import BatchedResidual
 from mlxopt.many._state import Method
 from mlxopt.many.ask_and_tell import AskAndTell
@@ -50,26 +50,25 @@ from mlxopt.optimizers._mlx import as_rule
 # Compared as objects: arrays do not answer == with yes or no.
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ManyResult:
-    """What `minimize_many` returns, B problems long.
+    """The result of `minimize_many` for B problems.
 
-    Each entry of an array belongs to one problem, and `value`, `grad_norm` and `optimality` are
-    those of its `params`. `result[3]` is the `Result` of problem 3 alone, certificate included.
+    `value`, `grad_norm` and `optimality` are those of `params`. `result[3]` is the `Result` of
+    problem 3, certificate included.
     """
 
     params: Tree
-    """The parameters, a tree like the one that was passed in, with the problems along the first
-    axis of each leaf."""
+    """The parameters: the structure passed in, with the problems along the first axis."""
     value: np.ndarray
-    """The losses at `params`, shape (B,), float64."""
+    """The losses, shape (B,), float64."""
     grad_norm: np.ndarray
-    """The largest absolute entries of the gradients there, shape (B,), float64."""
+    """`Result.grad_norm` of each, shape (B,), float64."""
     optimality: np.ndarray
-    """What `tol` was compared with, shape (B,): `grad_norm`, but for residuals the largest cosine
-    of the angle between the residual and a column of the Jacobian."""
+    """What `tol` is compared with, shape (B,): `grad_norm`, but for residuals the largest cosine of
+    the angle between the residual and a column of the Jacobian."""
     status: np.ndarray
-    """Why each stopped, shape (B,): a `Status` each."""
+    """Why each run stopped, shape (B,): a `Status` each."""
     steps: np.ndarray
-    """Trial points of each, shape (B,), int64."""
+    """Steps of each run, shape (B,), int64."""
     seconds: float
     """Wall time of all, compilation included."""
     one: Callable[[int], Result]
@@ -77,12 +76,12 @@ class ManyResult:
 
     @property
     def converged(self) -> np.ndarray:
-        """Which are within the tolerance, shape (B,), bool."""
+        """Whether each is within the tolerance, shape (B,), bool."""
         return self.status == Status.CONVERGED
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of one problem's loss with its derivatives, those of all together."""
+        """Evaluations of one problem's loss and derivatives, summed over all problems."""
         return int(self.steps.sum()) + len(self)
 
     def __len__(self) -> int:
@@ -123,28 +122,30 @@ def minimize_many(
 ) -> ManyResult:
     """Minimize `loss(params, *data)` for many starts, data sets or settings at once.
 
-    One compiled graph computes the loss and its derivatives for all problems (`mx.vmap`); each
-    takes its own steps, the same as it would alone, stops for its own reason, and then leaves the
-    batch. For thousands of small problems that is some twenty times faster than a loop.
+    One compiled graph computes the loss and its derivatives for all problems (`mx.vmap`). Each run
+    takes the steps it would take alone, stops for its own reason, and then leaves the batch. For
+    thousands of small problems that is some twenty times faster than a loop with LBFGS, Newton or a
+    first-order rule. Other optimizers run one by one between the evaluations, at about their usual
+    speed when the loss is cheap.
 
     Args:
-        loss: a function `loss(params, *data)` that returns a scalar array, made of MLX operations,
-            written for one problem. Random operations in it see one fixed draw, the same for all
-            problems: pass draws or keys among the data where they are to differ. With
-            LevenbergMarquardt or GaussNewton it returns a residual, an array, and ½ Σ rᵢ² is
-            minimized, as `least_squares` does (without its polish).
-        params: where to start: a tree (array, list, tuple, dict, NamedTuple) of float arrays, with
-            the problems along one axis of each, or one start for all.
-        optimizer: `LBFGS()`, `Newton()`, `LevenbergMarquardt()` or `GaussNewton()`. Newton needs
-            the fewest steps, and p gradients more for each of them.
-        *data: what the loss takes after its parameters, for all problems.
-        in_axes: which axis counts the problems: one number for all arguments, or one entry for
+        loss: a function `loss(params, *data)` of one problem that returns a scalar array, made of
+            MLX operations. Its random operations see one fixed draw, the same for all problems:
+            pass draws or keys among the data where they should differ. With LevenbergMarquardt or
+            GaussNewton it returns a residual, an array, and ½ Σ rᵢ² is minimized, as
+            `least_squares` does (without its polish).
+        params: the start: a tree (array, list, tuple, dict, NamedTuple) of float arrays, with the
+            problems along one axis of each, or one start for all.
+        optimizer: any of `mlxopt.optimizers`, or one of `mlx.optimizers`. Newton needs the fewest
+            steps, and p gradients more for each of them.
+        *data: the arguments of the loss after its parameters, for all problems.
+        in_axes: the axis that counts the problems: one number for all arguments, or one entry for
             each, `(params, *data)`: a number; None for what all problems share; or a tree of these
             where the argument is one. Numbers, strings and None among the data are always shared.
         tol: stop a problem when no entry of its gradient is larger in absolute value. None: 1e-5
             for float32, 1e-8 for float64, 1e-3 for the 16-bit dtypes. For residuals it is compared
             with the cosine that `least_squares` describes. 0 takes every step.
-        max_steps: evaluations of each problem at most.
+        max_steps: steps of each problem at most: updates of a first-order rule, else evaluations.
         progress: show a progress bar of the problems that have ended; None shows one if the run
             lasts over a second.
         compile: False evaluates op by op.
@@ -177,7 +178,8 @@ def minimize_many(
     """
     began = time.perf_counter()
     check_is_callable(loss)
-    method = _method(as_rule(optimizer))
+    optimizer = as_rule(optimizer)
+    method, judged = _method(optimizer), optimizer.loss_alone
     of_squares = isinstance(optimizer, (LevenbergMarquardt, GaussNewton))
     check_params(params)
     tol = default_tol(params) if tol is None else check_tol(tol)
@@ -186,29 +188,40 @@ def minimize_many(
     with device_for(params, items):
         problems = sort(params, items, in_axes)
         first, its_data = problems.single(0, problems.start[0])
-        if of_squares:
-            single = ResidualObjective(loss, its_data, compile=compile)
-            single.trace(first)
+        single = (ResidualObjective if of_squares else Objective)(loss, its_data, compile=compile)
+        single.trace(first)
+        if isinstance(single, ResidualObjective):
             check_rows(single, first)
             objective = BatchedResidual(single, problems, compile=compile)
         else:
-            single = Objective(loss, its_data, compile=compile)
-            single.trace(first)
             rows = count(first) if isinstance(optimizer, Newton) else 1
             objective = BatchedObjective(single, problems, compile=compile, rows=rows)
         with ProgressBar("minimize_many", problems.size, progress) as bar:
             ends = run(objective, method, tol, max_steps, bar)
         found = from_host(ends.points.x, problems.like)
     seconds = time.perf_counter() - began
+    x, value, grad, optimality = ends.points
+    grad_norm = np.abs(grad).max(axis=1) if of_squares else optimality
+
+    def alone(index: int) -> Result:
+        with device_for(problems.like):
+            params, data = problems.single(index, x[index])
+        steps = int(ends.steps[index])
+        numbers = float(value[index]), float(grad_norm[index])
+        last = (steps, numbers[0], float(optimality[index]), seconds)
+        return Result(
+            params,
+            *numbers,
+            status=ends.status[index],
+            steps=steps,
+            evaluations=steps + 1,
+            seconds=seconds,
+            history=History(*map(np.array, zip(last))),
+            certify=(lambda: certify(single.loss, params, *data, tol=tol)) if judged else None,
+        )
+
     result = ManyResult(
-        params=found,
-        value=ends.points.value,
-        grad_norm=np.abs(ends.points.grad).max(axis=1),
-        optimality=ends.points.optimality,
-        status=ends.status,
-        steps=ends.steps,
-        seconds=seconds,
-        one=lambda index: _alone(single.loss, problems, ends, index, tol, seconds),
+        found, value, grad_norm, optimality, ends.status, ends.steps, seconds, alone
     )
     failed = {one: number for one, number in _counts(ends.status).items() if one.is_failure}
     if failed:
@@ -240,33 +253,6 @@ def _method(optimizer: Any) -> Method:
     raise TypeError(
         f"optimizer is {describe_type(optimizer)}; expected one of mlxopt's, such as mo.LBFGS(). "
         f"It comes third: minimize_many(loss, params, optimizer, *data)."
-    )
-
-
-def _alone(
-    loss: Callable[..., mx.array], problems: Problems, ends: Ends, index: int, tol: float,
-    seconds: float,
-) -> Result:  # fmt: skip
-    """Return what is known of one problem."""
-    with device_for(problems.like):
-        params, data = problems.single(index, ends.points.x[index])
-    value, optimality = float(ends.points.value[index]), float(ends.points.optimality[index])
-    steps = int(ends.steps[index])
-    last = (np.array([number]) for number in (steps, value, optimality, seconds))
-
-    def judge() -> Certificate:
-        return certify(loss, params, *data, tol=tol)
-
-    return Result(
-        params=params,
-        value=value,
-        optimality=optimality,
-        status=ends.status[index],
-        steps=steps,
-        evaluations=steps + 1,
-        seconds=seconds,
-        history=History(*last),
-        certify=judge,
     )
 
 

@@ -1,22 +1,26 @@
 """Many problems at once: each ends where it would alone, for its own reason, whoever is beside."""
 
+import dataclasses
 import itertools
 import math
 import warnings
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlxopt as mo
+from mlxopt import prox
 from mlxopt._dense import newton_direction
 from mlxopt.many._descent import Descent, Directions
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many.lbfgs import BatchedLBFGS
+from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers import _line_search as search
 
 OPTIMIZERS = [mo.LBFGS(), mo.LBFGS(memory=2), mo.Newton()]
@@ -287,6 +291,116 @@ def test_problems_leave_the_batch_and_nobody_notices(monkeypatch):
     np.testing.assert_array_equal(np.array(lazy.params), np.array(eager.params))
 
 
+# --- Every other optimizer -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cautious(Optimizer):
+    """Newton's step, halved where the loss would rise: two evaluations, a product and a Hessian."""
+
+    hessian: Any = None
+
+    class State(NamedTuple):
+        params: Any
+        value: float
+        grad: Any
+        optimality: float
+        status: Any = None
+
+    def init(self, objective, params):
+        value, grad = objective.value_and_grad(params)
+        value, optimality = np.array(mx.stack([value, mx.max(mx.abs(grad))])).tolist()
+        return self.State(params, value, grad, optimality)
+
+    def step(self, objective, state):
+        assert len(objective.data) == 2
+        matrix = np.array(objective.hessian(state.params, self.hessian))
+        direction = mx.array(-np.linalg.solve(matrix, np.array(state.grad)), dtype=mx.float64)
+        product = objective.hvp(state.params, direction)
+        assert np.allclose(np.array(product), -np.array(state.grad))
+        trials = [self.init(objective, state.params + share * direction) for share in (1.0, 0.5)]
+        return min(trials, key=lambda trial: trial.value)
+
+
+def rules():
+    return [
+        mo.SGD(0.5), mo.SGD(1e3), mo.Adam(mo.schedules.cosine(0.1, steps=100)), mo.Prodigy(),
+        mo.Adagrad(mo.schedules.reduce_on_plateau(2.0, factor=0.5, patience=1)),
+        mo.Grouped(mo.SGD(0.3), {"*w*": mo.Adam(0.05), "*b*": None}),
+        mo.Clipped(mo.Momentum(0.3), norm=0.01), optim.Adam(learning_rate=0.1),
+    ]  # fmt: skip
+
+
+OTHERS = [
+    mo.BFGS(), mo.ConjugateGradient(), mo.GradientDescent(), mo.NewtonCG(), mo.TrustRegion(),
+    mo.TrustRegion(exact=False), mo.LBFGSB(lower=-0.5, upper={"w": 0.3, "b": None}),
+    mo.ProximalGradient(prox.L1(0.05)), *rules(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OTHERS, ids=repr)
+def test_every_optimizer_takes_the_steps_it_takes_alone(optimizer):
+    X, y = classes(6)
+    X[4, 3, 1] = np.nan
+    options = {"max_steps": 95, "tol": 1e-7}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mo.ConvergenceWarning)
+        result = mo.minimize_many(
+            logistic, start(), optimizer, X, y, in_axes=(None, 0, 0), **options
+        )
+        assert (result.status[4], result.steps[4]) == (mo.Status.NONFINITE, 0)
+        for i in (0, 1, 2, 3, 5):
+            alone = mo.minimize(logistic, start(), optimizer, X[i], y[i], **options)
+            assert (result.status[i], result.steps[i]) == (alone.status, alone.steps)
+            assert result.value[i] == pytest.approx(alone.value, rel=1e-12)
+            assert result[i].grad_norm == pytest.approx(alone.grad_norm, rel=1e-6, abs=1e-12)
+            assert (result[i].certify is None) == (alone.certify is None)
+            for key, leaf in row(result, i).items():
+                np.testing.assert_allclose(leaf, np.array(alone.params[key]), rtol=1e-9, atol=1e-9)
+
+
+def test_an_optimizer_of_the_users_own():
+    X, y = classes(5)
+    calls = []
+
+    def loss(w, X, y):
+        return mx.mean(mo.losses.logistic(X @ w, y)) + 0.05 * mx.sum(mx.square(w))
+
+    def hessian(w, X, y):
+        calls.append(1)
+        s = mo.special.sigmoid(X @ w)
+        return X.T @ (X * (s * (1 - s))[:, None]) / y.shape[0] + 0.1 * mx.eye(3, dtype=w.dtype)
+
+    w = mx.zeros(3, dtype=mx.float64)
+    result = mo.minimize_many(loss, w, Cautious(hessian), X, y, in_axes=(None, 0, 0))
+    assert result.converged.all()
+    assert len(calls) == result.steps.sum()  # computed once, however often a step runs again
+    for i in range(5):
+        alone = mo.minimize(loss, w, Cautious(), X[i], y[i])
+        assert result.steps[i] == alone.steps
+        np.testing.assert_allclose(np.array(result.params[i]), np.array(alone.params), atol=1e-12)
+
+
+def test_rules_stop_where_the_loss_ends():
+    """The runs leave the domain of the loss within ten steps, each at a step of its own."""
+
+    def loss(x, slope):
+        return slope * x + 0.0 * mx.log(x)
+
+    slopes = mx.array([0.7, 1.5, 3.0, 1e-3])
+    starts = mx.array(10.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mo.ConvergenceWarning)
+        result = mo.minimize_many(
+            loss, starts, mo.SGD(1.0), slopes, in_axes=(None, 0), max_steps=25, tol=0
+        )
+        for i in range(4):
+            alone = mo.minimize(loss, starts, mo.SGD(1.0), slopes[i], max_steps=25, tol=0)
+            assert (result.status[i], result.steps[i]) == (alone.status, alone.steps)
+            assert result.params[i].item() == pytest.approx(alone.params.item(), rel=1e-6)
+    assert list(result.steps) == [14, 6, 3, 25]
+
+
 # --- Arguments -----------------------------------------------------------------------------------
 
 
@@ -498,9 +612,12 @@ def square(x, y):
 @pytest.mark.parametrize(
     ("args", "in_axes", "error", "words"),
     [
-        ((square, mx.zeros(2), mo.Adam(0.1), mx.zeros(3)), (None, 0), TypeError, r"Adam.*LBFGS\("),
+        ((square, mx.zeros(2), [mo.LBFGS()], mx.zeros(3)), (None, 0), TypeError, r"list.*LBFGS\("),
         ((square, mx.zeros(2), mo.LBFGS, mx.zeros(3)), (None, 0), TypeError, r"call it: LBFGS\(\)"),
-        ((square, mx.zeros(2), mo.TrustRegion(), mx.zeros(3)), (None, 0), TypeError, "Trust"),
+        (
+            (square, mx.ones(2), mo.ProximalGradient(prox.Simplex()), mx.zeros(3)),
+            (None, 0), ValueError, "starts .* outside",
+        ),
         (
             (square, mx.zeros(2), mo.LevenbergMarquardt(geodesic=True), mx.zeros(3)),
             (None, 0), ValueError, "geodesic=False",
