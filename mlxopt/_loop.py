@@ -14,10 +14,10 @@ from mlxopt._progress import ProgressBar
 from mlxopt._result import Info, Phase, Recorder
 from mlxopt._resume import resumed
 from mlxopt._status import Status, warn
-from mlxopt._stop import ROUNDINGS, Progress, Stall, Steps, StopRule, explain, improves
+from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves, steps_until, with_user
 from mlxopt._tree import Params, dtype_name, epsilon, leaves, working_dtype
 from mlxopt.optimizers import Optimizer
-from mlxopt.optimizers._base import STATE_FIELDS
+from mlxopt.optimizers._base import check_fields
 
 Callback = Callable[[Info], bool | None]
 
@@ -68,16 +68,13 @@ class Loop:
             stride: steps between two records; None is that of the run.
             init: a state at `params` to resume from.
         """
-        if any(isinstance(rule, Stall) for rule in self.stop):  # in place of the optimizer's
-            rules = tuple(rule for rule in rules if not isinstance(rule, Stall))
-        rules = (*rules, *self.stop)
-        most = min((rule.max_steps for rule in rules if isinstance(rule, Steps)), default=None)
+        rules = with_user(rules, self.stop)
         stride = stride or self.stride or optimizer.stride
         began, earlier = time.perf_counter(), objective.evaluations
         self.evaluations -= earlier
         with late_interrupt():
             start = state = optimizer.init(objective, params)
-        _check_fields(optimizer, state)
+        check_fields(optimizer, state)
         check_start(state.value, state.optimality)
         if init is not None:
             start = state = resumed(optimizer, init, state)
@@ -94,7 +91,7 @@ class Loop:
                 status = self._record(objective, state, 0, record)
                 status = status or _status(rules, progress, state)
                 while status is None:
-                    count = stride if most is None else min(stride, most - steps)
+                    count = steps_until(rules, steps, stride)
                     state, taken = optimizer.advance(objective, state, count)
                     steps += taken
                     value, optimality = state.value, state.optimality
@@ -173,17 +170,6 @@ def _status(rules: tuple[StopRule, ...], progress: Progress, state: Any) -> Stat
     # At a gradient of exactly zero there is no direction to search.
     at_zero = state.status is Status.NO_PROGRESS and state.optimality == 0
     return Status.CONVERGED if at_zero else state.status
-
-
-def _check_fields(optimizer: Optimizer[Any], state: Any) -> None:
-    """Raise TypeError unless the state of a user's optimizer has all the fields of `State`."""
-    missing = [name for name in STATE_FIELDS if not hasattr(state, name)]
-    if missing:
-        raise TypeError(
-            f"{type(optimizer).__name__}.init returned {type(state).__name__} without "
-            f"{', '.join(missing)}; expected a NamedTuple with the fields "
-            f"{', '.join(STATE_FIELDS)}. See mlxopt.optimizers.State."
-        )
 
 
 def warn_of_ignored(objective: Objective, params: Params, grad: Params) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._backend import device_for
 from mlxopt._certificate import certify
 from mlxopt._checks import check_count, check_tol, describe_type
 from mlxopt._least_squares import check_rows
+from mlxopt._loop import Loop
 from mlxopt._objective import Objective
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
@@ -21,18 +21,17 @@ from mlxopt._report import listing, shapes
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._result import History, Result
 from mlxopt._status import Status, warn
+from mlxopt._stop import StopRule, check_stop, stop_rules, with_user
 from mlxopt._tree import (
     Tree,
     as_data,
     check_params,
     count,
     default_tol,
-    dtype_name,
     from_host,
-    leaves_with_paths,
 )
 from mlxopt.autodiff import check_is_callable
-from mlxopt.many._loop import run
+from mlxopt.many._loop import Batch
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Axes, sort
 from mlxopt.many._residual import BatchedResidual
@@ -44,7 +43,7 @@ from mlxopt.many.lbfgs import BatchedLBFGS
 from mlxopt.many.levenberg_marquardt import BatchedLevenbergMarquardt
 from mlxopt.many.newton import BatchedNewton
 from mlxopt.optimizers import LBFGS, FirstOrder, GaussNewton, LevenbergMarquardt, Newton, Optimizer
-from mlxopt.optimizers._mlx import as_rule
+from mlxopt.optimizers._base import as_rule
 
 
 # Compared as objects: arrays do not answer == with yes or no.
@@ -117,6 +116,7 @@ def minimize_many(
     in_axes: Axes = 0,
     tol: float | None = None,
     max_steps: int = 1000,
+    stop: StopRule | Sequence[StopRule] = (),
     progress: bool | None = None,
     compile: bool = True,
 ) -> ManyResult:
@@ -146,6 +146,7 @@ def minimize_many(
             for float32, 1e-8 for float64, 1e-3 for the 16-bit dtypes. For residuals it is compared
             with the cosine that `least_squares` describes. 0 takes every step.
         max_steps: steps of each problem at most: updates of a first-order rule, else evaluations.
+        stop: stop rules beside `tol` and `max_steps`, for each problem; see `mo.StopRule`.
         progress: show a progress bar of the problems that have ended; None shows one if the run
             lasts over a second.
         compile: False evaluates op by op.
@@ -184,6 +185,7 @@ def minimize_many(
     check_params(params)
     tol = default_tol(params) if tol is None else check_tol(tol)
     max_steps = check_count(max_steps, "max_steps")
+    stop, patience = check_stop(stop), optimizer.patience
     items = as_data(data, params)
     with device_for(params, items):
         problems = sort(params, items, in_axes)
@@ -197,7 +199,12 @@ def minimize_many(
             rows = count(first) if isinstance(optimizer, Newton) else 1
             objective = BatchedObjective(single, problems, compile=compile, rows=rows)
         with ProgressBar("minimize_many", problems.size, progress) as bar:
-            ends = run(objective, method, tol, max_steps, bar)
+            batch = Batch(objective, method, with_user(stop_rules(tol, max_steps, patience), stop))
+            loop = Loop(None, bar, (), explain=lambda status, start, end: status)
+            state, status = loop(single, batch, first)
+            if status is Status.INTERRUPTED:
+                batch.interrupt(state)
+        ends = batch.ends
         found = from_host(ends.points.x, problems.like)
     seconds = time.perf_counter() - began
     x, value, grad, optimality = ends.points

@@ -26,7 +26,7 @@ Number = Any  # a Python number, or a NumPy array of shape (A,)
 class Progress(NamedTuple):
     """How far a run has come; the records are those of the current phase."""
 
-    step: int  # steps taken in this phase
+    step: Number  # steps taken in this phase
     seconds: float  # since the run began
     value: Number  # the loss
     optimality: Number  # what `tol` is compared with
@@ -36,7 +36,7 @@ class Progress(NamedTuple):
     idle: Number = 0  # records in a row, those of a line search included, that lowered neither
 
     def after(
-        self, value: Number, optimality: Number, moved: Number, step: int, seconds: float
+        self, value: Number, optimality: Number, moved: Number, step: Number, seconds: float
     ) -> Progress:
         """Return the progress with one more record.
 
@@ -167,6 +167,18 @@ def stop_rules(tol: float, max_steps: int, patience: float) -> tuple[StopRule, .
     if tol == 0:
         return (AllSteps(max_steps),)
     return Tolerance(tol), Steps(max_steps), Stall(patience)
+
+
+def with_user(rules: tuple[StopRule, ...], stop: tuple[StopRule, ...]) -> tuple[StopRule, ...]:
+    """Return the rules and then those of the user, whose `Stall` replaces that of the optimizer."""
+    if any(isinstance(rule, Stall) for rule in stop):
+        rules = tuple(rule for rule in rules if not isinstance(rule, Stall))
+    return (*rules, *stop)
+
+
+def steps_until(rules: tuple[StopRule, ...], steps: int, stride: int) -> int:
+    """Return the number of steps to the next record: `stride`, or fewer at the last step."""
+    return min([stride, *(rule.max_steps - steps for rule in rules if isinstance(rule, Steps))])
 
 
 def check_stop(stop: Any) -> tuple[StopRule, ...]:

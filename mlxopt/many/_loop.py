@@ -1,159 +1,158 @@
-"""The loop over many problems: the stop rules of `mlxopt._loop`, with masks in place of branches.
+"""Many problems as one optimizer, for the loop that every run shares.
 
-What has ended leaves the batch, so that the algorithms only ever see problems that are running.
+Each problem stops by the rules of a single run. Those that have stopped leave the batch, so that
+the algorithms compute with the others alone.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlxopt import _loop as one
-from mlxopt._checks import check_start, late_interrupt
-from mlxopt._loop import warn_of_ignored
-from mlxopt._progress import ProgressBar
+from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import epsilon, from_host
+from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves, steps_until
+from mlxopt._tree import Params, epsilon, from_host
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._state import Method, Points, State, is_none, take, where
-
-_STALL = 20
+from mlxopt.many._state import Method, Points, is_none, take, where
+from mlxopt.optimizers import Optimizer
 
 
 class Ends(NamedTuple):
-    """Where the runs ended; B rows."""
+    """The ends of the runs; B rows."""
 
     points: Points
     status: np.ndarray  # (B,): a Status each
     steps: np.ndarray  # (B,) int
 
 
-class _Seen(NamedTuple):
-    """What is remembered of the runs that are going on; A rows."""
+class Running(NamedTuple):
+    """The runs under way; A rows."""
 
+    rows: np.ndarray  # (A,) int: their places among the ends
+    state: Any  # the method's
+    progress: Progress
     start: Points
     best: Points
-    lowest: np.ndarray  # (A,): the least loss
-    flattest: np.ndarray  # (A,): the least optimality
-    stalled: np.ndarray  # (A,) int: moves in a row that bettered neither
-    idle: np.ndarray  # (A,) int: the same of steps
 
 
-def run(
-    objective: BatchedObjective, method: Method, tol: float, max_steps: int, bar: ProgressBar
-) -> Ends:
-    """Run the method on all problems until each has a reason to stop.
+class BatchState(NamedTuple):
+    """The state of all runs, as the loop reads it."""
 
-    Raises:
-        ValueError: none of them has a finite loss and gradient at its start.
+    params: Params  # those of the first problem, for their dtype
+    value: float  # the mean loss of the runs under way
+    grad: Params | None  # zero where the loss ignores a parameter; only at the start
+    optimality: float  # the largest of the runs under way
+    status: Status | None  # COMPLETED when none is
+    moved: bool
+    running: Running
+
+
+class Batch(Optimizer[BatchState]):
+    """A method on many problems; a step, as the loop counts, is a problem that has stopped.
+
+    Args:
+        objective: the losses of all problems.
+        method: takes the steps.
+        rules: the stop rules of each problem.
     """
-    size, like = objective.problems.size, objective.problems.like
-    state = method.init(objective, objective.problems.start)
-    points: Points = state.points
-    at_home = np.isfinite(points.value) & np.isfinite(points.optimality)
-    if not at_home.any():
-        check_start(float(points.value[0]), float(points.optimality[0]))
-    _warn_of_ignored(objective, points.grad)
-    ends = Ends(
-        Points(*(field.copy() for field in points)),
-        np.full(size, None),
-        np.zeros(size, dtype=np.int64),
-    )
-    count = np.zeros(size, dtype=np.int64)
-    seen = _Seen(points, points, points.value, points.optimality, count, count)
-    # One name for what belongs together: Ctrl-C may come between any two lines.
-    current = np.arange(size), state, seen, count
-    status = _look(state, count, tol, max_steps)
-    status[~at_home] = Status.NONFINITE
-    eps = epsilon(like)
-    try:
-        with late_interrupt():
-            while True:
-                done = ~is_none(status)
-                if done.any():
-                    _record(ends, take(done, current), status[done])
-                    current = take(~done, current)
-                    objective.keep(~done)
-                alive, state, seen, steps = current
-                if not len(alive):
-                    return ends
-                bar.update(size - len(alive), float(np.mean(state.points.value)))
-                count = min(method.stride, max_steps - int(steps.max()))
-                state, taken = method.advance(objective, state, count)
-                steps, seen = steps + taken, _watch(seen, state, taken, eps)
-                current = alive, state, seen, steps
-                status = _look(state, steps, tol, max_steps)
-                if tol > 0:
-                    # A line search at the rounding floor takes many steps between two moves.
-                    most = 3 * method.patience * method.stride
-                    stuck = (seen.stalled >= method.patience) | (seen.idle >= most)
-                    status[stuck & is_none(status)] = Status.NO_PROGRESS
-    except KeyboardInterrupt:
-        _record(ends, current, np.full(len(current[0]), Status.INTERRUPTED))
-        return ends
 
+    def __init__(
+        self, objective: BatchedObjective, method: Method, rules: tuple[StopRule, ...]
+    ) -> None:
+        self.objective, self.method, self.rules = objective, method, rules
+        self.noise = ROUNDINGS * epsilon(objective.problems.like)
+        self.began = time.perf_counter()
 
-def _warn_of_ignored(objective: BatchedObjective, grad: np.ndarray) -> None:
-    """Warn about each leaf of the parameters that the loss does not depend on."""
-    if (grad == 0).all(axis=0).any():  # else each matters to one problem or another
-        problems = objective.problems
-        first, _ = problems.single(0, problems.start[0])
-        one.warn_of_ignored(objective.single, first, from_host(np.abs(grad).max(axis=0), first))
+    @np.errstate(all="ignore")  # a start may be infinite, and is then NONFINITE
+    def init(self, objective: Objective, params: Params) -> BatchState:
+        """Return the state at the starts, whose values are not finite if none of them is."""
+        size = self.objective.problems.size
+        state = self.method.init(self.objective, self.objective.problems.start)
+        points: Points = state.points
+        steps = np.zeros(size, dtype=np.int64)
+        value, optimality = points.value, points.optimality
+        progress = Progress(steps, self._seconds(), value, optimality, value, optimality)
+        ends = Points(*(field.copy() for field in points))
+        self.ends = Ends(ends, np.full(size, None), steps.copy())
+        finite = np.isfinite(value) & np.isfinite(optimality)
+        grad = None
+        if (points.grad == 0).all(axis=0).any():  # else each parameter matters to some problem
+            grad = from_host(np.abs(points.grad).max(axis=0), params)
+        running = Running(np.arange(size), state, progress, points, points)
+        if not finite.any():
+            value, optimality = float(value[0]), float(optimality[0])
+            return BatchState(params, value, grad, optimality, None, False, running)
+        status = self._status(running)
+        status[~finite] = Status.NONFINITE
+        return self._without(running, status, params)._replace(grad=grad)
 
+    def step(self, objective: Objective, state: BatchState) -> BatchState:
+        """Return the state after one record of each run."""
+        return self.advance(objective, state, 1)[0]
 
-def _look(state: State, steps: np.ndarray, tol: float, max_steps: int) -> np.ndarray:
-    """Return why to stop, shape (A,): a Status each, or None."""
-    optimality = state.points.optimality
-    status = np.full(len(optimality), None)
-    status[steps >= max_steps] = Status.COMPLETED if tol == 0 else Status.MAX_STEPS
-    ended = ~is_none(state.status)
-    status[ended] = state.status[ended]
-    status[ended & (optimality == 0)] = Status.CONVERGED
-    if tol > 0:
-        status[optimality <= tol] = Status.CONVERGED
-    return status
+    @np.errstate(all="ignore")  # a far trial may overflow, and is then rejected
+    def advance(
+        self, objective: Objective, state: BatchState, count: int
+    ) -> tuple[BatchState, int]:
+        """Take the method's steps up to its next record; `count` is not used."""
+        running = state.running
+        taken = int(running.progress.step.max())
+        count = steps_until(self.rules, taken, self.method.stride)
+        new, steps = self.method.advance(self.objective, running.state, count)
+        points, best, progress = new.points, running.best, running.progress
+        progress = progress.after(
+            points.value, points.optimality, new.moved, progress.step + steps, self._seconds()
+        )
+        better = improves(points.value, points.optimality, best.value, best.optimality, self.noise)
+        best = where(better, points, best)
+        running = running._replace(state=new, progress=progress, best=best)
+        after = self._without(running, self._status(running), state.params)
+        return after, len(running.rows) - len(after.running.rows)
 
+    def interrupt(self, state: BatchState) -> None:
+        """End the runs under way."""
+        running = state.running
+        self._end(running, np.full(len(running.rows), Status.INTERRUPTED))
 
-@np.errstate(invalid="ignore", over="ignore")  # of what is not finite, and ended
-def _watch(seen: _Seen, state: State, taken: np.ndarray, eps: float) -> _Seen:
-    """Return what is remembered after a few more steps."""
-    points, moved = state.points, state.moved
-    better = moved & ((points.value < seen.lowest) | (points.optimality < seen.flattest))
-    best = seen.best
-    level = np.abs(points.value - best.value) <= ROUNDINGS * eps * np.abs(best.value)
-    closer = np.where(level, points.optimality < best.optimality, points.value < best.value)
-    return seen._replace(
-        best=where(moved & closer, points, best),
-        lowest=np.where(moved, np.minimum(seen.lowest, points.value), seen.lowest),
-        flattest=np.where(moved, np.minimum(seen.flattest, points.optimality), seen.flattest),
-        stalled=np.where(moved, np.where(better, 0, seen.stalled + 1), seen.stalled),
-        idle=np.where(better, 0, seen.idle + taken),
-    )
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.began
 
+    def _status(self, running: Running) -> np.ndarray:
+        """Return the reason to stop of each run, None where there is none."""
+        progress, own = running.progress, running.state.status
+        status = np.full(len(own), None)
+        for rule in reversed(self.rules):  # the first that applies is the last to be written
+            status[np.broadcast_to(rule.check(progress), len(own))] = rule.status
+        ended = ~is_none(own) & (status != Status.CONVERGED)
+        status[ended] = own[ended]
+        status[ended & (own == Status.NO_PROGRESS) & (progress.optimality == 0)] = Status.CONVERGED
+        return status
 
-def _record(ends: Ends, ended: tuple[Any, ...], status: np.ndarray) -> None:
-    """Write runs that have ended, rows of the loop's own tuple, into the ends."""
-    rows, state, seen, steps = ended
-    reasons = _explain(status, seen.start, state.points)
-    by_best = (reasons == Status.DIVERGED) | (reasons == Status.NO_PROGRESS)
-    for field, values in zip(ends.points, where(by_best, seen.best, state.points), strict=True):
-        field[rows] = values
-    ends.status[rows], ends.steps[rows] = reasons, steps
+    def _without(self, running: Running, status: np.ndarray, params: Params) -> BatchState:
+        """Return the state without the runs that have a status, whose ends are recorded."""
+        done = ~is_none(status)
+        if done.any():
+            self._end(take(done, running), status[done])
+            running = take(~done, running)
+            self.objective.keep(~done)
+        points: Points = running.state.points
+        if not len(running.rows):
+            return BatchState(params, 0.0, None, 0.0, Status.COMPLETED, True, running)
+        value, optimality = float(points.value.mean()), float(points.optimality.max())
+        return BatchState(params, value, None, optimality, None, True, running)
 
-
-@np.errstate(invalid="ignore", over="ignore")  # of what is not finite, and ended
-def _explain(status: np.ndarray, start: Points, end: Points) -> np.ndarray:
-    """Return what losses that left the numbers, or moved away from a minimum, were doing."""
-    fell = (end.value < start.value) & (end.optimality > start.optimality)
-    grown = (end.value > start.value) & (end.optimality > 10 * start.optimality)
-    reasons = status.copy()
-    nonfinite = status == Status.NONFINITE
-    reasons[nonfinite & fell & (start.value - end.value > 1e6 * (1 + np.abs(start.value)))] = (
-        Status.UNBOUNDED
-    )
-    ended = nonfinite & ~fell
-    for reason in (Status.MAX_STEPS, Status.COMPLETED):
-        ended |= status == reason
-    reasons[ended & grown] = Status.DIVERGED
-    return reasons
+    def _end(self, running: Running, status: np.ndarray) -> None:
+        """Record the ends of runs."""
+        points, rows = running.state.points, running.rows
+        reasons = np.array(
+            [explain(status[i], take(i, running.start), take(i, points)) for i in range(len(rows))]
+        )
+        failed = (reasons == Status.DIVERGED) | (reasons == Status.NO_PROGRESS)
+        for field, values in zip(
+            self.ends.points, where(failed, running.best, points), strict=True
+        ):
+            field[rows] = values
+        self.ends.status[rows], self.ends.steps[rows] = reasons, running.progress.step

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._compiler import precompile_header
 from mlxopt._objective import Objective
+from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import Tree, count, ravel, to_device, working_dtype
 from mlxopt.autodiff import hessian_row
 from mlxopt.many._agreement import (

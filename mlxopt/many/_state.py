@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from mlxopt._loop import STALL
 
 
 class Points(NamedTuple):
@@ -19,33 +17,15 @@ class Points(NamedTuple):
     optimality: np.ndarray  # (A,): what is compared with tol
 
 
-class State(Protocol):
-    """What the loop reads of a state."""
-
-    @property
-    def points(self) -> Points:
-        """The parameters and what is known there."""
-        ...
-
-    @property
-    def status(self) -> np.ndarray:
-        """Why a run cannot be continued, shape (A,): a Status each, or None."""
-        ...
-
-    @property
-    def moved(self) -> np.ndarray:
-        """Whether the last step changed the parameters, shape (A,), bool."""
-        ...
-
-
 class Method(ABC):
-    """An optimizer for the rows of arrays; a step is one trial for each row, as in a single run."""
+    """An optimizer for the rows of arrays; a step is one trial for each row, as in a single run.
+
+    Its state is a NamedTuple of arrays with A rows; the loop reads `points`, `status` (a Status
+    each, or None) and `moved` (bool).
+    """
 
     stride = 1
-    """Steps between two reads of the state."""
-
-    patience: float = STALL
-    """Reads in a row without a better point, after which a run makes no progress."""
+    """Steps between two records."""
 
     @abstractmethod
     def init(self, objective: Any, x: np.ndarray) -> Any:
@@ -71,11 +51,11 @@ class Method(ABC):
 # Recursive by themselves: MLX's tree_map, written for trees of any kind, takes five times as long.
 
 
-def take(rows: np.ndarray, state: Any) -> Any:
-    """Return these rows, a mask, of every array of a tuple or tuples."""
+def take(rows: Any, state: Any) -> Any:
+    """Return these rows, a mask or a number, of every array of a tuple or tuples."""
     if isinstance(state, tuple):
         return _like(state, [take(rows, field) for field in state])
-    return state[rows]
+    return state[rows] if isinstance(state, np.ndarray) else state
 
 
 def where(rows: np.ndarray, new: Any, old: Any) -> Any:

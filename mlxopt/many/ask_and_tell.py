@@ -18,6 +18,7 @@ from mlxopt._tree import Tree, from_host, to_host
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, is_none
 from mlxopt.optimizers import Optimizer
+from mlxopt.optimizers._base import check_fields
 
 
 # Not an Exception, which an optimizer's author might catch.
@@ -122,8 +123,9 @@ class AskAndTell(Method):
                     asked[row] = ask.params
                     continue
                 old, states[row], status[row] = states[row], new, new.status
-                # To be new.moved, once states have that field.
-                moved[row] = old is None or new.params is not old.params
+                if old is None:
+                    check_fields(self.optimizer, new)
+                moved[row] = old is None or new.moved
                 points.value[row], points.optimality[row] = new.value, new.optimality
                 if moved[row]:
                     points.x[row], points.grad[row] = to_host(new.params), to_host(new.grad)

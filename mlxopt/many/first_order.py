@@ -7,7 +7,6 @@ to 2²⁴ exactly, and a step a function of that row.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,6 +17,7 @@ from mlxopt._tree import Tree, ravel, to_host, working_dtype
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, where
 from mlxopt.optimizers import FirstOrder
+from mlxopt.optimizers._base import initial_buffers
 
 
 class FirstOrderState(NamedTuple):
@@ -40,8 +40,6 @@ class BatchedFirstOrder(Method):
 
     def __init__(self, rule: FirstOrder) -> None:
         self.rule, self.stride = rule, rule.stride
-        # Steps of a fixed length may oscillate for long, and a schedule may yet shorten them.
-        self.patience = math.inf if callable(rule.learning_rate) else 5 * self.patience
         self._rows: BatchedObjective | None = None
 
     def init(self, objective: BatchedObjective, x: np.ndarray) -> FirstOrderState:
@@ -49,7 +47,7 @@ class BatchedFirstOrder(Method):
 
         def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
             value, grad = mx.value_and_grad(objective.single.loss)(params, *data)
-            return self._found(value, params, grad, self.rule.begin(params))
+            return self._found(value, params, grad, initial_buffers(self.rule, params))
 
         points, buffers = self._split(objective.evaluate("start", at, x), x.shape[1])
         none, moved, step = np.full(len(x), None), np.ones(len(x), bool), np.zeros(len(x), int)
@@ -85,7 +83,7 @@ class BatchedFirstOrder(Method):
         z = np.concatenate([points.x, points.grad, state.buffers, rows], axis=1)
         if self._rows is None:
             params = objective.problems.like
-            like = params, params, self.rule.begin(params), rates[0]
+            like = params, params, initial_buffers(self.rule, params), rates[0]
             problems = dataclasses.replace(objective.problems, like=like, start=z)
             self._rows = BatchedObjective(objective.single, problems, compile=objective.compile)
         self._rows.keep(np.isin(self._rows.alive, objective.alive))

@@ -120,6 +120,17 @@ class Optimizer(ABC, Generic[S]):
         return (state._replace(moved=moved) if moved and not state.moved else state), count
 
 
+def check_fields(optimizer: Optimizer[Any], state: Any) -> None:
+    """Raise TypeError unless the state of a user's optimizer has all the fields of `State`."""
+    missing = [name for name in STATE_FIELDS if not hasattr(state, name)]
+    if missing:
+        raise TypeError(
+            f"{type(optimizer).__name__}.init returned {type(state).__name__} without "
+            f"{', '.join(missing)}; expected a NamedTuple with the fields "
+            f"{', '.join(STATE_FIELDS)}. See mlxopt.optimizers.State."
+        )
+
+
 class FirstOrderState(NamedTuple):
     """The state of a first-order rule."""
 
