@@ -11,13 +11,13 @@ import mlx.core as mx
 from mlxopt._checks import check_start, late_interrupt
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
-from mlxopt._result import Info, Phase, Recorder
+from mlxopt._result import History, Info, Phase
 from mlxopt._resume import resumed
 from mlxopt._status import Status, warn
 from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves, steps_until, with_user
 from mlxopt._tree import Params, dtype_name, epsilon, leaves, working_dtype
 from mlxopt.optimizers import Optimizer
-from mlxopt.optimizers._base import check_fields
+from mlxopt.optimizers._base import STATE_FIELDS
 
 Callback = Callable[[Info], bool | None]
 
@@ -43,7 +43,7 @@ class Loop:
     ) -> None:
         self.callback, self.bar, self.explain = callback, bar, explain
         self.stop, self.stride = stop, stride
-        self.recorder = Recorder()
+        self.records: list[tuple[int, float, float, float]] = []  # as in History
         self.began = time.perf_counter()
         self.steps = 0  # of the phases before the current one
         self.evaluations = 0  # likewise, less those that the current objective counted before
@@ -135,7 +135,7 @@ class Loop:
             "steps": self.steps,
             "evaluations": self.evaluations,
             "seconds": self._seconds(),
-            "history": self.recorder.history(),
+            "history": History.of(self.records),
             "phases": tuple(self.phases),
         }
 
@@ -149,7 +149,7 @@ class Loop:
         seconds, total = self._seconds(), self.steps + steps
         value, optimality = state.value, state.optimality
         if record:
-            self.recorder.add(total, value, optimality, seconds)
+            self.records.append((total, value, optimality, seconds))
         self.bar.update(total, value)
         if self.callback is None:
             return None
@@ -170,6 +170,17 @@ def _status(rules: tuple[StopRule, ...], progress: Progress, state: Any) -> Stat
     # At a gradient of exactly zero there is no direction to search.
     at_zero = state.status is Status.NO_PROGRESS and state.optimality == 0
     return Status.CONVERGED if at_zero else state.status
+
+
+def check_fields(optimizer: Optimizer[Any], state: Any) -> None:
+    """Raise TypeError unless the state of a user's optimizer has all the fields of `State`."""
+    missing = [name for name in STATE_FIELDS if not hasattr(state, name)]
+    if missing:
+        raise TypeError(
+            f"{type(optimizer).__name__}.init returned {type(state).__name__} without "
+            f"{', '.join(missing)}; expected a NamedTuple with the fields "
+            f"{', '.join(STATE_FIELDS)}. See mlxopt.optimizers.State."
+        )
 
 
 def warn_of_ignored(objective: Objective, params: Params, grad: Params) -> None:

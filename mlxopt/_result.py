@@ -27,6 +27,12 @@ class History(NamedTuple):
     optimality: np.ndarray  # float64: the number that `tol` tests
     seconds: np.ndarray  # float64: since the start
 
+    @classmethod
+    def of(cls, records: list[tuple[int, float, float, float]]) -> History:
+        """Return records, each (step, value, optimality, seconds), as arrays."""
+        step, *others = np.array(records, dtype=np.float64).reshape(-1, 4).T
+        return cls(step.astype(np.int64), *others)
+
     def __repr__(self) -> str:
         return f"History({len(self.step)} entries: step, value, optimality, seconds)"
 
@@ -190,19 +196,3 @@ def _describe(params: Tree) -> str:
 
 def _numbers(leaf: mx.array) -> str:
     return np.array2string(to_numpy(leaf), precision=6, separator=", ").replace("\n", "")
-
-
-class Recorder:
-    """Collects what is read during a run."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[int, float, float, float]] = []
-
-    def add(self, step: int, value: float, optimality: float, seconds: float) -> None:
-        """Append one read."""
-        self._rows.append((step, value, optimality, seconds))
-
-    def history(self) -> History:
-        """Return all reads as arrays."""
-        step, value, optimality, seconds = np.array(self._rows, dtype=np.float64).reshape(-1, 4).T
-        return History(step.astype(np.int64), value, optimality, seconds)

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._loop import check_fields
 from mlxopt._objective import Objective
 from mlxopt._tree import Tree, from_host, to_host
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, is_none
 from mlxopt.optimizers import Optimizer
-from mlxopt.optimizers._base import check_fields
 
 
 # Not an Exception, which an optimizer's author might catch.

@@ -92,10 +92,8 @@ class Optimizer(ABC, Generic[S]):
     loss_alone: ClassVar[bool] = True
     """Whether its answer is a minimum of the loss itself, without bounds or a penalty."""
 
-    @property
-    def patience(self) -> float:
-        """Accepted steps in a row without a lower loss or optimality that mean no progress."""
-        return 20
+    patience: float = 20
+    """Accepted steps in a row without a lower loss or optimality that mean no progress."""
 
     @abstractmethod
     def init(self, objective: Objective, params: Params) -> S:
@@ -118,17 +116,6 @@ class Optimizer(ABC, Generic[S]):
             state = self.step(objective, state)
             moved = moved or state.moved
         return (state._replace(moved=moved) if moved and not state.moved else state), count
-
-
-def check_fields(optimizer: Optimizer[Any], state: Any) -> None:
-    """Raise TypeError unless the state of a user's optimizer has all the fields of `State`."""
-    missing = [name for name in STATE_FIELDS if not hasattr(state, name)]
-    if missing:
-        raise TypeError(
-            f"{type(optimizer).__name__}.init returned {type(state).__name__} without "
-            f"{', '.join(missing)}; expected a NamedTuple with the fields "
-            f"{', '.join(STATE_FIELDS)}. See mlxopt.optimizers.State."
-        )
 
 
 class FirstOrderState(NamedTuple):
@@ -166,7 +153,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
     learning_rate: LearningRate
 
     @property
-    def patience(self) -> float:
+    def patience(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As in `Optimizer`; infinite with a schedule, which may still lower the steps."""
         # Fixed steps oscillate for long before they settle down.
         return math.inf if callable(self.learning_rate) else 100
