@@ -27,8 +27,8 @@ from mlxopt.optimizers._residual import (
     trial_at,
 )
 
-_ENOUGH = 1e-4  # the share of the predicted decrease that a step must achieve
-_FLOOR = 1e-3  # the share of the loss's rounding below which a decrease is given up
+_ENOUGH = 1e-4  # the least share of the predicted decrease of an accepted step
+_FLOOR = 1e-3  # the least predicted decrease, in roundings of the loss
 _ACCELERATION = 0.75  # the longest correction, relative to the step (Transtrum and Sethna's α)
 _PROBE = 0.1  # the share of the step over which its second derivative is measured
 
@@ -64,25 +64,24 @@ class LevenbergMarquardtState(NamedTuple):
 class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
     """Levenberg–Marquardt with Moré's scaling: the method for sums of squares, `least_squares`.
 
-    It follows the linear model of the residual within a region around the parameters that grows
-    while the model predicts well and shrinks where it does not (Moré 1978; the subproblem is solved
-    by a singular value decomposition of the triangular factor of J, so singular Jacobians do no
-    harm). The region is an ellipsoid whose axes follow the Jacobian, so that the units of the
-    parameters do not matter. One step is one evaluation of the residual; an accepted one also
-    computes its Jacobian.
+    Each step minimizes the linear model of the residual within a region that grows while the model
+    predicts well and shrinks where it does not (Moré 1978; by a singular value decomposition of the
+    triangular factor of J, so J may be singular). The region is an ellipsoid whose axes follow the
+    Jacobian: the units of the parameters do not matter. One step is one evaluation of the residual;
+    an accepted one also computes its Jacobian.
 
-    Bounds are kept by projection: parameters at a bound that the loss pushes against are held, a
-    step of the others that would leave the box is cut off at its face and the rest solved again
-    (after Kanzow, Yamashita and Fukushima 2004, "Levenberg-Marquardt methods with strong local
-    convergence properties for solving nonlinear equations with convex constraints").
+    Bounds are kept by projection: parameters at a bound that the loss pushes against are held; a
+    step of the others is cut off at the faces of the box and the rest solved again (after Kanzow,
+    Yamashita and Fukushima 2004, "Levenberg-Marquardt methods with strong local convergence
+    properties for solving nonlinear equations with convex constraints").
 
     Args:
         geodesic: correct each step by the curvature of the residual along it (Transtrum and Sethna
             2012, "Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares
-            minimization", equation 5), at one more evaluation a step: fewer steps in narrow, curved
-            valleys.
-        radius: the first region reaches this many times the (scaled) size of the start; 0.1 to 100,
-            smaller where the first step overshoots.
+            minimization", equation 5), for one more evaluation a step: fewer steps in narrow,
+            curved valleys.
+        radius: the first radius over the (scaled) size of the start; 0.1 to 100, smaller where the
+            first step overshoots.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> residual = lambda x: mx.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])  # Rosenbrock
@@ -109,14 +108,11 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
 
     @np.errstate(all="ignore")  # a far trial may overflow, and is then refused
     def step(self, objective: Objective, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
-        """Evaluate one trial within the region; keep it if it does what the model predicted."""
+        """Evaluate one trial within the region; accept it if the loss falls as predicted."""
         objective = needs_residual(objective, "LevenbergMarquardt")
-        model, eps = state.model, epsilon(state.params)
-        state = state._replace(moved=False)
-        if state.factored is None:
-            state = self._factor(state)
-        factored, radius = state.factored, state.radius
-        assert factored is not None
+        model, radius = state.model, state.radius
+        factored = state.factored or _factored(model, state.scale)
+        state = state._replace(moved=False, factored=factored)
         if not len(factored.free) or model.negligible:
             return state._replace(status=Status.NO_PROGRESS)
         if np.isinf(radius):
@@ -133,20 +129,26 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         change = model.jacobian @ step
         predicted = -float(model.gradient @ step + 0.5 * change @ change)
         if not step.any() or not predicted > 0:
-            if not step.any() or (multiplier > 0 and length < eps * radius):
+            if not step.any() or (multiplier > 0 and length < epsilon(state.params) * radius):
                 return state._replace(status=Status.NO_PROGRESS)
             return state._replace(radius=0.25 * min(radius, length))
 
         if self.geodesic:
-            bent = model.x + self._accelerate(objective, state, step, multiplier)
+            bent = model.x + _accelerated(objective, state, step, multiplier)
             trial, _ = trial_at(objective, state.params, bent)
         residual, value = evaluate(objective, trial)
         actual = state.value - value
         ratio = actual / predicted if np.isfinite(value) else -np.inf
         if predicted <= model.noise and abs(actual) <= model.noise:
-            return self._settle(objective, state, trial, residual, value, predicted, length)
+            # Rounding hides the decrease of the loss: the gradients decide.
+            arrived = linearize(objective, trial, residual, value)
+            if arrived.cosine < 0.99 * model.cosine:
+                return self._arrive(trial, arrived, state.scale, state.radius)
+            if predicted <= _FLOOR * model.noise:
+                return state._replace(status=Status.NO_PROGRESS)
+            return state._replace(radius=0.25 * min(state.radius, length))
         if np.isinf(state.radius):
-            radius = min(radius, length)  # the first step knows how far it went, not how far it may
+            radius = min(radius, length)
         slope = model.gradient @ step
         radius = float(new_radius(radius, length, multiplier, ratio, slope, actual))
         if ratio < _ENOUGH:
@@ -155,18 +157,6 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         if not np.isfinite(arrived.jacobian).all():
             return state._replace(radius=0.1 * min(radius, length))
         return self._arrive(trial, arrived, state.scale, radius)
-
-    def _settle(
-        self, objective: ResidualObjective, state: LevenbergMarquardtState, trial: Tree,
-        residual: np.ndarray, value: float, predicted: float, length: float,
-    ) -> LevenbergMarquardtState:  # fmt: skip
-        """Judge a trial by its gradient, where the rounding of the loss hides its decrease."""
-        arrived = linearize(objective, trial, residual, value)
-        if arrived.cosine < 0.99 * state.model.cosine:
-            return self._arrive(trial, arrived, state.scale, state.radius)
-        if predicted <= _FLOOR * state.model.noise:
-            return state._replace(status=Status.NO_PROGRESS)
-        return state._replace(radius=0.25 * min(state.radius, length))
 
     def _arrive(
         self, params: Tree, model: Linearization, scale: np.ndarray, radius: float
@@ -178,40 +168,38 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
             params, model.value, grad, model.optimality, None, True, model, scale, radius, None
         )
 
-    def _factor(self, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
-        """Factor the Jacobian's columns that are free to move."""
-        free = np.flatnonzero(~state.model.fixed)
-        scale = np.where(state.scale > 0, state.scale, 1.0)
-        q, r = np.linalg.qr(state.model.jacobian[:, free])
-        u, s, vt = np.linalg.svd(r / scale[free])
-        qtr = q.T @ state.model.residual
-        factored = Factored(free, r, qtr, s, vt, -(u.T @ qtr), scale[free])
-        return state._replace(factored=factored)
 
-    def _accelerate(
-        self, objective: ResidualObjective, state: LevenbergMarquardtState, step: np.ndarray,
-        multiplier: float,
-    ) -> np.ndarray:  # fmt: skip
-        """Return the step bent along the residual's second derivative in its direction."""
-        model, factored = state.model, state.factored
-        assert factored is not None
-        probe, x = trial_at(objective, state.params, model.x + _PROBE * step)
-        moved, _ = evaluate(objective, probe)
-        if not np.isfinite(moved).all():
-            return step
-        # Transtrum and Sethna, equation 22: from two values and the slope along the step.
-        along = model.jacobian @ (x - model.x) / _PROBE
-        second = 2 / _PROBE * (model.weights * (moved - model.plain) / _PROBE - along)
-        slope = (model.jacobian.T @ second)[factored.free] / factored.scale
-        s = factored.s
-        inverse = _inverse(s * s + multiplier, s.max() ** 2)
-        bend = -(factored.vt.T @ (inverse * (factored.vt @ slope))) / factored.scale
-        bent = step.copy()
-        bent[factored.free] += 0.5 * bend
-        short = np.linalg.norm(factored.scale * bend) <= _ACCELERATION * np.linalg.norm(
-            factored.scale * step[factored.free]
-        )
-        return bent if short else step
+def _factored(model: Linearization, scale: np.ndarray) -> Factored:
+    """Return the factors of the Jacobian's columns that are free to move, scaled by D."""
+    free = np.flatnonzero(~model.fixed)
+    scale = np.where(scale > 0, scale, 1.0)[free]
+    q, r = np.linalg.qr(model.jacobian[:, free])
+    u, s, vt = np.linalg.svd(r / scale)
+    qtr = q.T @ model.residual
+    return Factored(free, r, qtr, s, vt, -(u.T @ qtr), scale)
+
+
+def _accelerated(
+    objective: ResidualObjective, state: Any, step: np.ndarray, multiplier: float
+) -> np.ndarray:
+    """Return the step bent along the residual's second derivative in its direction."""
+    model, factored = state.model, state.factored
+    probe, x = trial_at(objective, state.params, model.x + _PROBE * step)
+    moved, _ = evaluate(objective, probe)
+    if not np.isfinite(moved).all():
+        return step
+    # Transtrum and Sethna, equation 22: from two values and the slope along the step.
+    along = model.jacobian @ (x - model.x) / _PROBE
+    second = 2 / _PROBE * (model.weights * (moved - model.plain) / _PROBE - along)
+    slope = (model.jacobian.T @ second)[factored.free] / factored.scale
+    inverse = _inverse(factored.s**2 + multiplier, factored.s.max() ** 2)
+    bend = -(factored.vt.T @ (inverse * (factored.vt @ slope)))
+    length = np.linalg.norm(factored.scale * step[factored.free])
+    if not np.linalg.norm(bend) <= _ACCELERATION * length:
+        return step
+    bent = step.copy()
+    bent[factored.free] += 0.5 * bend / factored.scale
+    return bent
 
 
 def region_step(factored: Factored, radius: float) -> tuple[np.ndarray, float]:
