@@ -1,8 +1,7 @@
-"""A residual over its data, as a function of the parameters alone: an objective that also knows the
-terms of its sum of squares, their derivatives, and the bounds of the parameters.
+"""A sum of squares over its data: an objective with its residual, their Jacobian, and bounds.
 
-A robust loss puts c² ρ(r²/c²) in the place of r². ρ(z) is z for small z and grows more slowly for
-large z, so that outliers count for less; ψ(r) = r ρ'(r²/c²) is what a residual then pulls with.
+A robust loss has c² ρ(r²/c²) in place of r². ρ(z) is z for small z and grows more slowly for large
+z, so that outliers count for less; ψ(r) = r ρ'(r²/c²) is the derivative of half of it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def _squares(z: Any, xp: Any) -> tuple[Any, Any, Any]:
 
 
 def _huber(z: Any, xp: Any) -> tuple[Any, Any, Any]:
-    large = xp.maximum(z, 1)  # where z is small the square root is not used; keep it from 1/√0
+    large = xp.maximum(z, 1)  # for small z the root is not used, and must not be 0
     root = xp.sqrt(large)
     inside = z <= 1
     return (
@@ -53,7 +52,7 @@ ROBUST = {"huber": _huber, "soft_l1": _soft_l1, "cauchy": _cauchy, "arctan": _ar
 
 
 class Robust(NamedTuple):
-    """Which ρ, and the scale c beyond which a residual counts as large."""
+    """ρ, and the scale c beyond which a residual counts as large."""
 
     function: Callable[[Any, Any], tuple[Any, Any, Any]] = _squares  # (z, mx or np) -> ρ, ρ', ρ''
     scale: float = 1.0  # c
@@ -64,12 +63,12 @@ class Robust(NamedTuple):
         return 0.5 * self.scale**2 * mx.sum(rho)
 
     def value(self, residual: np.ndarray) -> float:
-        """Return the same of residuals on the host."""
+        """Return the loss of a residual on the host."""
         rho = self.function(np.square(residual / self.scale), np)[0]
         return 0.5 * self.scale**2 * float(np.sum(rho))
 
     def slopes(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ψ(r)/r and ψ'(r) for each entry: first and second derivative of its loss."""
+        """Return ψ(r)/r and ψ'(r) for each entry."""
         z = np.square(residual / self.scale)
         _, first, second = self.function(z, np)
         return first, first + 2 * z * second
@@ -82,11 +81,10 @@ class ResidualObjective(Objective):
     """The loss ½ Σ rᵢ², or ½ Σ c² ρ(rᵢ²/c²), of a residual `residual(params, *data)`.
 
     Args:
-        residual: a function `residual(params, *data)` that returns an array of any shape; m is the
-            number of its entries.
-        data: what it takes after its parameters.
+        residual: a function `residual(params, *data)` that returns an array of m entries.
+        data: its other arguments.
         robust: ρ and c.
-        bounds: the box that the parameters stay in.
+        bounds: of the parameters, each (p,).
         compile: False evaluates op by op, for a residual that branches on values.
     """
 
@@ -99,9 +97,8 @@ class ResidualObjective(Objective):
         bounds: Bounds | None = None,
         compile: bool = True,
     ) -> None:
-        flat = with_fixed_draw(_checked_residual(residual))
         self.robust, self.bounds = robust, bounds
-        self._flat = flat
+        self._flat = with_fixed_draw(_checked_residual(residual))
         self._m: int | None = None
 
         @functools.wraps(residual)
@@ -111,7 +108,7 @@ class ResidualObjective(Objective):
         super().__init__(loss, data, compile=compile, fixed_draw=False)
 
     def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        """Return the function that `make` gives, compiled, or as it is where MLX fails to."""
+        """Return `make()`, compiled unless MLX fails at that."""
         function = super().compiled(key, make)
         if key not in ("jacobian", "hessian"):
             return function
@@ -135,12 +132,10 @@ class ResidualObjective(Objective):
     def jacobian(self, params: Tree) -> mx.array:
         """Return ∂rᵢ/∂xⱼ, shape (m, p), the parameters in `tree_flatten` order.
 
-        By reverse mode alone, which has a derivative for every operation that has a gradient, and
-        takes a hand-written one where there is: row by row where there are few, else column by
-        column as the derivative of cotangent ↦ Jᵀ · cotangent, which is linear.
+        By reverse mode alone, which every operation with a gradient has: row by row if these are
+        few, else column by column, as the derivative of cotangent ↦ Jᵀ · cotangent.
         """
-        p, dtype = count(params), working_dtype(params)
-        m = self.rows(params)
+        p, m, dtype = count(params), self.rows(params), working_dtype(params)
         by_rows = m <= 2 * p
         function, size = (self.pullback, m) if by_rows else (self.pushforward, p)
 
@@ -159,25 +154,19 @@ class ResidualObjective(Objective):
         return self._m
 
     def vector(self, params: Tree, *data: Any) -> mx.array:
-        """Return r, shape (m,), of any data and uncounted: what is compiled and differentiated."""
+        """Return r, shape (m,), for any data; not counted as an evaluation."""
         return self._flat(params, *data).astype(working_dtype(params))
 
     def pullback(self, cotangent: mx.array, params: Tree, data: tuple[Any, ...]) -> mx.array:
         """Return Jᵀ · cotangent, shape (p,)."""
-
-        def product(at: Tree) -> mx.array:
-            return mx.sum(self.vector(at, *data) * cotangent)
-
-        return ravel(mx.grad(product)(params), cotangent.dtype)
+        product = mx.grad(lambda at: mx.sum(self.vector(at, *data) * cotangent))
+        return ravel(product(params), cotangent.dtype)
 
     def pushforward(self, tangent: mx.array, params: Tree, data: tuple[Any, ...]) -> mx.array:
         """Return J · tangent, shape (m,)."""
-
-        def product(cotangent: mx.array) -> mx.array:
-            return mx.sum(self.pullback(cotangent, params, data) * tangent)
-
-        # At ones: logcumsumexp's rule takes logarithms of what it is given.
-        return mx.grad(product)(mx.ones(self.rows(params), dtype=tangent.dtype))
+        product = mx.grad(lambda c: mx.sum(self.pullback(c, params, data) * tangent))
+        # At ones, since the rule of logcumsumexp takes logarithms of the cotangent.
+        return product(mx.ones(self.rows(params), dtype=tangent.dtype))
 
 
 def _checked_residual(residual: Callable[..., Any]) -> Callable[..., mx.array]:
