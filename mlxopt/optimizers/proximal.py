@@ -3,14 +3,15 @@
 Notation, as in Beck and Teboulle (2009), "A fast iterative shrinkage-thresholding algorithm for
 linear inverse problems":
     F = f + g, the loss and the penalty            t = the step size (their 1/L)
-    x = the last point kept                        y = x + β (x - the one before), the model's place
-    x⁺ = prox_g(y - t ∇f(y), t), the trial         θ = what β grows with (their t_k)
+    x = the last point accepted                    y = x + β (x - the point before x)
+    x⁺ = prox_g(y - t ∇f(y), t), the trial         θ, of which β is a function (their t_k)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -39,12 +40,14 @@ from mlxopt.optimizers._base import Optimizer
 from mlxopt.prox import Penalty
 
 _SHRINK_LEAST, _SHRINK_MOST = 0.5, 0.1
-_NOISE = 10.0  # rounding errors in a value of the loss
-_SUM = 100.0  # how many times more a long sum of large terms may have
+_NOISE = 10.0  # roundings in a value of the loss
+_SUM = 100.0  # times as many in a long sum of large terms
+
+Penalties = list[Penalty | None]  # of the leaves, in `tree_flatten` order
 
 
 class Point(NamedTuple):
-    """Where the loss is modeled."""
+    """The point of the model."""
 
     params: Tree  # y
     value: float  # f(y)
@@ -58,13 +61,13 @@ class ProximalState(NamedTuple):
     value: float  # F(x), the penalty included
     grad: Tree  # ∇f(x), that of the loss alone, like params
     optimality: float  # the largest entry of the prox-gradient map, x - prox(x - ∇f(x), 1)
-    status: Status | None  # why no further step can be taken
+    status: Status | None  # why no further step is possible
     moved: bool  # whether the last trial was accepted
     loss: float  # f(x)
     step_size: float  # t
     theta: float  # θ; 1 without momentum
-    before: Tree | None  # the point kept before x; None at the start
-    model: Point | None  # y, which is x itself without momentum; None while it must be evaluated
+    before: Tree | None  # the point accepted before x; None at the start
+    model: Point | None  # y, which is x without momentum; None until it is evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +78,19 @@ class ProximalGradient(Optimizer[ProximalState]):
     x⁺ = prox(y - t ∇f(y), t), from a point y beyond x (Beck and Teboulle 2009). The step size t is
     halved, or more, where the loss rises above its quadratic model. The momentum is dropped where
     it points uphill (the gradient scheme of O'Donoghue and Candès 2015, "Adaptive restart for
-    accelerated gradient schemes", section 3.2), or where loss + penalty would rise: they never do,
-    with a step size of its own. One step of `minimize` is one evaluation, at y or at x⁺, so an
+    accelerated gradient schemes", section 3.2), or where loss + penalty would rise, which it never
+    does unless `step_size` is fixed. One step of `minimize` is one evaluation, at y or at x⁺, so an
     accelerated step takes two.
 
-    `result.value` is loss + penalty, and `result.optimality`, which `tol` is compared with, the
-    largest entry of the prox-gradient map x - prox(x - ∇f(x), 1), plus what rounding may hide in
-    it: zero at a minimum, and without a penalty the gradient. A start that a constraint does not
-    allow is an error.
+    `result.value` is loss + penalty, and `result.optimality` the largest entry of the prox-gradient
+    map x - prox(x - ∇f(x), 1), plus its rounding error: zero at a minimum, and without a penalty
+    the gradient. A start outside a constraint is an error.
 
     Args:
-        penalty: one of `mlxopt.prox`, for all parameters, or a tree of them like `params`: one may
-            stand for a whole branch, and None is no penalty.
-        step_size: None finds it. A number is kept as it is, and must be below 2/L, L the largest
-            curvature of the loss.
+        penalty: a penalty of `mlxopt.prox` for all parameters, or a tree of them like `params`, in
+            which a penalty may stand for a whole branch; None is no penalty.
+        step_size: None finds it. A number is fixed, and must be below 2/L, L the largest curvature
+            of the loss.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> from mlxopt import prox
@@ -114,7 +116,7 @@ class ProximalGradient(Optimizer[ProximalState]):
             check_fields(self, "step_size", above=0)
 
     def nearest(self, params: Tree) -> Tree:
-        """Return `params` projected onto the sets that it must lie in."""
+        """Return `params` projected onto the constraints."""
         penalties = self._penalties(params)
         return from_leaves(map(_projected, leaves(params), penalties), params)
 
@@ -138,7 +140,7 @@ class ProximalGradient(Optimizer[ProximalState]):
         )
 
     def step(self, objective: Objective, state: ProximalState) -> ProximalState:
-        """Evaluate y, or one trial from there; keep the trial if the step was not too long."""
+        """Evaluate y, or one trial from it; accept the trial if the step was not too long."""
         if state.status is not None:
             return state
         state = state._replace(moved=False)
@@ -146,15 +148,16 @@ class ProximalGradient(Optimizer[ProximalState]):
             return self._look_ahead(objective, state)
         y, t, dtype = state.model, state.step_size, working_dtype(state.params)
         scale = mx.array(t, dtype=dtype)
-        forward = objective.compiled(
-            (id(self), "step"), lambda: partial(_step, self._penalties(state.params))
-        )
-        trial = forward(y.params, y.grad, scale)
+
+        def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+            return objective.compiled(
+                (id(self), function), lambda: partial(function, self._penalties(state.params))
+            )
+
+        trial = bound(_step)(y.params, y.grad, scale)
         value, grad = objective.value_and_grad(trial)
-        look = objective.compiled(
-            (id(self), "look"), lambda: partial(_look, self._penalties(state.params))
-        )
-        numbers = look(value, trial, grad, y.params, y.grad, state.params, scale)
+        points = trial, grad, y.params, y.grad, state.params
+        numbers = bound(_measure)(value, scale, *points)
         loss, extra, optimality, ahead, dd, dy, uphill, moved = np.array(numbers).tolist()
 
         finite = is_finite(loss, extra, optimality, dd, dy)
@@ -173,7 +176,7 @@ class ProximalGradient(Optimizer[ProximalState]):
             return _restarted(state)
         if not finite:
             return state._replace(status=Status.NONFINITE)
-        if self.step_size is not None and total > state.value + _SUM * noise:  # none below 2/L does
+        if self.step_size is not None and total > state.value + _SUM * noise:  # t > 2/L
             return state._replace(status=Status.DIVERGED)
         if moved == 0:
             return state._replace(status=Status.NO_PROGRESS)
@@ -184,19 +187,19 @@ class ProximalGradient(Optimizer[ProximalState]):
             trial, total, grad, optimality, None, True, loss, t, state.theta, state.params, None
         )
         if uphill > 0 or state.before is None:
-            # A chance for a longer step, where an evaluation is saved anyway.
+            # Try a longer step, as the restart saves an evaluation.
             grown = 2 * t if self.step_size is None and state.before is not None else t
             return _restarted(kept)._replace(step_size=grown)
         return kept
 
     def _penalties(self, params: Tree) -> list[Penalty | None]:
-        """Return the penalty of each leaf of `params`, in `tree_flatten` order."""
+        """Return the penalty of each leaf of `params`."""
         entries = spread(self.penalty, params, _is_penalty, "ProximalGradient's penalty", "penalty")
         pairs = zip(entries, leaves(params), strict=True)
         return [entry and entry.in_dtype(leaf.dtype) for entry, leaf in pairs]
 
     def _look_ahead(self, objective: Objective, state: ProximalState) -> ProximalState:
-        """Evaluate y; without momentum go on from x if it is out of the loss's domain."""
+        """Evaluate y; drop the momentum if it is outside the domain of the loss."""
         theta = 0.5 * (1 + math.sqrt(1 + 4 * state.theta**2))  # equation 4.2
         share = mx.array((state.theta - 1) / theta, dtype=working_dtype(state.params))
         beyond = objective.compiled(_beyond, lambda: _beyond)
@@ -212,8 +215,8 @@ def _is_penalty(penalty: Any, _: Tree) -> bool:
     return penalty is None or isinstance(penalty, Penalty)
 
 
-def _check_allowed(penalties: list[Penalty | None], params: Tree) -> None:
-    """Raise ValueError unless `params` lies where it must, give or take a rounding."""
+def _check_allowed(penalties: Penalties, params: Tree) -> None:
+    """Raise ValueError unless `params` satisfies the constraints, give or take a rounding."""
     dtype = working_dtype(params)
     for (path, leaf), penalty in zip(leaves_with_paths(params), penalties, strict=True):
         x, nearest = leaf.astype(dtype), _projected(leaf, penalty).astype(dtype)
@@ -226,7 +229,7 @@ def _check_allowed(penalties: list[Penalty | None], params: Tree) -> None:
 
 
 def _projected(leaf: mx.array, penalty: Penalty | None) -> mx.array:
-    """Return the point nearest to a leaf in the set that its penalty, if it is one, stands for."""
+    """Return a leaf projected onto its constraint, if it has one."""
     if penalty is None or not penalty.is_constraint:
         return leaf
     dtype = working_dtype(leaf)
@@ -234,7 +237,7 @@ def _projected(leaf: mx.array, penalty: Penalty | None) -> mx.array:
 
 
 def _restarted(state: ProximalState) -> ProximalState:
-    """Return the state without momentum: the next model is at `params`, where all is known."""
+    """Return the state without momentum: the next model is at `params`."""
     return state._replace(theta=1.0, model=Point(state.params, state.loss, state.grad))
 
 
@@ -243,7 +246,7 @@ def _beyond(params: Tree, before: Tree, share: mx.array) -> Tree:
     return tree_map(lambda x, old: (x + share * (x - old)).astype(x.dtype), params, before)
 
 
-def _step(penalties: list[Penalty | None], params: Tree, grad: Tree, t: mx.array) -> Tree:
+def _step(penalties: Penalties, params: Tree, grad: Tree, t: mx.array) -> Tree:
     """Return prox(params - t · grad, t)."""
     moved = []
     for leaf, slope, penalty in zip(leaves(params), leaves(grad), penalties, strict=True):
@@ -252,7 +255,7 @@ def _step(penalties: list[Penalty | None], params: Tree, grad: Tree, t: mx.array
     return from_leaves(moved, params)
 
 
-def _total(penalties: list[Penalty | None], params: Tree, dtype: mx.Dtype) -> mx.array:
+def _total(penalties: Penalties, params: Tree, dtype: mx.Dtype) -> mx.array:
     """Return g(params)."""
     total = mx.array(0.0, dtype=dtype)
     for leaf, penalty in zip(leaves(params), penalties, strict=True):
@@ -261,35 +264,25 @@ def _total(penalties: list[Penalty | None], params: Tree, dtype: mx.Dtype) -> mx
     return total
 
 
-def _optimality(
-    penalties: list[Penalty | None], params: Tree, grad: Tree, dtype: mx.Dtype
-) -> mx.array:
-    """Return the largest entry of params - prox(params - grad, 1), or what rounding hides of it.
-
-    A gradient below the rounding of a large parameter would vanish in the difference, and a point
-    pass for a minimum; so that difference is shaken by its rounding. What a penalty or a bound
-    holds in its place stays there.
-    """
-    one, eps = mx.array(1.0, dtype=dtype), EPSILON[dtype]
-    gaps = []
+def _optimality(penalties: Penalties, params: Tree, grad: Tree, dtype: mx.Dtype) -> mx.array:
+    """Return the largest entry of params - prox(params - grad, 1), rounding errors added."""
+    one, gaps = mx.array(1.0, dtype=dtype), []
     for leaf, slope, penalty in zip(leaves(params), leaves(grad), penalties, strict=True):
         x, slope = leaf.astype(dtype), slope.astype(dtype)
         if penalty is None:
             gaps.append(slope)
             continue
-        shake = eps * mx.abs(x)
+        # Else a gradient below the rounding of a large parameter would vanish in the difference.
+        shake = EPSILON[dtype] * mx.abs(x)
         gaps += [x - penalty.prox(x - slope + shift, one) for shift in (-shake, shake)]
     return largest_entry(gaps)
 
 
-def _look(
-    penalties: list[Penalty | None], value: mx.array, trial: Tree, grad: Tree, model: Tree,
-    model_grad: Tree, params: Tree, t: mx.array,
-) -> mx.array:  # fmt: skip
-    """Return the numbers that decide about the trial."""
+def _measure(penalties: Penalties, value: mx.array, t: mx.array, *points: Tree) -> mx.array:
+    """Return the numbers that decide about a trial, from x⁺, ∇f(x⁺), y, ∇f(y) and x."""
     dtype = t.dtype
-    x, y, new = ravel(params, dtype), ravel(model, dtype), ravel(trial, dtype)
-    g, old = ravel(grad, dtype), ravel(model_grad, dtype)
+    trial, grad = points[:2]
+    new, g, y, old, x = (ravel(tree, dtype) for tree in points)
     d = new - y
     numbers = [
         value,
