@@ -29,8 +29,8 @@ class Eigen(NamedTuple):
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """Return A⁻¹ `right`, both (..., p)."""
-        along = _times(np.swapaxes(self.vectors, -1, -2), self.scale * right)
-        return self.scale * _times(self.vectors, along / self.values)
+        along = times(self.vectors.mT, self.scale * right)
+        return self.scale * times(self.vectors, along / self.values)
 
     def direction(self, index: int) -> np.ndarray:
         """Return S v, v an eigenvector: shape (..., p), a direction in the units of A."""
@@ -95,16 +95,17 @@ def newton_direction(matrix: np.ndarray, gradient: np.ndarray, eps: float) -> np
     return -scale * solution
 
 
+def times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Return A v of matrices (..., m, p) and vectors (..., p)."""
+    return (matrix @ vector[..., None])[..., 0]
+
+
 def _scaled(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return S (A + Aᵀ) S / 2 and the diagonal of S, (..., p)."""
-    matrix = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
+    matrix = 0.5 * (matrix + matrix.mT)
     diagonal = np.abs(np.diagonal(matrix, axis1=-2, axis2=-1))
     scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     return matrix * (scale[..., :, None] * scale[..., None, :]), scale
-
-
-def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    return (matrix @ vector[..., None])[..., 0]
 
 
 def _least_pivot(matrix: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""What methods for sums of squares have in common: the linear model of the residual at a point.
+"""The linear model of a residual at a point, for methods that minimize sums of squares.
 
-Notation: r = the residual (m,), J = its Jacobian (m, p), g = Jᵀr = the gradient of ½ ‖r‖² (p,). The
-residual and its Jacobian are computed in MLX; what solves with them is NumPy in float64. With a
-robust loss both are weighted, so that JᵀJ ≈ its Hessian and Jᵀr = its gradient (Triggs and others
-2000, "Bundle adjustment: a modern synthesis", section 4.3).
+Notation: r = the residual (m,), J = its Jacobian (m, p), g = Jᵀr = the gradient of ½ ‖r‖² (p,). r
+and J are computed in MLX, steps from them by NumPy in float64. For a robust loss both are weighted:
+JᵀJ ≈ its Hessian and Jᵀr = its gradient (Triggs and others 2000, "Bundle adjustment: a modern
+synthesis", section 4.3).
 """
 
 from __future__ import annotations
@@ -12,30 +12,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlxopt._dense import times
 from mlxopt._objective import Objective
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._tree import Tree, epsilon, from_host, to_host, to_numpy
 
-tree_of, host = from_host, to_numpy  # for the modules that import them from here
-
 Array = np.ndarray
 
-# A residual smaller than this share of what the parameters contribute to it is compared with that
-# instead of with itself: at a perfect fit nothing but rounding is left to be orthogonal to.
+# The share of the terms in r that is added to ‖r‖: at a perfect fit r itself is rounding error.
 _SMALL = 1e-6
-_NOTHING = 0.03  # the share of its rounding below which a residual is not worth lowering
-# A robust loss may be concave in a residual; this share of its slope is kept as curvature.
+_NOTHING = 0.03  # a residual below this share of its rounding counts as zero
+# A robust loss can be concave in a residual; this share of its slope is the least curvature.
 _CURVATURE = 0.1
 
 
 class Measures(NamedTuple):
-    """What a residual and its Jacobian say of their point; leading axes hold many."""
+    """The gradient and the optimality of a sum of squares; leading axes hold many."""
 
     gradient: Array  # (..., p): g
     fixed: Array  # (..., p) bool: at a bound that the loss pushes against
     columns: Array  # (..., p): ‖Jⱼ‖
     cosine: Any  # (...): see `linearize`
-    optimality: Any  # (...): the same with rounding allowed for
+    optimality: Any  # (...): the same with rounding errors added
     noise: Any  # (...): the rounding error of the loss
     negligible: Any  # (...) bool: whether the residual is far below its own rounding
 
@@ -45,8 +43,8 @@ class Linearization(NamedTuple):
 
     x: Array  # (p,): the point
     value: float  # the loss there
-    plain: Array  # (m,): r as it is
-    weights: Array  # (m,): what a robust loss multiplies the rows of J by
+    plain: Array  # (m,): r, not weighted
+    weights: Array  # (m,): of the rows of J, for a robust loss
     residual: Array  # (m,): r, weighted
     jacobian: Array  # (m, p): J, weighted
     # As in Measures:
@@ -66,7 +64,7 @@ def needs_residual(objective: Objective, name: str) -> ResidualObjective:
     raise TypeError(
         f"{name} minimizes sums of squares and needs their terms; expected a residual. Write "
         f"least_squares(residual, params, *data, optimizer={name}()), where residual returns an "
-        f"array such as predictions - y; or take LBFGS() for any other loss."
+        f"array such as predictions - y; or use LBFGS() for any other loss."
     )
 
 
@@ -82,12 +80,10 @@ def linearize(
 ) -> Linearization:
     """Return the linear model at `params`, where `residual` and `value` are known.
 
-    Its optimality is the largest |gⱼ| / (‖Jⱼ‖ ‖r‖) over the parameters that are free to move: the
-    cosine of the angle between the residual and what parameter j can change in it (Moré 1978,
-    "The Levenberg-Marquardt algorithm: implementation and theory", section 5). It has no unit: a
-    parameter of size 1e-9 counts as much as one of size 1e9, which for the gradient itself is far
-    from so. The rounding of r, at least that of x, is added to gⱼ: what is not known to be small
-    is not small.
+    The optimality is the largest |gⱼ| / (‖Jⱼ‖ ‖r‖) over the parameters that are free to move: the
+    cosine of the angle between the residual and column j of the Jacobian (Moré 1978, "The
+    Levenberg-Marquardt algorithm: implementation and theory", section 5), which does not depend on
+    the units of parameters and residuals. The rounding of r, at least that of x, is added to gⱼ.
     """
     x = to_host(params)
     jacobian = to_numpy(objective.jacobian(params))
@@ -112,7 +108,7 @@ def measure(x: Array, value: Any, r: Array, J: Array, eps: float, bounds: Any = 
     rounding = eps * np.hypot(contribution, r)
     columns, length = np.linalg.norm(J, axis=-2), norm(r)
     scale = columns * (length + _SMALL * norm(contribution))[..., None]
-    flat = fixed | (g == 0)  # a column of zeros: the parameter has no say here
+    flat = fixed | (g == 0)  # as for a column of zeros
     cosines = np.where(flat, 0.0, np.abs(g) / scale)
     spread = np.sqrt(times(np.square(J).mT, np.square(rounding)))
     allowed = cosines + np.where(flat, 0.0, spread / scale)
@@ -121,18 +117,13 @@ def measure(x: Array, value: Any, r: Array, J: Array, eps: float, bounds: Any = 
     return Measures(g, fixed, columns, cosines.max(-1), allowed.max(-1), noise, negligible)
 
 
-def times(matrix: Array, vector: Array) -> Any:
-    """Return matrices (..., m, p) times vectors (..., p)."""
-    return (matrix @ vector[..., None])[..., 0]
-
-
 def norm(vector: Array) -> Any:
     """Return the lengths of vectors (..., p)."""
     return np.sqrt(np.vecdot(vector, vector))
 
 
 def trial_at(objective: ResidualObjective, params: Tree, x: np.ndarray) -> tuple[Tree, np.ndarray]:
-    """Return the point `x`, moved within the bounds, as a tree, and as that tree rounds it."""
+    """Return `x` projected onto the bounds, as a tree and as the vector of its rounded leaves."""
     if objective.bounds is not None:
         x = np.clip(x, *objective.bounds)
     tree = from_host(x, params)
