@@ -23,12 +23,12 @@ from mlxopt._minimize import minimize
 from mlxopt._platform.device import device_for
 from mlxopt._status import Status, warn
 from mlxopt._tree import (
-    FLOATS,
     Tree,
     check_params,
     count,
     epsilon,
     from_host,
+    is_float,
     largest_entry,
     leaves,
     ravel,
@@ -148,7 +148,7 @@ def argmin(
             raise ValueError(
                 f"argmin found no minimum, {result.status.name}: {result.status.value}"
             )
-        if not any(_is_float(leaf) for leaf in leaves(args)):
+        if not any(is_float(leaf) for leaf in leaves(args)):
             return result.params
         if result.converged:
             _check_is_stationary(drawn, result.params, numbers, result.optimality)
@@ -176,7 +176,7 @@ class _Minimizer:
         follow = mx.custom_function(lambda params, floats: tree_map(mx.array, params))
         follow.vjp(self._follow_vjp)
         follow.jvp(_no_forward_mode)
-        return follow(self.params, [leaf for leaf in leaves(args) if _is_float(leaf)])
+        return follow(self.params, [leaf for leaf in leaves(args) if is_float(leaf)])
 
     def _follow_vjp(self, primals: Any, cotangent: Tree, minimizer: Tree) -> Any:
         """Return the cotangents of the start, zero, and of the float arguments."""
@@ -234,7 +234,7 @@ class _Minimizer:
 
     def _loss_of_floats(self, params: Tree, floats: list[mx.array]) -> mx.array:
         given = iter(floats)
-        args = tree_map(lambda leaf: next(given) if _is_float(leaf) else leaf, self.args)
+        args = tree_map(lambda leaf: next(given) if is_float(leaf) else leaf, self.args)
         return self.loss(params, *args)
 
     def _solve_with_numbers(self, right: Tree) -> Tree:
@@ -323,10 +323,6 @@ def _check_is_stationary(
             f"bound or a kink, where argmin knows no derivative. Use an unconstrained parameter, "
             f"such as the logarithm of one that must be positive."
         )
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, mx.array) and leaf.dtype in FLOATS
 
 
 def _inner(one: Tree, other: Tree) -> mx.array:

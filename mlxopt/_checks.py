@@ -1,12 +1,11 @@
 """Checks of arguments and of the start of a run.
 
-In all of them `name` is what a message calls the value: an argument, such as `max_steps`, or the
-whole label if it shows the value already, such as `LBFGS(memory=5.5)`.
+`name` is that of the value in messages: an argument, such as `max_steps`, or a label that shows the
+value, such as `LBFGS(memory=5.5)`.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Iterable
@@ -22,13 +21,13 @@ def check_number(
     """Return a finite number as a float; raise TypeError or ValueError for anything else.
 
     Args:
-        value: of any real type, NumPy's included; a bool is none.
+        value: of any real type, NumPy's included, but not a bool.
         name: see above.
-        least: the lowest allowed, or
-        above: the highest that is too low.
-        below: the lowest that is too high, or
-        most: the highest allowed.
-        instead: what else the caller allows, for the message: ", or None".
+        least: the smallest value allowed, or
+        above: the lower limit, not allowed itself.
+        below: the upper limit, not allowed itself, or
+        most: the largest value allowed.
+        instead: an alternative in the message, such as ", or None".
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         kind = type(value).__qualname__
@@ -56,6 +55,8 @@ def check_choice(value: Any, name: str, choices: Iterable[str]) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{_label(value, name)} expected one of {known}.")
     if value not in choices:
+        import difflib
+
         close = difflib.get_close_matches(value, choices, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{_label(value, name)} expected one of {known}.{hint}")
@@ -63,7 +64,7 @@ def check_choice(value: Any, name: str, choices: Iterable[str]) -> str:
 
 
 def check_fields(owner: Any, *names: str, whole: bool = False, **limits: Any) -> None:
-    """Check hyper-parameters of a frozen dataclass by `check_number`, or `check_count` if whole."""
+    """Check these fields of a frozen dataclass by `check_number`, or `check_count` if whole."""
     for name in names:
         value = getattr(owner, name)
         check = check_count if whole else check_number
@@ -74,7 +75,7 @@ def check_fields(owner: Any, *names: str, whole: bool = False, **limits: Any) ->
 
 
 def check_tol(tol: Any) -> float:
-    """Return `tol` if it is a number, zero or more."""
+    """Return `tol` as a float if it is a number, zero or more."""
     return check_number(tol, "tol", least=0, instead=", or None for the default")
 
 
@@ -92,9 +93,9 @@ def check_callback(callback: Any) -> None:
         )
 
 
-def check_start(value: float, grad_norm: float) -> None:
-    """Raise ValueError unless the loss and its gradient are finite where a run starts."""
-    if math.isfinite(value) and math.isfinite(grad_norm):
+def check_start(value: float, optimality: float) -> None:
+    """Raise ValueError unless the loss and its gradient are finite at the start."""
+    if math.isfinite(value) and math.isfinite(optimality):
         return
     what = "gradient is NaN or infinite" if math.isfinite(value) else f"loss is {value}"
     raise ValueError(
@@ -111,10 +112,10 @@ def describe_type(value: Any) -> str:
 
 
 class late_interrupt:
-    """A context in which KeyboardInterrupt comes before an error that the same Ctrl-C caused.
+    """A context in which KeyboardInterrupt precedes an error that the same Ctrl-C caused.
 
-    At a terminal Ctrl-C also reaches the compiler that `mx.compile` runs, and MLX reports its death
-    (a RuntimeError) before Python raises KeyboardInterrupt.
+    At a terminal Ctrl-C also ends the compiler that `mx.compile` runs, for which MLX raises a
+    RuntimeError before Python raises KeyboardInterrupt.
     """
 
     def __enter__(self) -> None:
@@ -131,9 +132,9 @@ def _label(value: Any, name: str) -> str:
 
 def _limits(least: float, above: float, below: float, most: float) -> str:
     """Return a range in words, as it follows "a finite number"."""
-    if least > -_INF and most < _INF:
+    if max(abs(least), abs(most)) < _INF:
         return f" from {least:g} to {most:g}"
-    if above > -_INF and below < _INF:
+    if max(abs(above), abs(below)) < _INF:
         return f" between {above:g} and {below:g}"
     low = f", {_word(least)} or more" if least > -_INF else ""
     low = f", more than {_word(above)}" if above > -_INF else low

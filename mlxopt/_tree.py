@@ -57,7 +57,7 @@ def from_leaves(arrays: Iterable[Any], like: Tree) -> Tree:
 
 
 def read(*scalars: mx.array) -> tuple[float, ...]:
-    """Return the numbers that these arrays of shape () hold: one wait for the device."""
+    """Return the numbers in these arrays of shape (), after one wait for the device."""
     mx.eval(*scalars)
     return tuple(float(scalar) for scalar in scalars)
 
@@ -124,13 +124,17 @@ def first_tol(params: Params, tol: float | None, finishes: bool = False) -> floa
 
 
 def widened(tree: Tree) -> Tree:
-    """Return a tree with its floating-point arrays in float64; integers stay what they are."""
+    """Return a tree with its floating-point arrays in float64, other leaves unchanged."""
 
     def widen(leaf: Any) -> Any:
-        narrow = isinstance(leaf, mx.array) and leaf.dtype in FLOATS
-        return leaf.astype(mx.float64, stream=mx.cpu) if narrow else leaf
+        return leaf.astype(mx.float64, stream=mx.cpu) if is_float(leaf) else leaf
 
     return tree_map(widen, tree)
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether this is a floating-point array."""
+    return isinstance(leaf, mx.array) and leaf.dtype in FLOATS
 
 
 # --- Vectors of all entries, shape (p,) ----------------------------------------------------------
@@ -329,14 +333,13 @@ def spread(
 
 
 def to_data(item: Any, dtype: mx.Dtype) -> Any:
-    """Return one data argument as MLX takes it.
+    """Return a data argument as MLX takes it.
 
-    NumPy arrays, lists and data frames become arrays: floating ones of `dtype`, the dtype of the
-    parameters; integers and booleans stay what they are, since they may be labels or indices (an
-    operation that mixes them with parameters promotes them). Arrays of MLX pass through, and so do
-    strings, None and Python numbers, which `mx.compile` holds constant.
+    NumPy arrays, lists and data frames become arrays: floating ones of `dtype`, integers and
+    booleans of their own, since they may be labels or indices. Arrays of MLX, strings, None and
+    Python numbers, which `mx.compile` holds constant, are returned unchanged.
     """
-    # np.float64 is a float, but in front of an array NumPy would do the arithmetic: an array then.
+    # np.float64 is a float, but NumPy would do the arithmetic of np.float64 · mx.array.
     number = isinstance(item, (bool, int, float)) and not isinstance(item, np.generic)
     if item is None or number or isinstance(item, (mx.array, str)):
         return item
@@ -353,21 +356,19 @@ def to_data(item: Any, dtype: mx.Dtype) -> Any:
             f"{array.dtype}, which MLX cannot hold; expected numbers. Encode text as numbers first."
         )
     if array.dtype.kind == "f":
-        # By way of NumPy: mx.array(float64 array) would round to float32 whatever is asked later.
-        wide = np.float64 if dtype == mx.float64 else np.float32
-        array = array.astype(wide, copy=False)
-        return mx.array(array, dtype=dtype)
+        # By NumPy first: mx.array(float64 array) would round to float32 in any case.
+        return mx.array(array.astype(numpy_dtype(dtype), copy=False), dtype=dtype)
     return mx.array(array)
 
 
 def as_data(items: tuple[Any, ...], params: Tree) -> tuple[Any, ...]:
-    """Return data arguments as MLX takes them beside `params`."""
+    """Return data arguments as MLX takes them, in the working dtype of `params`."""
     dtype = working_dtype(params)
     return tuple(to_data(item, dtype) for item in items)
 
 
 def _holds_data(items: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a sequence is a tree of data rather than rows of numbers."""
+    """Whether a sequence is a tree of data, not rows of numbers."""
     # A list of NumPy arrays is rows of a table; a tuple of them is several things.
     kinds = (mx.array, dict) if isinstance(items, list) else (mx.array, dict, np.ndarray)
     frames = isinstance(items, tuple)
