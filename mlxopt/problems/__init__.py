@@ -1,8 +1,7 @@
-"""Test problems that carry, and check, their own answers.
+"""Test problems with their known answers.
 
-`MGH` is the set of Moré, Garbow and Hillstrom (1981), with one or more dimensions of each of its
-problems; `OTHERS` are common ones beside it, `BOUNDED` have bounds; `ALL` is all of them. Those
-with a `view` are functions of two variables to draw.
+`MGH` is the set of Moré, Garbow and Hillstrom (1981), each in one or more dimensions; `OTHERS` are
+other common problems, `BOUNDED` have bounds, `ALL` is all of them. A `view` is that of a picture.
 
 >>> import mlxopt as mo
 >>> from mlxopt import problems
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 
-from mlxopt.problems._mgh_records import MGH
+from mlxopt.problems._mgh import MGH
 from mlxopt.problems._others import BOUNDED, OTHERS
 from mlxopt.problems._record import Minimum, Problem
 
@@ -38,4 +37,4 @@ def get(name: str) -> Problem:
         return found[name]
     close = difflib.get_close_matches(str(name), found, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise KeyError(f"no problem is called {name!r}.{hint} problems.ALL has them all.")
+    raise KeyError(f"no problem is called {name!r}.{hint} problems.ALL has all of them.")

@@ -1,6 +1,4 @@
-"""Common test functions beside those of Moré, Garbow and Hillstrom: smooth ones of two variables
-for pictures, ones of any dimension, and ones within bounds.
-"""
+"""Other common test functions: of two variables for pictures, of any dimension, and with bounds."""
 
 from __future__ import annotations
 
@@ -9,11 +7,9 @@ import math
 import mlx.core as mx
 import numpy as np
 
-from mlxopt.problems._mgh import rosenbrock, wood
-from mlxopt.problems._record import Minimum, Problem, constants, integers
+from mlxopt.problems import _mgh
+from mlxopt.problems._record import constants, integers, problems, product
 from mlxopt.special import cos, exp, log, sin
-
-_INF = math.inf
 
 
 def himmelblau(x: mx.array) -> mx.array:
@@ -69,7 +65,7 @@ def rastrigin(x: mx.array) -> mx.array:
 
 
 def ackley(x: mx.array) -> mx.array:
-    """Return 20 (1 - exp(-√(mean x²) / 5)) + e - exp(mean cos 2πx); it has a tip at zero."""
+    """Return 20 (1 - exp(-√(mean x²) / 5)) + e - exp(mean cos 2πx), with a tip at zero."""
     root = mx.sqrt(mx.mean(mx.square(x)))
     return 20 * (1 - exp(-root / 5)) + math.e - exp(mx.mean(cos(2 * math.pi * x)))
 
@@ -77,10 +73,7 @@ def ackley(x: mx.array) -> mx.array:
 def griewank(x: mx.array) -> mx.array:
     """Return 1 + Σ x²/4000 - Π cos(xᵢ/√i)."""
     cosines = cos(x / mx.sqrt(integers(x, 1, x.size)))
-    product = cosines[0]
-    for i in range(1, x.size):
-        product = product * cosines[i]
-    return 1 + mx.sum(mx.square(x)) / 4000 - product
+    return 1 + mx.sum(mx.square(x)) / 4000 - product(cosines)
 
 
 def ellipsoid(x: mx.array) -> mx.array:
@@ -122,87 +115,59 @@ def hock_schittkowski_110(x: mx.array) -> mx.array:
     return mx.sum(logs) - exp(0.2 * mx.sum(log(x)))
 
 
-def _zero(*point: float) -> tuple[Minimum]:
-    return (Minimum(0.0, point),)
+_OTHERS = """
+Himmelblau | Himmelblau 1972, Applied Nonlinear Programming | residual himmelblau | 170 at 0 0
+    | view -5 5 -5 5 | 0 at 3 2 | 0 at -2.805118086952745 3.131312518250573
+    | 0 at -3.779310253377747 -3.28318599128617 | 0 at 3.584428340330492 -1.848126526964404
+Booth | Booth 1949 | residual booth | 74 at 0 0 | view -10 10 -10 10 | 0 at 1 3
+Matyas | Matyas 1965 | function matyas | 12.26 at 4 -3 | view -5 5 -5 5 | 0 at 0 0
+Six-hump camel | Dixon and Szegö 1978, Towards Global Optimisation 2 | function six_hump_camel
+    | 97/30 at 1 1 | view -2.2 2.2 -1.2 1.2
+    | -1.0316284534898774 at 0.08984201310031804 -0.7126564030207396
+    | -0.2154638243837179 at -1.703606714969981 0.7960835686726251
+    | -0.2154638243837179 at 1.703606714969981 -0.7960835686726251
+    | 2.1042503103112584 at -1.6071047529201974 -0.5686514548841314
+Branin | Branin 1972 | function branin | 24.129964413622268 at 2.5 7.5 | view -5 10 0 15
+    | 0.39788735772973816 at 3.141592653589793 2.275
+    | 0.39788735772973816 at -3.141592653589793 12.275
+    | 0.39788735772973816 at 9.42477796076938 2.475
+Goldstein and Price | Goldstein and Price 1971 | function goldstein_price | 10193.75 at -0.5 0.5
+    | view -2 2 -2 2 | 3 at 0 -1 | 30 at -0.6 -0.4 | 84 at 1.8 0.2 | 840 at 1.2 0.8
+Styblinski and Tang | Styblinski and Tang 1990 | function styblinski_tang | 0 at 0 0
+    | view -5 5 -5 5 | -78.33233140754282 at -2.903534027771177 -2.903534027771177
+    | -64.19561235905536 at 2.746802770990837 -2.903534027771177
+    | -50.05889331056789 at 2.746802770990837 2.746802770990837
+Rastrigin | Rastrigin 1974 | function rastrigin | 20.13 at 0.3 -0.2 | view -2.5 2.5 -2.5 2.5
+    | 0 at 0 0 | 1.989918114186585 at 0.9949586376523348 -0.9949586376523348
+Ackley | Ackley 1987 | function ackley | 4.577012137495943 at 0.8 -0.6 | view -4 4 -4 4 | 0
+    | 3.5744518772576814 at 0.9684776587077244 -0.9684776587077244
+Griewank | Griewank 1981 | function griewank | 0.0644076416130831 at 3 4 | view -10 10 -10 10
+    | 0 at 0 0 | 0.007396040334115117 at 3.1400226338955397 4.438444480920714
+Ellipsoid (10) | a quadratic of condition 1e6 | function ellipsoid | 637302.5684242216 at 10*0
+    | 0 at 10*1
+Zakharov (5) | Zakharov 1975 | residual zakharov | 3225.3125 at 5*1 | 0 at 5*0
+Dixon and Price (5) | Dixon and Price 1989 | residual dixon_price | 14 at 5*1
+    | 0 at 1 0.7071067811865476 0.5946035575013605 0.5452538663326288 0.5221368912137069
+Trid (6) | Neumaier 1998 | function trid | 6 at 6*0 | -50 at 6 10 12 12 10 6
+"""
 
-
-_GLOBAL = "Dixon and Szegö 1978, Towards Global Optimisation 2"
-_HS = "Hock and Schittkowski 1981, Test Examples for Nonlinear Programming Codes, problem"
-
-# fmt: off
-OTHERS = (
-    Problem("Himmelblau", (0.0, 0.0), 170.0, (
-        *_zero(3.0, 2.0), *_zero(-2.805118086952745, 3.131312518250573),
-        *_zero(-3.779310253377747, -3.283185991286170),
-        *_zero(3.584428340330492, -1.848126526964404),
-    ), "Himmelblau 1972, Applied Nonlinear Programming", residual=himmelblau, view=(-5, 5, -5, 5)),
-    Problem("Booth", (0.0, 0.0), 74.0, _zero(1.0, 3.0), "Booth 1949", residual=booth,
-            view=(-10, 10, -10, 10)),
-    Problem("Matyas", (4.0, -3.0), 12.26, _zero(0.0, 0.0), "Matyas 1965", function=matyas,
-            view=(-5, 5, -5, 5)),
-    Problem("Six-hump camel", (1.0, 1.0), 97 / 30, (
-        Minimum(-1.0316284534898774, (0.08984201310031805, -0.7126564030207396)),
-        Minimum(-0.2154638243837179, (-1.703606714969981, 0.7960835686726251)),
-        Minimum(-0.2154638243837179, (1.703606714969981, -0.7960835686726251)),
-        Minimum(2.1042503103112584, (-1.6071047529201974, -0.5686514548841314)),
-    ), _GLOBAL, function=six_hump_camel, view=(-2.2, 2.2, -1.2, 1.2)),
-    Problem("Branin", (2.5, 7.5), 24.129964413622268, (
-        Minimum(0.39788735772973816, (math.pi, 2.275)),
-        Minimum(0.39788735772973816, (-math.pi, 12.275)),
-        Minimum(0.39788735772973816, (3 * math.pi, 2.475)),
-    ), "Branin 1972", function=branin, view=(-5, 10, 0, 15)),
-    Problem("Goldstein and Price", (-0.5, 0.5), 10193.75, (
-        Minimum(3.0, (0.0, -1.0)), Minimum(30.0, (-0.6, -0.4)), Minimum(84.0, (1.8, 0.2)),
-        Minimum(840.0, (1.2, 0.8)),
-    ), "Goldstein and Price 1971", function=goldstein_price, view=(-2, 2, -2, 2)),
-    Problem("Styblinski and Tang", (0.0, 0.0), 0.0, (
-        Minimum(-78.33233140754282, (-2.903534027771177, -2.903534027771177)),
-        Minimum(-64.19561235905536, (2.746802770990837, -2.903534027771177)),
-        Minimum(-50.05889331056789, (2.746802770990837, 2.746802770990837)),
-    ), "Styblinski and Tang 1990", function=styblinski_tang, view=(-5, 5, -5, 5)),
-    Problem("Rastrigin", (0.3, -0.2), 20.13, (
-        *_zero(0.0, 0.0), Minimum(1.989918114186585, (0.9949586376523348, -0.9949586376523348)),
-    ), "Rastrigin 1974", function=rastrigin, view=(-2.5, 2.5, -2.5, 2.5)),
-    Problem("Ackley", (0.8, -0.6), 4.577012137495943, (
-        Minimum(0.0), Minimum(3.5744518772576814, (0.9684776587077244, -0.9684776587077244)),
-    ), "Ackley 1987", function=ackley, view=(-4, 4, -4, 4)),
-    Problem("Griewank", (3.0, 4.0), 0.0644076416130831, (
-        *_zero(0.0, 0.0), Minimum(0.007396040334115117, (3.1400226338955397, 4.438444480920714)),
-    ), "Griewank 1981", function=griewank, view=(-10, 10, -10, 10)),
-    Problem("Ellipsoid (10)", (0.0,) * 10, 637302.5684242216, _zero(*(1.0,) * 10),
-            "a quadratic of condition 1e6", function=ellipsoid),
-    Problem("Zakharov (5)", (1.0,) * 5, 3225.3125, _zero(*(0.0,) * 5), "Zakharov 1975",
-            residual=zakharov),
-    Problem("Dixon and Price (5)", (1.0,) * 5, 14.0, (
-        Minimum(0.0, tuple(2.0 ** (2.0 ** -i - 1) for i in range(5))),
-    ), "Dixon and Price 1989", residual=dixon_price),
-    Problem("Trid (6)", (0.0,) * 6, 6.0, (Minimum(-50.0, (6.0, 10.0, 12.0, 12.0, 10.0, 6.0)),),
-            "Neumaier 1998", function=trid),
-)
-
-BOUNDED = (
-    Problem("Hock and Schittkowski 1", (-2.0, 1.0), 909.0, _zero(1.0, 1.0), f"{_HS} 1",
-            residual=rosenbrock, bounds=((-_INF, -1.5), (_INF, _INF)), view=(-2.5, 2, -1.7, 3)),
-    Problem("Hock and Schittkowski 2", (-2.0, 2.0), 409.0, (
-        Minimum(0.05042618789360708, (1.2243707487363526, 1.5)),
-        Minimum(4.941229317989186, (-1.2210262421071017, 1.5)),
-    ), f"{_HS} 2, from a feasible start", residual=rosenbrock,
-            bounds=((-_INF, 1.5), (_INF, _INF)), view=(-2.5, 2, 1, 3)),
-    Problem("Hock and Schittkowski 3", (10.0, 1.0), 1.00081, _zero(0.0, 0.0), f"{_HS} 3",
-            function=hock_schittkowski_3, bounds=((-_INF, 0.0), (_INF, _INF)),
-            view=(-5, 12, -0.5, 2)),
-    Problem("Hock and Schittkowski 4", (1.125, 0.125), 3.323567708333333,
-            (Minimum(8 / 3, (1.0, 0.0)),), f"{_HS} 4", function=hock_schittkowski_4,
-            bounds=((1.0, 0.0), (_INF, _INF)), view=(0.5, 2, -0.5, 1)),
-    Problem("McCormick", (0.0, 0.0), 1.0, (
-        Minimum(-math.sqrt(0.75) - math.pi / 3, (0.5 - math.pi / 3, -0.5 - math.pi / 3)),
-        Minimum(1.2283696986087569, (2.5943951023931953, 1.5943951023931953)),
-    ), f"{_HS} 5", function=mccormick, bounds=((-1.5, -3.0), (4.0, 3.0)),
-            view=(-1.7, 4.2, -3.2, 3.2)),
-    Problem("Hock and Schittkowski 38", (-3.0, -1.0, -3.0, -1.0), 19192.0, _zero(*(1.0,) * 4),
-            f"{_HS} 38", residual=wood, bounds=((-10.0,) * 4, (10.0,) * 4)),
-    Problem("Hock and Schittkowski 110", (9.0,) * 10, -43.134336918032559,
-            (Minimum(-45.77846970744629, (9.350265833069386,) * 10),), f"{_HS} 110",
-            function=hock_schittkowski_110, bounds=((2.001,) * 10, (9.999,) * 10)),
-)
-# fmt: on
+_BOUNDED = """
+Hock and Schittkowski 1 | 1 | residual rosenbrock | 909 at -2 1 | bounds -inf -1.5, inf inf
+    | view -2.5 2 -1.7 3 | 0 at 1 1
+Hock and Schittkowski 2 | 2, from a feasible start | residual rosenbrock | 409 at -2 2
+    | bounds -inf 1.5, inf inf | view -2.5 2 1 3 | 0.05042618789360708 at 1.2243707487363527 1.5
+    | 4.941229317989186 at -1.2210262421071016 1.5
+Hock and Schittkowski 3 | 3 | function hock_schittkowski_3 | 1.00081 at 10 1
+    | bounds -inf 0, inf inf | view -5 12 -0.5 2 | 0 at 0 0
+Hock and Schittkowski 4 | 4 | function hock_schittkowski_4 | 3.323567708333333 at 1.125 0.125
+    | bounds 1 0, inf inf | view 0.5 2 -0.5 1 | 8/3 at 1 0
+McCormick | 5 | function mccormick | 1 at 0 0 | bounds -1.5 -3, 4 3 | view -1.7 4.2 -3.2 3.2
+    | -1.9132229549810362 at -0.5471975511965976 -1.5471975511965976
+    | 1.2283696986087569 at 2.5943951023931953 1.5943951023931953
+Hock and Schittkowski 38 | 38 | residual wood | 19192 at -3 -1 -3 -1 | bounds 4*-10, 4*10 | 0 at 4*1
+Hock and Schittkowski 110 | 110 | function hock_schittkowski_110 | -43.13433691803256 at 10*9
+    | bounds 10*2.001, 10*9.999 | -45.77846970744629 at 10*9.350265833069386
+"""
+_HOCK = "Hock and Schittkowski 1981, Test Examples for Nonlinear Programming Codes, problem "
+OTHERS = problems(_OTHERS, globals())
+BOUNDED = problems(_BOUNDED, vars(_mgh) | globals(), _HOCK)

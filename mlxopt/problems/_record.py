@@ -1,55 +1,54 @@
-"""The record of a test problem: it carries its answers, and checks itself against them."""
+"""The record of a test problem, with its answers and a check of them."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._platform.device import device_for
+from mlxopt._tree import to_device
+from mlxopt.autodiff import GradientError, check_grads
 
-Function = Callable[[mx.array], mx.array]
+Function: TypeAlias = Callable[[mx.array], mx.array]
 
 
 class Minimum(NamedTuple):
-    """A local minimum that a good method may end in."""
+    """A local minimum in which a good method can end."""
 
     value: float
     """The loss there, or its infimum where the minimum lies at infinity."""
     point: tuple[float, ...] | None = None
-    """Where, to float64's last digits but one or two; None at infinity."""
+    """Its place, to the last digits of float64 but one or two; None at infinity and at a kink."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Problem:
-    """A loss of one vector, a start, and what is known of both.
+    """A loss of one vector, its start and its minima.
 
-    One of `function` and `residual` is given. Both are made of MLX operations and compute in the
-    dtype of what they are given; float64 keeps its digits.
+    Either `function` or `residual` is given, in MLX operations; float64 keeps its digits.
     """
 
     name: str
-    """What the literature calls it, with its dimension where that can be chosen."""
+    """Its name in the literature, with the dimension where that can be chosen."""
     start: tuple[float, ...]
     """The standard start, p numbers."""
     start_value: float
     """The loss there."""
     minima: tuple[Minimum, ...]
-    """The known local minima, the lowest first; where the points of a minimum form a set, one."""
+    """The known local minima, the lowest first; of a connected set of points, one."""
     origin: str
-    """Who posed it, and where."""
+    """Its source."""
     residual: Function | None = None
-    """From shape (p,) to (m,): the loss is its sum of squares. None: not a least-squares problem.
-
-    `mlxopt.least_squares` minimizes half of that.
-    """
+    """From shape (p,) to (m,); the loss is its sum of squares (`least_squares` minimizes half)."""
     function: Function | None = None
-    """From shape (p,) to (): the loss, where it is no sum of squares."""
+    """From shape (p,) to (): the loss, where that is no sum of squares."""
     bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Lower and upper bounds, p numbers each, infinite where there are none. None: no bounds."""
+    """Lower and upper bounds, p numbers each, infinite where there are none."""
     view: tuple[float, float, float, float] | None = None
     """Left, right, bottom and top of a good picture of a function of two variables."""
 
@@ -71,9 +70,9 @@ class Problem:
         return self.function(params)
 
     def params(self, dtype: mx.Dtype = mx.float64, factor: float = 1.0) -> mx.array:
-        """Return the start times `factor`, shape (p,): 10 and 100 are the usual harder starts.
+        """Return the start times `factor`, shape (p,); 10 and 100 give the usual harder starts.
 
-        A start at the origin is moved to `factor` in every entry, as Moré, Garbow and Hillstrom do.
+        A start at the origin becomes `factor` in every entry, as in Moré, Garbow and Hillstrom.
         """
         start = np.array(self.start)
         if factor != 1.0:
@@ -81,65 +80,51 @@ class Problem:
         return mx.array(start, dtype=dtype)
 
     def solved_by(self, value: float, relative: float = 1e-6) -> bool:
-        """Return whether `value` is that of a known minimum.
+        """Return whether a loss is that of a known minimum.
 
-        Args:
-            value: of the loss.
-            relative: to the minimum's value, or, where that is zero, to the value at the start.
+        The error is `relative` to the minimum or, where that is zero, to the value at the start.
         """
         scale = min(1.0, abs(self.start_value))
-        return any(
-            abs(value - known.value) <= relative * (abs(known.value) or scale)
-            for known in self.minima
-        )
+        return any(abs(value - best) <= relative * (abs(best) or scale) for best, _ in self.minima)
 
     def check(self) -> None:
-        """Raise AssertionError unless the record is right about itself, in float64.
+        """Raise AssertionError unless the record is right, in float64.
 
-        That is: the value at the start; the derivative at the start and beside it against central
-        differences; the values at the minima, that they lie within the bounds, and that the
-        gradient, projected on the bounds, vanishes there.
+        Checked are the value at the start, the gradient there and nearby, and at the minima the
+        value, the bounds, and that the gradient, projected on the bounds, vanishes.
         """
         start = np.array(self.start)
         value, gradient = self._evaluate(start)
-        _expect(value, self.start_value, 1e-12, f"{self.name}: value at the start")
+        self._expect(value, self.start_value, 1e-12, "the start")
         rng = np.random.default_rng(len(self.name))
         for point in (start, start + 0.01 * (1 + np.abs(start)) * rng.uniform(0.1, 1, len(start))):
-            self._check_gradient(point)
-        largest = np.abs(gradient).max()
-        for minimum in self.minima:
-            if minimum.point is None:
+            try:
+                check_grads(self.loss, to_device(point, mx.float64), order=1, compile=False)
+            except GradientError as error:
+                raise AssertionError(f"{self.name}: wrong derivative. {error}") from error
+        for known, place in self.minima:
+            if place is None:
                 continue
-            point = np.array(minimum.point)
-            found, slope = self._evaluate(point)
-            _expect(found, minimum.value, 1e-9, f"{self.name}: value at {minimum.point}")
+            point = np.array(place)
+            value, slope = self._evaluate(point)
+            self._expect(value, known, 1e-9, str(place))
             if self.bounds is not None:
                 lower, upper = (np.array(bound) for bound in self.bounds)
                 if not ((lower <= point) & (point <= upper)).all():
-                    raise AssertionError(f"{self.name}: {minimum.point} is out of bounds")
+                    raise AssertionError(f"{self.name}: {place} is out of bounds")
                 slope = point - np.clip(point - slope, lower, upper)
             # A point is known to some 15 digits: a steep valley leaves a gradient of that size.
-            if np.abs(slope).max() > 1e-7 * max(1.0, float(largest)):
-                raise AssertionError(f"{self.name}: gradient {slope} at {minimum.point}")
-
-    def _check_gradient(self, point: np.ndarray) -> None:
-        """Compare the gradient at `point` with central differences, entry by entry."""
-        gradient = self._evaluate(point)[1]
-        for index, entry in enumerate(gradient):
-            step = 6e-6 * max(1e-2, abs(point[index]))  # the cube root of float64's epsilon
-            ahead, behind = point.copy(), point.copy()
-            ahead[index] += step
-            behind[index] -= step
-            high, low = self._evaluate(ahead)[0], self._evaluate(behind)[0]
-            slope = (high - low) / (ahead[index] - behind[index])
-            noise = 1e-14 * (abs(high) + abs(low)) / step
-            _expect(float(entry), slope, 1e-6, f"{self.name}: derivative {index}", noise)
+            if np.abs(slope).max() > 1e-7 * max(1.0, float(np.abs(gradient).max())):
+                raise AssertionError(f"{self.name}: gradient {slope} at {place}")
 
     def _evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
-        x = mx.array(point, dtype=mx.float64)
-        with device_for(x):
-            value, gradient = mx.value_and_grad(self.loss)(x)
+        with mx.stream(mx.cpu):
+            value, gradient = mx.value_and_grad(self.loss)(to_device(point, mx.float64))
             return float(np.array(value)), np.array(gradient)
+
+    def _expect(self, value: float, known: float, relative: float, where: str) -> None:
+        if not abs(value - known) <= relative * max(1e-3, abs(known)):
+            raise AssertionError(f"{self.name}: value at {where} is {value!r}; expected {known!r}")
 
     def __repr__(self) -> str:
         kind = "least squares" if self.residual is not None else "loss"
@@ -147,15 +132,51 @@ class Problem:
         return f"Problem({self.name!r}: {kind} of {self.size} parameters{bounded})"
 
 
-def _expect(found: float, expected: float, relative: float, what: str, noise: float = 0.0) -> None:
-    """Raise AssertionError unless `found` is as expected, relative to one where that is small."""
-    if not abs(found - expected) <= relative * max(1e-3, abs(expected)) + noise:
-        raise AssertionError(f"{what} is {found!r}; expected {expected!r}")
+def problems(table: str, functions: dict[str, Any], source: str = "") -> tuple[Problem, ...]:
+    """Return the problems of a table; `source` precedes the origin of each.
+
+    Fields stand between bars: name, origin, `residual` or `function` with its name, value and point
+    of the start and of each minimum, and perhaps `bounds` and `view`. A new line without
+    indentation begins a new problem.
+    """
+    found = []
+    for record in re.split(r"\n(?=\S)", table.strip()):
+        name, origin, role, *fields = (field.strip() for field in record.split("|"))
+        kind, function = role.split()
+        options: dict[str, Any] = {kind: functions[function]}
+        points = []
+        for field in fields:
+            key, _, text = field.partition(" ")
+            if key == "view":
+                options[key] = numbers(text)
+            elif key == "bounds":
+                options[key] = tuple(map(numbers, text.split(",")))
+            else:
+                value, _, point = field.partition("at")
+                points.append(Minimum(numbers(value)[0], numbers(point) or None))
+        (value, start), *minima = points
+        found.append(Problem(name, start, value, tuple(minima), source + origin, **options))
+    return tuple(found)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of a text; `1/3` is a ratio, and `4*0` stands for four zeros."""
+    found = []
+    for word in text.split():
+        times, _, ratio = word.rpartition("*")
+        top, _, bottom = ratio.partition("/")
+        found += int(times or 1) * [float(top) / float(bottom or 1)]
+    return tuple(found)
 
 
 def constants(like: mx.array, values: object) -> mx.array:
     """Return numbers as an array of the dtype of `like`."""
     return mx.array(np.asarray(values, dtype=np.float64), dtype=like.dtype)
+
+
+def product(x: mx.array) -> mx.array:
+    """Return the product of the entries; the derivative of mx.prod would divide by them."""
+    return functools.reduce(mx.multiply, x)
 
 
 def integers(like: mx.array, first: int, last: int) -> mx.array:
