@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt import problems
+
+rosenbrock = problems.get("Chained Rosenbrock (3)").loss  # in any number of parameters
+
 
 class Problem(NamedTuple):
     """A loss, where to start, and what is known of its minimum."""
@@ -25,21 +29,10 @@ def quadratic(x):
     return 0.5 * mx.sum(scale * mx.square(x - 1)) + 2
 
 
-def rosenbrock(x):
-    return 100 * mx.square(x[1] - mx.square(x[0])) + mx.square(1 - x[0])
-
-
 def exponentials(x):
     # Minimizers where exp(x) = k: log 1, log 2, log 3. sinh and cosh, since mx.exp is not float64.
     k = mx.arange(1, 4).astype(x.dtype)
     return mx.sum(mx.sinh(x) + mx.cosh(x) - k * x)
-
-
-def beale(x):
-    # Moré, Garbow and Hillstrom (1981), problem 5.
-    y = mx.array([1.5, 2.25, 2.625], dtype=x.dtype)
-    powers = mx.stack([x[1], x[1] ** 2, x[1] ** 3])
-    return mx.sum(mx.square(y - x[0] * (1 - powers)))
 
 
 def softened_absolute(x):
@@ -55,7 +48,7 @@ PROBLEMS = [
     ),
     Problem("softened absolute", softened_absolute, [3.0, -8.0], [-2.0, -2.0], 2.0, True),
     Problem("rosenbrock", rosenbrock, [-1.2, 1.0], [1.0, 1.0], 0.0, False),
-    Problem("beale", beale, [1.0, 1.0], [3.0, 0.5], 0.0, False),
+    Problem("beale", problems.get("Beale").loss, [1.0, 1.0], [3.0, 0.5], 0.0, False),
 ]
 
 

@@ -5,14 +5,9 @@ import warnings
 import mlx.core as mx
 import numpy as np
 import pytest
-from problems import array64, regression, squared_loss
+from problems import array64, regression, rosenbrock, squared_loss
 
 import mlxopt as mo
-
-
-def rosenbrock(x):
-    return mx.sum(100 * mx.square(x[1:] - mx.square(x[:-1])) + mx.square(1 - x[:-1]))
-
 
 MINIMA = {
     "bowl": (lambda w: mx.sum(mx.square(w - 1)), mx.zeros(2)),

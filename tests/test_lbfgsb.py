@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from problems import PROBLEMS, array64
+from problems import PROBLEMS, array64, rosenbrock
 from scipy.optimize import minimize as scipy_minimize
 from scipy.optimize import nnls
 
@@ -20,10 +20,6 @@ from mlxopt.optimizers.lbfgsb import LBFGSB
 
 def quadratic(x, A, b):
     return 0.5 * mx.sum(x * (A @ x)) - mx.sum(b * x)
-
-
-def rosenbrock(x):
-    return mx.sum(100 * mx.square(x[1:] - mx.square(x[:-1])) + mx.square(1 - x[:-1]))
 
 
 def projected_gradient(x, g, lower, upper):

@@ -5,7 +5,7 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 import pytest
-from problems import PROBLEMS, array64
+from problems import PROBLEMS, array64, rosenbrock
 from scipy.optimize import rosen, rosen_der, rosen_hess
 
 import mlxopt as mo
@@ -19,10 +19,6 @@ from mlxopt.optimizers.newton_cg import NewtonCG, truncated_cg
 
 EPS = 2.0**-52
 START = np.array([-1.2, 1.0, 0.7, -0.4])  # of Rosenbrock's function in four parameters
-
-
-def rosenbrock(x):
-    return mx.sum(100 * mx.square(x[1:] - mx.square(x[:-1])) + mx.square(1 - x[:-1]))
 
 
 def quadratic(size, seed=0, condition=100.0):

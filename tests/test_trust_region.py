@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import PROBLEMS, array64
+from problems import PROBLEMS, array64, rosenbrock
 from scipy.optimize import rosen, rosen_der, rosen_hess
 
 import mlxopt as mo
@@ -98,10 +98,6 @@ def textbook_trust_region(x, radius, trials):
             x = x + step
         points.append(x)
     return points
-
-
-def rosenbrock(x):
-    return mx.sum(100 * mx.square(x[1:] - mx.square(x[:-1])) + mx.square(1 - x[:-1]))
 
 
 def test_the_path_is_that_of_the_textbook():

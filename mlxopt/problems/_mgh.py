@@ -211,8 +211,7 @@ def linear_rank_1(x: mx.array) -> mx.array:
 
 
 def linear_rank_1_with_zeros(x: mx.array) -> mx.array:
-    rows = np.arange(2 * x.size)
-    rows[-1] = 0
+    rows = np.append(np.arange(2 * x.size - 1), 0)
     return constants(x, rows) * mx.sum(integers(x, 2, x.size - 1) * x[1:-1]) - 1
 
 
@@ -221,8 +220,7 @@ def chebyquad(x: mx.array) -> mx.array:
     z = 2 * x - 1
     before, polynomial, rows = mx.ones_like(z), z, []
     for i in range(1, x.size + 1):
-        integral = -1 / (i * i - 1) if i % 2 == 0 else 0.0
-        rows.append(mx.mean(polynomial) - integral)
+        rows.append(mx.mean(polynomial) + (0.0 if i % 2 else 1 / (i * i - 1)))
         before, polynomial = polynomial, 2 * z * polynomial - before
     return mx.stack(rows)
 

@@ -12,6 +12,11 @@ from mlxopt.problems._record import constants, integers, problems, product
 from mlxopt.special import cos, exp, log, sin
 
 
+def chained_rosenbrock(x: mx.array) -> mx.array:
+    """Return the residual of Σ 100 (xᵢ₊₁ - xᵢ²)² + (1 - xᵢ)²."""
+    return _mgh.rosenbrock(mx.stack([x[:-1], x[1:]], axis=1).reshape(-1))
+
+
 def himmelblau(x: mx.array) -> mx.array:
     """Return the residual of x² + y = 11 and x + y² = 7."""
     return mx.stack([mx.square(x[0]) + x[1] - 11, x[0] + mx.square(x[1]) - 7])
@@ -116,6 +121,8 @@ def hock_schittkowski_110(x: mx.array) -> mx.array:
 
 
 _OTHERS = """
+Chained Rosenbrock (3) | Rosenbrock 1960, summed over neighbors | residual chained_rosenbrock
+    | 508.2 at -1.2 1 -1.2 | 0 at 1 1 1
 Himmelblau | Himmelblau 1972, Applied Nonlinear Programming | residual himmelblau | 170 at 0 0
     | view -5 5 -5 5 | 0 at 3 2 | 0 at -2.805118086952745 3.131312518250573
     | 0 at -3.779310253377747 -3.28318599128617 | 0 at 3.584428340330492 -1.848126526964404

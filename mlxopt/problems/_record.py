@@ -108,11 +108,10 @@ class Problem:
             point = np.array(place)
             value, slope = self._evaluate(point)
             self._expect(value, known, 1e-9, str(place))
-            if self.bounds is not None:
-                lower, upper = (np.array(bound) for bound in self.bounds)
-                if not ((lower <= point) & (point <= upper)).all():
-                    raise AssertionError(f"{self.name}: {place} is out of bounds")
-                slope = point - np.clip(point - slope, lower, upper)
+            lower, upper = self.bounds or (-np.inf, np.inf)
+            if not np.array_equal(point, np.clip(point, lower, upper)):
+                raise AssertionError(f"{self.name}: {place} is out of bounds")
+            slope = point - np.clip(point - slope, lower, upper)
             # A point is known to some 15 digits: a steep valley leaves a gradient of that size.
             if np.abs(slope).max() > 1e-7 * max(1.0, float(np.abs(gradient).max())):
                 raise AssertionError(f"{self.name}: gradient {slope} at {place}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt import problems
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._tree import Tree, working_dtype
 
@@ -75,10 +76,6 @@ def bowl(x: mx.array) -> mx.array:
     return x - 1
 
 
-def _rosenbrock(x: mx.array) -> mx.array:
-    return mx.stack([10 * (x[1] - x[0] * x[0]), 1 - x[0]])
-
-
 _CENTER = np.array([1.0, -0.7, 0.31])  # no multiple of a step size
 
 
@@ -92,4 +89,6 @@ def solvable(problem: str) -> tuple[Given, np.ndarray]:
     """Return a problem and its only minimum."""
     if problem == "quadratic":
         return Given(_valley, mx.zeros(3, dtype=mx.float64)), _CENTER
-    return Given(_rosenbrock, mx.array(np.array([-1.2, 1.0]), dtype=mx.float64)), np.ones(2)
+    rosenbrock = problems.get("Rosenbrock")
+    assert rosenbrock.residual is not None
+    return Given(rosenbrock.residual, rosenbrock.params()), np.ones(2)
