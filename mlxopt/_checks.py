@@ -6,6 +6,7 @@ value, such as `LBFGS(memory=5.5)`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterable
@@ -72,6 +73,18 @@ def check_fields(owner: Any, *names: str, whole: bool = False, **limits: Any) ->
         # A NumPy number times an MLX array would be a NumPy array.
         if type(value) not in (int, float):
             object.__setattr__(owner, name, number)
+
+
+def limited(default: Any, **limits: Any) -> Any:
+    """Return a field of a dataclass with limits that `check_limits` checks."""
+    return dataclasses.field(default=default, metadata={"limits": limits})
+
+
+def check_limits(owner: Any) -> None:
+    """Check those fields of a frozen dataclass that `limited` made."""
+    for field in dataclasses.fields(owner):
+        if limits := field.metadata.get("limits"):
+            check_fields(owner, field.name, **limits)
 
 
 def check_tol(tol: Any) -> float:

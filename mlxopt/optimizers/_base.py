@@ -13,6 +13,7 @@ reason why no further step is possible.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 import time
@@ -22,16 +23,16 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
-from mlxopt._checks import check_number
+from mlxopt._checks import check_limits, check_number
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
     HALF,
     Params,
     Tree,
-    dtype_name,
+    describe_structure,
     is_finite,
     largest_entry,
     read,
@@ -109,13 +110,11 @@ class Optimizer(ABC, Generic[S]):
 
     def advance(self, objective: Objective, state: S, count: int) -> tuple[S, int]:
         """Return the state after up to `count` steps, `moved` for all of them, and their number."""
-        moved = False
-        for taken in range(count):
-            if state.status is not None:
-                return state, taken
+        moved, taken = False, 0
+        while taken < count and state.status is None:
             state = self.step(objective, state)
-            moved = moved or state.moved
-        return (state._replace(moved=moved) if moved and not state.moved else state), count
+            moved, taken = moved or state.moved, taken + 1
+        return (state._replace(moved=True) if moved and not state.moved else state), taken
 
 
 class FirstOrderState(NamedTuple):
@@ -135,9 +134,11 @@ class FirstOrderState(NamedTuple):
 LearningRate = float | Callable[..., float | mx.array]
 """A number, or a function of the step, an int counted from 0.
 
-One whose attribute `reads_losses` is true is called with the step and the losses read so far, a
-tuple: those that `minimize` read every `record_every` steps, the mean of each epoch in `train`.
+A function whose attribute `reads_losses` is true is also passed the losses read so far, a tuple:
+those that `minimize` read every `record_every` steps, the mean of each epoch in `train`.
 """
+
+Step = tuple[Tree, Tree]  # the parameters and the buffers after a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,31 +146,31 @@ class FirstOrder(Optimizer[FirstOrderState]):
     """A rule that computes a step from the gradient by arithmetic alone; subclasses define it.
 
     Both loops run it in compiled calls of several steps, so `start` and `update` must consist of
-    MLX operations. A rule that depends on the number of steps keeps the count as a buffer.
+    MLX operations. A rule that depends on the number of steps keeps the count as a buffer. A rule
+    made of other rules returns their learning rates from `learning_rates`.
     """
 
     stride: ClassVar[int] = 10
 
     learning_rate: LearningRate
 
-    @property
-    def patience(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As in `Optimizer`; infinite with a schedule, which may still lower the steps."""
-        # Fixed steps oscillate for long before they settle down.
-        return math.inf if callable(self.learning_rate) else 100
-
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
             _check_rate(self.learning_rate, "learning_rate")
+        check_limits(self)
 
-    @abstractmethod
+    @property
+    def patience(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As in `Optimizer`; infinite with a schedule, which may still lower the steps."""
+        # Fixed steps oscillate for long before they converge.
+        return math.inf if self._any_rate(callable) else 100
+
     def start(self, params: Tree) -> Tree:
-        """Return the initial buffers: a tree of arrays, or an empty tuple."""
+        """Return the initial buffers, any tree: here zeros like `params`, float32 for 16 bits."""
+        return zeros(params)
 
     @abstractmethod
-    def update(
-        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
-    ) -> tuple[Tree, Tree]:
+    def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
         """Return the parameters and the buffers after one step, their dtypes unchanged.
 
         Args:
@@ -184,26 +185,29 @@ class FirstOrder(Optimizer[FirstOrderState]):
         """Return the number that `tol` tests, a scalar array."""
         return largest_entry(grad)
 
+    def learning_rates(self) -> Tree:
+        """Return the learning rate, or a tree of those of the rules that this one is made of."""
+        return self.learning_rate
+
     def reads_losses(self) -> bool:
-        """Whether the learning rate depends on the losses read so far."""
-        return getattr(self.learning_rate, "reads_losses", False) is True
+        """Whether a learning rate depends on the losses read so far."""
+        return self._any_rate(_reads_losses)
+
+    def _any_rate(self, test: Callable[[Any], bool]) -> bool:
+        return any(test(rate) for _, rate in tree_flatten(self.learning_rates(), is_leaf=callable))
 
     def rates(
         self, step: int, count: int, dtype: mx.Dtype, losses: tuple[float, ...] = ()
     ) -> list[Any]:
-        """Return the learning rates of `count` steps from `step` on, as scalar arrays."""
-        if not callable(self.learning_rate):
-            return [mx.array(float(self.learning_rate), dtype=dtype)] * count
-        return [mx.array(self._scheduled(step + i, losses), dtype=dtype) for i in range(count)]
+        """Return the learning rates of `count` steps from `step` on, each a tree of arrays."""
 
-    def _scheduled(self, step: int, losses: tuple[float, ...]) -> float:
-        assert callable(self.learning_rate)
-        read_so_far = (losses,) if self.reads_losses() else ()
-        rate: Any = self.learning_rate(step, *read_so_far)
-        if isinstance(rate, (mx.array, np.ndarray)) and rate.size == 1:
-            rate = float(np.asarray(rate).item())
-        _check_rate(rate, f"learning_rate({step})")
-        return float(rate)
+        def arrays(step: int) -> Tree:
+            array = functools.partial(_rate_at, step=step, losses=losses, dtype=dtype)
+            return tree_map(array, self.learning_rates(), is_leaf=callable)
+
+        if not self._any_rate(callable):
+            return [arrays(step)] * count
+        return [arrays(step + i) for i in range(count)]
 
     def init(self, objective: Objective, params: Params) -> FirstOrderState:
         """Return the state at `params`; one evaluation."""
@@ -225,8 +229,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
         If these are not finite, the steps are repeated one at a time; the state is then the last
         finite one, with status NONFINITE.
         """
-        began = time.perf_counter()
-        dtype = working_dtype(state.params)
+        began, dtype = time.perf_counter(), working_dtype(state.params)
         params, grad, buffers, step = state.params, state.grad, state.buffers, state.step
         value = optimality = mx.array(0.0)
         end = step + count
@@ -234,22 +237,19 @@ class FirstOrder(Optimizer[FirstOrderState]):
             size = objective.steps_per_call if end - step >= objective.steps_per_call else 1
             call = objective.compiled((id(self), size), lambda: self._steps(objective))
             rates = self.rates(step, size, dtype, state.losses)
-            params, buffers, value, grad, optimality = call(
-                params, grad, buffers, rates, *objective.data
-            )
+            found = call(params, grad, buffers, rates, *objective.data)
+            params, buffers, value, grad, optimality = found
             step += size
             if step < end:
                 mx.async_eval(params, buffers, grad)
         mx.eval(params, buffers, grad, value, optimality)
         objective.evaluations += count
-        numbers = read(value, optimality)
-        if is_finite(*numbers):
+        loss, largest = read(value, optimality)
+        if is_finite(loss, largest):
             objective.time_steps(count, time.perf_counter() - began)
-            losses = (*state.losses, numbers[0]) if self.reads_losses() else ()
-            state = FirstOrderState(
-                params, numbers[0], grad, numbers[1], None, True, step, buffers, losses
-            )
-            return state, count
+            losses = (*state.losses, loss) if self.reads_losses() else ()
+            new = FirstOrderState(params, loss, grad, largest, None, True, step, buffers, losses)
+            return new, count
         if count == 1:
             return state._replace(status=Status.NONFINITE, moved=False), 0
         losses = state.losses  # those known when the steps were first taken
@@ -262,9 +262,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
     def _steps(self, objective: Objective) -> Callable[..., Any]:
         """Return a function that takes one step for each of its learning rates."""
 
-        def steps(
-            params: Tree, grad: Tree, buffers: Tree, rates: list[mx.array], *data: Any
-        ) -> Any:
+        def steps(params: Tree, grad: Tree, buffers: Tree, rates: list[Any], *data: Any) -> Any:
             derivative = mx.value_and_grad(objective.loss)
             value = mx.array(0.0)
             for rate in rates:
@@ -278,7 +276,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
 
 def as_rule(optimizer: Any) -> Any:
     """Return an optimizer of `mlx.optimizers` as a first-order rule, anything else as it is."""
-    library = sys.modules.get("mlx.optimizers")  # imported by whoever has such an object
+    library = sys.modules.get("mlx.optimizers")  # such an object has imported it
     if library is None or not isinstance(optimizer, library.Optimizer):
         return optimizer
     from mlxopt.optimizers._mlx import FromMLX
@@ -287,11 +285,7 @@ def as_rule(optimizer: Any) -> Any:
 
 
 def initial_buffers(rule: FirstOrder, params: Params) -> Tree:
-    """Return `rule.start(params)`, having checked what `rule.update` returns.
-
-    Raises:
-        TypeError: `update` changes the structure, a shape or a dtype.
-    """
+    """Return `rule.start(params)`; TypeError if `rule.update` changes structure, shape or dtype."""
     buffers = rule.start(params)
     # Nothing is evaluated: structure, shapes and dtypes are known from the graph.
     after = rule.update(params, buffers, params, mx.array(0.0, dtype=working_dtype(params)))
@@ -302,7 +296,9 @@ def initial_buffers(rule: FirstOrder, params: Params) -> Tree:
             f"parameters and the buffers."
         )
     for what, old, new in zip(("parameters", "buffers"), (params, buffers), after, strict=True):
-        if (found := _make(new)) != (expected := _make(old)):
+        expected, found = (tree_map(describe_structure, tree) for tree in (old, new))
+        # By paths: a list is as good as a tuple.
+        if dict(tree_flatten(found)) != dict(tree_flatten(expected)):
             raise TypeError(
                 f"{name}.update changed the structure, shapes or dtypes of the {what}: expected "
                 f"{expected}, got {found}. Cast the learning rate to each leaf's dtype."
@@ -320,16 +316,15 @@ def zeros(params: Tree) -> Tree:
     return tree_map(mx.zeros_like, wide(params))
 
 
-def descend(
-    params: Tree, direction: Tree, learning_rate: mx.array, weight_decay: float = 0.0
-) -> Tree:
+def running_mean(mean: Tree, new: Tree, beta: float) -> Tree:
+    """Return the running mean beta · mean + (1 - beta) · new, the dtypes of `mean` kept."""
+    return tree_map(lambda m, x: (beta * m + (1 - beta) * x).astype(m.dtype), mean, new)
+
+
+def descend(params: Tree, direction: Tree, learning_rate: mx.array, weight_decay=0.0) -> Tree:
     """Return params - learning_rate · (direction + weight_decay · params), dtypes kept.
 
-    Args:
-        params: the parameters.
-        direction: a tree like them, in whose dtypes the step is computed.
-        learning_rate: a scalar array.
-        weight_decay: decoupled from the gradient, as in AdamW.
+    Computed in the dtypes of `direction`; a weight decay is decoupled from it, as in AdamW.
     """
 
     def move(p: mx.array, d: mx.array) -> mx.array:
@@ -340,16 +335,20 @@ def descend(
     return tree_map(move, params, direction)
 
 
-def _make(tree: Tree) -> Any:
-    """Return structure, shapes and dtypes of a tree, as a message shows them."""
-    if isinstance(tree, dict):
-        return {key: _make(child) for key, child in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_make(child) for child in tree]
-    if isinstance(tree, mx.array):
-        return f"{dtype_name(tree.dtype)} {tree.shape}"
-    return type(tree).__qualname__
+def _check_rate(rate: Any, name: str) -> float:
+    return check_number(rate, name, least=0, instead=", or a function of the step")
 
 
-def _check_rate(rate: Any, name: str) -> None:
-    check_number(rate, name, least=0, instead=", or a function of the step")
+def _reads_losses(rate: LearningRate) -> bool:
+    return getattr(rate, "reads_losses", False) is True
+
+
+def _rate_at(rate: LearningRate, step: int, losses: tuple[float, ...], dtype: mx.Dtype) -> mx.array:
+    """Return the learning rate of a step as an array, having checked it."""
+    found: Any = rate
+    if callable(rate):
+        found = rate(step, losses) if _reads_losses(rate) else rate(step)
+        if isinstance(found, (mx.array, np.ndarray)) and found.size == 1:
+            found = float(np.asarray(found).item())
+        _check_rate(found, f"learning_rate({step})")
+    return mx.array(float(found), dtype=dtype)

@@ -7,9 +7,9 @@ import dataclasses
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlxopt._checks import check_fields
+from mlxopt._checks import limited
 from mlxopt._tree import Tree
-from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zeros
+from mlxopt.optimizers._base import FirstOrder, LearningRate, Step, descend, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +19,14 @@ class Adagrad(FirstOrder):
         v      ← v + gradient²
         params ← params - learning_rate · gradient / (√v + epsilon)
 
-    The steps shrink by themselves, those of entries with few gradients less: for sparse features.
-    The first step moves each entry by `learning_rate`. Duchi, Hazan and Singer (2011), "Adaptive
-    subgradient methods for online learning and stochastic optimization", figure 1, diagonal.
+    from v = 0. The steps decrease, least for entries whose gradient is mostly 0 (sparse features).
+    The first step changes each entry by `learning_rate`. Duchi, Hazan and Singer (2011), "Adaptive
+    subgradient methods for online learning and stochastic optimization", the diagonal version of
+    figure 1.
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        epsilon: avoids a division by zero.
+        epsilon: added to the root, zero or more.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
@@ -34,19 +35,9 @@ class Adagrad(FirstOrder):
     """
 
     learning_rate: LearningRate = 0.01
-    epsilon: float = 1e-10
+    epsilon: float = limited(1e-10, least=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, "epsilon", least=0)
-
-    def start(self, params: Tree) -> Tree:
-        """Return sums of zero, a tree like `params`."""
-        return zeros(params)
-
-    def update(
-        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
-    ) -> tuple[Tree, Tree]:
+    def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
         """Return the parameters and the sums after one step."""
         grad = wide(grad)
         total = tree_map(lambda v, g: v + mx.square(g), buffers, grad)

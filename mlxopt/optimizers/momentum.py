@@ -7,28 +7,28 @@ import dataclasses
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlxopt._checks import check_fields
+from mlxopt._checks import limited
 from mlxopt._tree import Tree
-from mlxopt.optimizers._base import FirstOrder, LearningRate
+from mlxopt.optimizers._base import FirstOrder, LearningRate, Step, descend
 
 
 @dataclasses.dataclass(frozen=True)
 class Momentum(FirstOrder):
-    """Gradient descent with momentum: steps along a velocity, the decaying sum of gradients.
+    """Gradient descent with momentum: steps along a decaying sum of gradients.
 
         velocity ← momentum · velocity + gradient
         params   ← params - learning_rate · velocity                          (heavy ball)
         params   ← params - learning_rate · (gradient + momentum · velocity)  (Nesterov)
 
-    Near a minimum a step is 1 / (1 - momentum) times as long as one of `SGD`. Heavy ball: Polyak
-    (1964), "Some methods of speeding up the convergence of iteration methods". Nesterov: Sutskever,
-    Martens, Dahl and Hinton (2013), "On the importance of initialization and momentum in deep
-    learning", equations 3 and 4, written at the look-ahead point.
+    from a velocity of 0. Under a constant gradient the step grows to 1 / (1 - momentum) times that
+    of `SGD`. Heavy ball: Polyak (1964), "Some methods of speeding up the convergence of iteration
+    methods". Nesterov: Sutskever, Martens, Dahl and Hinton (2013), "On the importance of
+    initialization and momentum in deep learning", equations 3 and 4, at the look-ahead point.
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        momentum: the share of the velocity kept in a step, from 0 (`SGD`) to below 1.
-        nesterov: use Nesterov's step.
+        momentum: the decay of the velocity, from 0 (which is `SGD`) to below 1.
+        nesterov: Nesterov's form in place of the heavy ball.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 10.0]) * (w - 3.0) ** 2)
@@ -37,24 +37,16 @@ class Momentum(FirstOrder):
     """
 
     learning_rate: LearningRate = 0.01
-    momentum: float = 0.9
+    momentum: float = limited(0.9, least=0, below=1)
     nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, "momentum", least=0, below=1)
 
     def start(self, params: Tree) -> Tree:
         """Return a velocity of zero, a tree like `params`."""
         return tree_map(mx.zeros_like, params)
 
-    def update(
-        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
-    ) -> tuple[Tree, Tree]:
+    def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
         """Return the parameters and the velocity after one step."""
-        velocity = tree_map(lambda v, g: self.momentum * v + g, buffers, grad)
-        direction = velocity
+        direction = velocity = tree_map(lambda v, g: self.momentum * v + g, buffers, grad)
         if self.nesterov:
             direction = tree_map(lambda g, v: g + self.momentum * v, grad, velocity)
-        moved = tree_map(lambda p, d: p - learning_rate.astype(p.dtype) * d, params, direction)
-        return moved, velocity
+        return descend(params, direction, learning_rate), velocity

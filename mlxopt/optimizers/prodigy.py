@@ -1,8 +1,8 @@
-"""Prodigy: Adam that finds its own learning rate.
+"""Prodigy: Adam with an estimated learning rate.
 
 Notation, as in Mishchenko and Defazio (2024): x₀ = the start; d = the estimate of the distance from
-there to a minimum; γ = learning_rate; m, v = running means of d · gradient and of its square; r, s
-= weighted sums of ⟨gradient, x₀ - x⟩ and of gradients.
+x₀ to a minimum; γ = learning_rate; m, v = running means of d · gradient and of its square; r, s =
+weighted sums of ⟨gradient, x₀ - x⟩ and of gradients.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlxopt._checks import check_fields
+from mlxopt._checks import limited
 from mlxopt._tree import Tree, leaves, working_dtype
-from mlxopt.optimizers._base import FirstOrder, LearningRate, wide, zeros
-from mlxopt.optimizers.adam import running_mean
+from mlxopt.optimizers._base import FirstOrder, LearningRate, Step, running_mean, wide, zeros
 
 
 class ProdigyBuffers(NamedTuple):
-    """The arrays of Prodigy; float32 where the parameters have 16 bits."""
+    """The buffers of Prodigy; float32 where the parameters have 16 bits."""
 
     m: Tree  # the running mean of d · gradient, like params
-    v: Tree  # that of its square, like params
+    v: Tree  # the running mean of its square, like params
     s: Tree  # the weighted sum of gradients, like params
     r: mx.array  # the weighted sum of ⟨gradient, x₀ - x⟩, shape ()
     d: mx.array  # the estimate of the distance, shape ()
     start: Tree  # x₀
-    moved: Tree  # x - x₀, summed by itself: the first steps vanish in the rounding of x
+    moved: Tree  # x - x₀, a sum of its own: the first steps are below the rounding of x
 
 
 @dataclasses.dataclass(frozen=True)
 class Prodigy(FirstOrder):
-    """Adam with a learning rate from an estimate of the distance to the minimum.
+    """Adam with a learning rate estimated from the distance to the minimum.
 
         m ← beta1 · m + (1 - beta1) · d · gradient
         v ← beta2 · v + (1 - beta2) · d² · gradient²
@@ -43,16 +42,16 @@ class Prodigy(FirstOrder):
         x ← x - γ d · m / (√v + d · epsilon)
         d ← max(d, r / ‖s‖₁)
 
-    where γ is `learning_rate`: 1, or a schedule that falls from 1 towards the end. The estimate d,
-    one number for all parameters, never falls; it begins tiny and grows by a factor a step, so the
-    first tens of steps hardly move. Mishchenko and Defazio (2024), "Prodigy: an expeditiously
-    adaptive parameter-free learner", algorithm 4.
+    where γ is `learning_rate`: 1, or a schedule that decreases from 1. The estimate d, one number
+    for all parameters, never decreases; the first tens of steps are tiny, while it grows by a
+    factor a step. Mishchenko and Defazio (2024), "Prodigy: an expeditiously adaptive parameter-free
+    learner", algorithm 4.
 
     Args:
         learning_rate: a factor on the estimate: a number, or a function of the step.
-        beta1: the share of the mean kept in a step, from 0 to below 1.
-        beta2: that of the mean square, above 0 and below 1.
-        epsilon: avoids a division by zero.
+        beta1: the decay of the mean, from 0 to below 1.
+        beta2: the decay of the mean square, from 0 to below 1.
+        epsilon: added to the root, zero or more.
         distance: the first estimate of d: too small costs a few steps, too large is not corrected.
 
     >>> import mlx.core as mx, mlxopt as mo
@@ -64,16 +63,10 @@ class Prodigy(FirstOrder):
     """
 
     learning_rate: LearningRate = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    distance: float = 1e-6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, "beta1", "beta2", least=0, below=1)
-        check_fields(self, "epsilon", least=0)
-        check_fields(self, "distance", above=0)
+    beta1: float = limited(0.9, least=0, below=1)
+    beta2: float = limited(0.999, least=0, below=1)
+    epsilon: float = limited(1e-8, least=0)
+    distance: float = limited(1e-6, above=0)
 
     def start(self, params: Tree) -> ProdigyBuffers:
         """Return sums of zero, and the first estimate of the distance."""
@@ -84,26 +77,25 @@ class Prodigy(FirstOrder):
 
     def update(
         self, grad: Tree, buffers: ProdigyBuffers, params: Tree, learning_rate: mx.array
-    ) -> tuple[Tree, ProdigyBuffers]:
+    ) -> Step:
         """Return the parameters and the buffers after one step."""
         m, v, s, r, d, start, moved = buffers
         grad = wide(grad)
-        beta3 = math.sqrt(self.beta2)
-        weight = (1 - beta3) * learning_rate * mx.square(d)
         scaled = tree_map(lambda g: d * g, grad)
         m = running_mean(m, scaled, self.beta1)
         v = running_mean(v, tree_map(mx.square, scaled), self.beta2)
+        beta3 = math.sqrt(self.beta2)
+        weight = (1 - beta3) * learning_rate * mx.square(d)
         inner = sum(leaves(tree_map(lambda g, w: -mx.sum(g * w).astype(d.dtype), grad, moved)))
         r = beta3 * r + weight * inner
         s = tree_map(lambda o, g: (beta3 * o + weight * g).astype(o.dtype), s, grad)
 
         def step(w: mx.array, m: mx.array, v: mx.array) -> mx.array:
-            shift = learning_rate * d * m / (mx.sqrt(v) + d * self.epsilon)
-            return (w - shift).astype(w.dtype)
+            return (w - learning_rate * d * m / (mx.sqrt(v) + d * self.epsilon)).astype(w.dtype)
 
         moved = tree_map(step, moved, m, v)
         length = sum(leaves(tree_map(lambda o: mx.sum(mx.abs(o)).astype(d.dtype), s)))
-        # Without a gradient so far both are 0.
+        # Before the first gradient that is not 0, r and s are 0 and say nothing of the distance.
         d = mx.maximum(d, mx.where(length > 0, r / length, d))
         x = tree_map(lambda p, w: (p + w).astype(p.dtype), start, moved)
         return x, ProdigyBuffers(m, v, s, r, d, start, moved)

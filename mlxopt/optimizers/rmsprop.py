@@ -7,10 +7,9 @@ import dataclasses
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlxopt._checks import check_fields
+from mlxopt._checks import limited
 from mlxopt._tree import Tree
-from mlxopt.optimizers._base import FirstOrder, LearningRate, descend, wide, zeros
-from mlxopt.optimizers.adam import running_mean
+from mlxopt.optimizers._base import FirstOrder, LearningRate, Step, descend, running_mean, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +19,13 @@ class RMSProp(FirstOrder):
         v      ← decay · v + (1 - decay) · gradient²
         params ← params - learning_rate · gradient / (√v + epsilon)
 
-    v starts from 0, so the first steps are up to 1 / √(1 - decay) times as long as later ones.
+    from v = 0: the first steps are up to 1 / √(1 - decay) times as long as later ones.
     Tieleman and Hinton (2012), "Neural networks for machine learning", lecture 6.5.
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        decay: the share of the mean square kept in a step, from 0 to below 1.
-        epsilon: avoids a division by zero.
+        decay: of the mean square, from 0 to below 1.
+        epsilon: added to the root, zero or more.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
@@ -36,21 +35,10 @@ class RMSProp(FirstOrder):
     """
 
     learning_rate: LearningRate = 0.01
-    decay: float = 0.99
-    epsilon: float = 1e-8
+    decay: float = limited(0.99, least=0, below=1)
+    epsilon: float = limited(1e-8, least=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, "decay", least=0, below=1)
-        check_fields(self, "epsilon", least=0)
-
-    def start(self, params: Tree) -> Tree:
-        """Return mean squares of zero, a tree like `params`."""
-        return zeros(params)
-
-    def update(
-        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
-    ) -> tuple[Tree, Tree]:
+    def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
         """Return the parameters and the mean squares after one step."""
         grad = wide(grad)
         square = running_mean(buffers, tree_map(mx.square, grad), self.decay)

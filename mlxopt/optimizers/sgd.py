@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import mlx.core as mx
-from mlx.utils import tree_map
 
 from mlxopt._tree import Tree
-from mlxopt.optimizers._base import FirstOrder, LearningRate
+from mlxopt.optimizers._base import FirstOrder, LearningRate, Step, descend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +32,6 @@ class SGD(FirstOrder):
         """Return no buffers."""
         return ()
 
-    def update(
-        self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array
-    ) -> tuple[Tree, Tree]:
+    def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
         """Return the parameters one step down the gradient."""
-        return tree_map(lambda p, g: p - learning_rate.astype(p.dtype) * g, params, grad), buffers
+        return descend(params, grad, learning_rate), buffers
