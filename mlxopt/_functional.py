@@ -17,17 +17,15 @@ def functional(module: nn.Module) -> tuple[Tree, Callable[..., Any]]:
     """Return a module's trainable parameters, and its call as a pure function of them.
 
     `apply(params, *inputs, **options)` is `module(*inputs, **options)` with `params` in place of
-    the trainable parameters. The module is restored after each call; `module.update(result.params)`
-    puts a result into it.
+    the trainable parameters; it does not change the module. `module.update(result.params)` does.
 
-    - Frozen parameters (`module.freeze(...)`) are not in `params`: `apply` takes them from the
-      module. Freezing later has no effect.
-    - `apply` follows `module.train()` and `module.eval()`. Dropout in training mode draws new
-      numbers in each step of `train`, and sees one fixed draw in `minimize`.
-    - Changes of the module by a call are discarded, with a warning, such as running statistics of
-      `BatchNorm` in training mode. After the run update the module, call `module.train()` and run
-      it over the data once before `module.eval()`; or use `LayerNorm` or `GroupNorm`.
-    - A parameter held in two places (tied weights) comes twice; the last place counts, and `train`
+    - Parameters frozen by `module.freeze(...)` before this call are not in `params`.
+    - `apply` follows `module.train()` and `module.eval()`. Dropout in training mode has new random
+      numbers in each step of `train`, and one fixed draw in `minimize`.
+    - Other changes of the module by a call are discarded with a warning, such as running statistics
+      of `BatchNorm` in training mode. After the run, update the module and run it over the data
+      once between `module.train()` and `module.eval()`; or use `LayerNorm` or `GroupNorm`.
+    - A parameter in two places (tied weights) is in `params` twice; the last counts, and `train`
       warns that the loss ignores the other.
 
     Args:
@@ -37,9 +35,8 @@ def functional(module: nn.Module) -> tuple[Tree, Callable[..., Any]]:
         (params, apply): nested dicts and lists of arrays, and the function.
 
     Raises:
-        TypeError: `module` is no module.
-        ValueError: no parameter is trainable; the first argument of `apply` has other names or
-            shapes than `params`.
+        TypeError: `module` is not a module.
+        ValueError: no parameter is trainable, or `apply` was called with other names or shapes.
 
     >>> import mlx.core as mx, mlx.nn as nn, mlxopt as mo
     >>> params, apply = mo.functional(nn.Linear(2, 1))
@@ -59,8 +56,7 @@ def functional(module: nn.Module) -> tuple[Tree, Callable[..., Any]]:
 
     def apply(params: Tree, *inputs: Any, **options: Any) -> Any:
         """Return the module's output with these parameters."""
-        if (found := _shapes(params)) != expected:
-            raise ValueError(_difference(name, expected, found))
+        _check_shapes(params, expected, name)
         # A call can change frozen parameters too, such as running statistics.
         before = module.parameters()
         module.update(params)
@@ -88,11 +84,13 @@ def _shapes(params: Tree) -> dict[str, tuple[int, ...]]:
     return {name: getattr(leaf, "shape", ()) for name, leaf in leaves}
 
 
-def _difference(module: str, expected: dict[str, Any], found: dict[str, Any]) -> str:
-    name = next(name for name in [*expected, *found] if expected.get(name) != found.get(name))
-    wanted = f"shape {expected[name]}" if name in expected else "no such parameter"
-    got = f"shape {found[name]}" if name in found else "none"
-    return (
-        f"apply was given other parameters than those of {module}: expected for {name!r} "
-        f"{wanted}, got {got}. Its first argument is params, then come the inputs."
-    )
+def _check_shapes(params: Tree, expected: dict[str, Any], module: str) -> None:
+    found = _shapes(params)
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            wanted = f"shape {expected[name]}" if name in expected else "no such parameter"
+            got = f"shape {found[name]}" if name in found else "none"
+            raise ValueError(
+                f"apply was given other parameters than those of {module}: expected for {name!r} "
+                f"{wanted}, got {got}. Its first argument is params, then come the inputs."
+            )

@@ -1,12 +1,11 @@
-"""Losses per example: take the mean of what they return, or any other reduction.
+"""Losses per example, to be reduced by `mean` or otherwise.
 
-Each takes arrays that broadcast together and returns one loss for each entry, of the dtype that
-MLX promotes them to.
+Arguments broadcast together; the result has a loss for each entry, in their promoted dtype.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import mlx.core as mx
 
@@ -28,8 +27,8 @@ def squared_error(predictions: mx.array, targets: mx.array) -> mx.array:
 def huber(predictions: mx.array, targets: mx.array, delta: float = 1.0) -> mx.array:
     """Return ½r² where |r| ≤ delta, else delta · (|r| - ½ delta), r = predictions - targets.
 
-    Squared error for small residuals and a straight line for large ones, so that an outlier pulls
-    no harder than a residual of `delta` (Huber 1964, "Robust estimation of a location parameter").
+    The gradient of an outlier is no larger than that of a residual of `delta` (Huber 1964, "Robust
+    estimation of a location parameter").
 
     >>> import mlx.core as mx
     >>> huber(mx.array([0.5, 3.0]), mx.array([0.0, 0.0]))
@@ -46,12 +45,11 @@ def _logistic_slopes(logits: mx.array, labels: mx.array) -> tuple[mx.array, mx.a
 
 @pairwise(_logistic_slopes)
 def logistic(logits: mx.array, labels: mx.array) -> mx.array:
-    """Return log(1 + exp(logits)) - labels · logits: minus the log-likelihood of labels in [0, 1],
-    for finite logits.
+    """Return log(1 + exp(logits)) - labels · logits for labels in [0, 1] and finite logits.
 
-    Computed as a sum of terms that are never negative, so that nothing cancels or overflows; the
-    derivative in the logits is σ(logits) - labels to the last digits, at 0 too, where the
-    derivative of the textbook expression is wrong.
+    Minus the log-likelihood, as a sum of terms that are never negative: nothing cancels or
+    overflows. The derivative in the logits is σ(logits) - labels to the last digits, even at 0,
+    where that of the textbook expression is wrong.
 
     >>> import mlx.core as mx
     >>> logistic(mx.array([0.0, 100.0, 100.0]), mx.array([1.0, 1.0, 0.0]))
@@ -64,11 +62,11 @@ def logistic(logits: mx.array, labels: mx.array) -> mx.array:
 
 
 def mean(values: mx.array) -> mx.array:
-    """Return the mean of all entries, shape (), of their dtype, right to the last digits or so.
+    """Return the mean of all entries, shape (), in their dtype, with a small rounding error.
 
     On the CPU MLX adds float32 numbers one after the other: the mean of a million is off by up to
-    1e-4, of ten million by 1 %. Here rows of 1,024 are summed by a product with ones, and their
-    sums in float64, which is faster besides. (On a GPU, where sums are trees, this is `mx.mean`.)
+    1e-4, of ten million by 1 %. Here rows of 1,024 are summed by a product with ones, and the sums
+    in float64, which is also faster. On a GPU this is `mx.mean`.
 
     >>> import mlx.core as mx, numpy as np
     >>> tenths = mx.full((10_000_000,), 0.1)
@@ -80,33 +78,33 @@ def mean(values: mx.array) -> mx.array:
 
 
 def total(values: mx.array) -> mx.array:
-    """Return the sum of all entries, shape (), of their dtype, computed as `mean` is.
+    """Return the sum of all entries, shape (), in their dtype, computed as in `mean`.
 
     >>> import mlx.core as mx
     >>> total(mx.ones((3000, 1000))).item()
     3000000.0
     """
-    return cast(mx.array, _total(values)) if _in_blocks(values) else mx.sum(values)
+    result: Any = _total(values) if _in_blocks(values) else mx.sum(values)
+    return result
 
 
 def linear(X: mx.array, coef: mx.array) -> mx.array:
     """Return X @ coef, with a gradient in `coef` that is summed in float64 over blocks of rows.
 
+    A product over a million rows in float32 was off by 1e-5, and by 1e-3 where all terms are alike;
+    blocks of 128 rows are right to 1e-6 or better.
+
     Args:
         X: the examples, shape (n, p).
         coef: shape (p,), or (p, k) for k outputs.
-
-    As with `mean`, a product over a million rows in float32 loses digits: it was off by 1e-5, and
-    by 1e-3 where all terms are alike. Blocks of 128 rows keep it right to 1e-6 or better.
 
     >>> import mlx.core as mx
     >>> X, y = mx.ones((100_000, 2)), mx.zeros(100_000)
     >>> mx.grad(lambda w: mean(squared_error(linear(X, w), y)))(mx.array([1.0, 2.0]))
     array([3, 3], dtype=float32)
     """
-    if coef.ndim == 1:
-        return linear(X, coef[:, None])[:, 0]
-    return cast(mx.array, _linear(X, coef))
+    product: Any = _linear(X, coef[:, None] if coef.ndim == 1 else coef)
+    return product[:, 0] if coef.ndim == 1 else product
 
 
 _ROW = 1024  # numbers summed in float32
@@ -114,7 +112,7 @@ _BLOCK = 128  # rows of a product summed in float32; 256 were off by 4e-6 where 
 
 
 def _in_blocks(values: mx.array) -> bool:
-    """Whether sums over `values` are to be split: only the CPU has float64 to add up the parts."""
+    """Whether sums over `values` are split: only the CPU has float64 for the sum of the parts."""
     narrow = values.dtype in (mx.float32, mx.float16, mx.bfloat16)
     return narrow and values.size >= 8192 and mx.default_device() == mx.cpu
 
@@ -147,7 +145,7 @@ def _linear_vjp(
 
 
 def _transposed_product(X: mx.array, Y: mx.array) -> mx.array:
-    """Return Xᵀ Y, shape (p, k), the rows taken in blocks whose products are summed in float64."""
+    """Return Xᵀ Y, shape (p, k), the products of blocks of rows summed in float64."""
     if not _in_blocks(X):
         return X.T @ Y
     whole = X.shape[0] // _BLOCK * _BLOCK

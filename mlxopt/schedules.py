@@ -1,7 +1,6 @@
 """Learning rates that change along a run: frozen dataclasses, called with the step.
 
-Any function of the step (an int, counted from 0 over the whole run) can be a learning rate; these
-are the usual ones. They are values: to compare, print, and use in many runs.
+Any function of the step (an int, counted from 0 over the whole run) can be a learning rate.
 
 >>> import mlxopt as mo
 >>> rate = mo.schedules.warmup(mo.schedules.cosine(0.1, steps=1000), steps=100)
@@ -18,14 +17,12 @@ from typing import Any, ClassVar
 
 from mlxopt._checks import check_fields
 
-_SHARE: dict[str, Any] = {"least": 0, "most": 1}
-_WHOLE: dict[str, Any] = {"whole": True}
 _LIMITS: dict[str, dict[str, Any]] = {
-    "factor": _SHARE,
-    "threshold": _SHARE,
-    "every": _WHOLE,
-    "steps": _WHOLE,
-    "patience": _WHOLE,
+    "factor": {"least": 0, "most": 1},
+    "threshold": {"least": 0, "most": 1},
+    "every": {"whole": True},
+    "steps": {"whole": True},
+    "patience": {"whole": True},
     "first": {"least": 1},
     "last": {"least": 1},
 }
@@ -117,7 +114,7 @@ class cosine(_Schedule):
 class warmup(_Schedule):
     """A learning rate that rises in a straight line for `steps` steps, then follows another.
 
-    The first rate is 1 / (steps + 1) of the first of `then`, not zero.
+    The first rate is 1 / (steps + 1) of the first rate of `then`, not zero.
 
     Args:
         then: a number, or a schedule, whose step 0 is step number `steps` of this one.
@@ -136,8 +133,8 @@ class warmup(_Schedule):
         super().__post_init__()
         if getattr(self.then, "reads_losses", False) is True:
             raise TypeError(
-                f"warmup(then={self.then!r}): expected a number or a function of the step alone; "
-                f"this one reads losses as well."
+                f"warmup(then={self.then!r}): expected a number or a function of the step alone, "
+                f"got a function of the losses as well."
             )
 
     def __call__(self, step: int) -> float:
@@ -150,7 +147,7 @@ class one_cycle(_Schedule):
     """A learning rate that rises to `learning_rate` and falls far below the first one.
 
     Two halves of a cosine: up from learning_rate / `first` over a share `rise` of the steps, then
-    down to learning_rate / (`first` · `last`) at step number steps - 1, and constant after it.
+    down to learning_rate / (`first` · `last`) at step number steps - 1; constant from there on.
     Smith and Topin (2019), "Super-convergence: very fast training of neural networks using large
     learning rates", with the shape and the defaults of torch.
 
@@ -193,9 +190,8 @@ class one_cycle(_Schedule):
 class reduce_on_plateau(_Schedule):
     """A learning rate that drops whenever the loss has stopped falling.
 
-    It is a function of the losses read so far: in `train` the mean losses of the epochs, in
-    `minimize` the loss at the start and every `record_every` steps. It has no memory, so a run can
-    be repeated.
+    A function of the losses read so far, without memory: in `train` the mean losses of the epochs,
+    in `minimize` the loss at the start and every `record_every` steps.
 
     Args:
         learning_rate: the first rate.
