@@ -267,3 +267,29 @@ def test_a_tree_of_several_dtypes():
 def test_hyper_parameters_are_checked(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+class Damped(mo.optimizers.FirstOrder):
+    """A rule by a user: a step along the mean of this gradient and the last."""
+
+    def update(self, grad, buffers, params, learning_rate):
+        return params - 0.5 * learning_rate * (grad + buffers), grad
+
+
+def test_a_rule_by_a_user_is_an_update():
+    rule = Damped(0.1)
+    found = mo.minimize(lambda w: mx.sum(mx.square(w - 3)), mx.zeros(2), rule)
+    assert found.converged
+    np.testing.assert_allclose(np.array(found.params), 3, rtol=1e-5)
+    wrapped = mo.Grouped(mo.Clipped(rule, norm=1e3), {})
+    again = mo.minimize(lambda w: mx.sum(mx.square(w - 3)), mx.zeros(2), wrapped)
+    np.testing.assert_array_equal(np.array(again.params), np.array(found.params))
+
+
+def test_rules_made_of_rules_have_the_patience_of_their_rules():
+    falling = mo.SGD(schedules.cosine(0.1, steps=10))
+    for rule in (falling, mo.Clipped(falling, norm=1.0), mo.Grouped(mo.SGD(0.1), {"*b*": falling})):
+        assert isinstance(rule, mo.optimizers.FirstOrder)
+        assert rule.patience == float("inf")
+    for rule in (mo.SGD(0.1), mo.Clipped(mo.SGD(0.1), norm=1.0), mo.Grouped(None, {})):
+        assert rule.patience == 100

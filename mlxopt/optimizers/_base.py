@@ -307,7 +307,7 @@ def initial_buffers(rule: FirstOrder, params: Params) -> Tree:
 
 
 def wide(tree: Tree) -> Tree:
-    """Return a tree with its 16-bit leaves in float32, for sums over many steps."""
+    """Return a tree with 16-bit leaves in float32, for sums over many steps."""
     return tree_map(lambda x: x.astype(mx.float32) if x.dtype in HALF else x, tree)
 
 
@@ -322,14 +322,10 @@ def running_mean(mean: Tree, new: Tree, beta: float) -> Tree:
 
 
 def descend(params: Tree, direction: Tree, learning_rate: mx.array, weight_decay=0.0) -> Tree:
-    """Return params - learning_rate · (direction + weight_decay · params), dtypes kept.
-
-    Computed in the dtypes of `direction`; a weight decay is decoupled from it, as in AdamW.
-    """
+    """Return params - learning_rate · (direction + weight_decay · params), dtypes kept."""
 
     def move(p: mx.array, d: mx.array) -> mx.array:
-        if weight_decay:
-            d = d + weight_decay * p.astype(d.dtype)
+        d = d + weight_decay * p.astype(d.dtype) if weight_decay else d
         return (p - learning_rate.astype(d.dtype) * d).astype(p.dtype)
 
     return tree_map(move, params, direction)

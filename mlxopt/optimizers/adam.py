@@ -38,8 +38,8 @@ class Adam(FirstOrder):
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        beta1: the decay of the mean, from 0 to below 1.
-        beta2: the decay of the mean square, from 0 to below 1.
+        beta1: the decay rate of the mean, from 0 to below 1.
+        beta2: the decay rate of the mean square, from 0 to below 1.
         epsilon: added to the root, zero or more.
 
     >>> import mlx.core as mx, mlxopt as mo

@@ -27,7 +27,7 @@ class Lion(FirstOrder):
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
         beta1: the weight of the momentum in the direction, from 0 to below 1.
-        beta2: the decay of the momentum, from 0 to below 1.
+        beta2: the decay rate of the momentum, from 0 to below 1.
         weight_decay: the share of itself that an entry loses in a step of learning rate 1.
 
     >>> import mlx.core as mx, mlxopt as mo

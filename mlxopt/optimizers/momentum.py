@@ -27,7 +27,7 @@ class Momentum(FirstOrder):
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        momentum: the decay of the velocity, from 0 (which is `SGD`) to below 1.
+        momentum: the decay rate of the velocity, from 0 (which is `SGD`) to below 1.
         nesterov: Nesterov's form in place of the heavy ball.
 
     >>> import mlx.core as mx, mlxopt as mo

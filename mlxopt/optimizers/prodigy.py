@@ -1,8 +1,7 @@
 """Prodigy: Adam with an estimated learning rate.
 
-Notation, as in Mishchenko and Defazio (2024): x₀ = the start; d = the estimate of the distance from
-x₀ to a minimum; γ = learning_rate; m, v = running means of d · gradient and of its square; r, s =
-weighted sums of ⟨gradient, x₀ - x⟩ and of gradients.
+Notation, as in Mishchenko and Defazio (2024): x₀ = the start; γ = learning_rate; m, v, s, r and d
+as in `ProdigyBuffers`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class ProdigyBuffers(NamedTuple):
     v: Tree  # the running mean of its square, like params
     s: Tree  # the weighted sum of gradients, like params
     r: mx.array  # the weighted sum of ⟨gradient, x₀ - x⟩, shape ()
-    d: mx.array  # the estimate of the distance, shape ()
+    d: mx.array  # the estimate of the distance from x₀ to a minimum, shape ()
     start: Tree  # x₀
     moved: Tree  # x - x₀, a sum of its own: the first steps are below the rounding of x
 
@@ -49,8 +48,8 @@ class Prodigy(FirstOrder):
 
     Args:
         learning_rate: a factor on the estimate: a number, or a function of the step.
-        beta1: the decay of the mean, from 0 to below 1.
-        beta2: the decay of the mean square, from 0 to below 1.
+        beta1: the decay rate of the mean, from 0 to below 1.
+        beta2: the decay rate of the mean square, from 0 to below 1.
         epsilon: added to the root, zero or more.
         distance: the first estimate of d: too small costs a few steps, too large is not corrected.
 
@@ -75,9 +74,7 @@ class Prodigy(FirstOrder):
         r, d = mx.zeros((), dtype=dtype), mx.array(self.distance, dtype=dtype)
         return ProdigyBuffers(m, v, s, r, d, params, moved)
 
-    def update(
-        self, grad: Tree, buffers: ProdigyBuffers, params: Tree, learning_rate: mx.array
-    ) -> Step:
+    def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
         """Return the parameters and the buffers after one step."""
         m, v, s, r, d, start, moved = buffers
         grad = wide(grad)

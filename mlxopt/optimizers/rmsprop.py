@@ -24,7 +24,7 @@ class RMSProp(FirstOrder):
 
     Args:
         learning_rate: a number, or a function of the step (an int, counted from 0).
-        decay: of the mean square, from 0 to below 1.
+        decay: the decay rate of the mean square, from 0 to below 1.
         epsilon: added to the root, zero or more.
 
     >>> import mlx.core as mx, mlxopt as mo
