@@ -52,5 +52,6 @@ def gauss_newton_directions(model: Model, size: int) -> np.ndarray:
     scale = np.where(model.measures.columns > 0, model.measures.columns, 1.0)
     u, s, vt = np.linalg.svd(model.r / scale[:, None, :])
     kept = s > size * np.finfo(float).eps * s[:, :1]
-    along = np.einsum("apk,ap->ak", u, model.qtr) * np.where(kept, 1.0 / np.where(kept, s, 1.0), 0)
+    inverse = np.where(kept, 1.0 / np.where(kept, s, 1.0), 0.0)
+    along = np.einsum("apk,ap->ak", u, model.qtr) * inverse
     return -np.einsum("akp,ak->ap", vt, along) / scale

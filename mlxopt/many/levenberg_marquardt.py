@@ -13,6 +13,7 @@ from mlxopt._tree import epsilon, rounded
 from mlxopt.many._residual import BatchedResidual, Model, linearize
 from mlxopt.many._state import Method, Points, dot, is_none, where
 from mlxopt.optimizers import levenberg_marquardt as one
+from mlxopt.optimizers._residual import norm, times
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -49,17 +50,21 @@ class BatchedLevenbergMarquardt(Method):
         """Evaluate one trial each within the region; keep those that do as the model predicted."""
         points, model, scale = state.points, state.model, state.scale
         like = objective.problems.like
-        size = np.linalg.norm(scale * points.x, axis=1)
+        size = norm(scale * points.x)
         radius = np.where(
             np.isinf(state.radius), self.radius * np.where(size > 0, size, 1.0), state.radius
         )
-        scaled, multiplier = region_steps(model, scale, radius)
-        step = scaled / np.where(scale > 0, scale, 1.0)
+        unit = np.where(scale > 0, scale, 1.0)
+        u, s, vt = np.linalg.svd(model.r / unit[:, None, :])
+        c, free = -times(u.mT, model.qtr), np.arange(scale.shape[1])
+        factored = one.Factored(free, model.r, model.qtr, s, vt, c, unit)
+        scaled, multiplier = one.region_step(factored, radius)
+        step = scaled / unit
         trial_x = rounded(points.x + step, like)
         step = trial_x - points.x  # as rounded, not as intended
-        length = np.linalg.norm(scale * step, axis=1)
+        length = norm(scale * step)
         slope = dot(points.grad, step)
-        change = np.einsum("apq,aq->ap", model.r, step)
+        change = times(model.r, step)
         predicted = -(slope + 0.5 * dot(change, change))
         still = ~step.any(axis=1)
         futile = still | ~(predicted > 0)
@@ -94,40 +99,3 @@ class BatchedLevenbergMarquardt(Method):
             scale=where(kept, np.maximum(scale, arrived.measures.columns), scale),
             radius=after,
         )
-
-
-def region_steps(
-    model: Model, scale: np.ndarray, radius: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return D p within the regions, shape (A, p), and λ, shape (A,): as `one.region_step`."""
-    # One function for both would take twice as long for one problem, 100 µs more a step.
-    u, s, vt = np.linalg.svd(model.r / np.where(scale > 0, scale, 1.0)[:, None, :])
-    c = -np.einsum("apk,ap->ak", u, model.qtr)
-    floor = (s.shape[1] * np.finfo(float).eps) ** 2 * np.square(s[:, :1])
-
-    def at(multiplier: np.ndarray) -> np.ndarray:
-        curvature = s * s + multiplier[:, None]
-        known = curvature > floor  # else it is rounding: the step of least length
-        return np.where(known, c * s / np.where(known, curvature, 1.0), 0.0)
-
-    z = at(np.zeros_like(radius))
-    multiplier = np.zeros_like(radius)
-    searching = ~(np.linalg.norm(z, axis=1) <= 1.1 * radius)
-    low, high = np.zeros_like(radius), np.linalg.norm(s * c, axis=1) / radius
-    multiplier = np.where(searching, 1e-3 * high, 0.0)
-    for _ in range(50):
-        z = np.where(searching[:, None], at(multiplier), z)
-        length = np.linalg.norm(z, axis=1)
-        searching &= ~(np.abs(length - radius) <= 0.1 * radius)
-        if not searching.any():
-            break
-        long = length > radius
-        low = np.where(searching & long, multiplier, low)
-        high = np.where(searching & ~long, multiplier, high)
-        # Newton's method on 1/‖z‖, which is nearly linear in λ (Hebden 1973).
-        slope = -np.sum(z * z / (s * s + multiplier[:, None]), axis=1) / length
-        guess = multiplier - (length / radius) * (length - radius) / slope
-        middle = np.where(low > 0, np.sqrt(low * high), 1e-3 * high)
-        guess = np.where((low < guess) & (guess < high), guess, middle)
-        multiplier = np.where(searching, guess, multiplier)
-    return np.einsum("akp,ak->ap", vt, z), multiplier

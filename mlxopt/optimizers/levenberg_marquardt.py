@@ -24,6 +24,8 @@ from mlxopt.optimizers._residual import (
     evaluate,
     linearize,
     needs_residual,
+    norm,
+    times,
     trial_at,
 )
 
@@ -202,39 +204,44 @@ def _accelerated(
     return bent
 
 
-def region_step(factored: Factored, radius: float) -> tuple[np.ndarray, float]:
-    """Return D p of the free parameters, shape (q,), within the region, and λ.
+def region_step(factored: Factored, radius: Any) -> tuple[np.ndarray, Any]:
+    """Return D p of the free parameters, shape (..., q), within the region, and λ, shape (...).
 
     Moré (1978), section 4 and algorithm 5.5: λ is zero or such that ‖D p‖ is within a tenth of Δ.
+    Leading axes hold many.
     """
-    s, c = factored.s, factored.c
+    s, c, radius = factored.s, factored.c, np.asarray(radius)
 
-    def at(multiplier: float) -> np.ndarray:
-        return c * s * _inverse(s * s + multiplier, s.max() ** 2)
+    def at(multiplier: np.ndarray) -> np.ndarray:
+        return c * s * _inverse(s * s + multiplier[..., None], s[..., :1] ** 2)
 
-    z, multiplier = at(0.0), 0.0
-    if np.linalg.norm(z) <= 1.1 * radius:
-        return factored.vt.T @ z, 0.0
-    low, high = 0.0, float(np.linalg.norm(s * c)) / radius
-    multiplier = 1e-3 * high
-    for _ in range(50):
-        z = at(multiplier)
-        length = float(np.linalg.norm(z))
-        if abs(length - radius) <= 0.1 * radius:
-            break
-        low, high = (multiplier, high) if length > radius else (low, multiplier)
-        # Newton's method on 1/‖z‖, which is nearly linear in λ (Hebden 1973).
-        slope = -float(np.sum(z * z / (s * s + multiplier))) / length
-        multiplier -= (length / radius) * (length - radius) / slope
-        if not low < multiplier < high:
-            multiplier = float(np.sqrt(low * high)) if low > 0 else 1e-3 * high
-    return factored.vt.T @ z, multiplier
+    multiplier = np.zeros_like(radius)
+    z = at(multiplier)
+    outside = ~(norm(z) <= 1.1 * radius)
+    if outside.any():
+        low, high = multiplier, norm(s * c) / radius
+        multiplier = np.where(outside, 1e-3 * high, 0.0)
+        for _ in range(50):
+            z = at(multiplier)
+            length = norm(z)
+            outside = outside & ~(abs(length - radius) <= 0.1 * radius)
+            if not outside.any():
+                break
+            far = length > radius
+            low, high = np.where(far, multiplier, low), np.where(far, high, multiplier)
+            # Newton's method on 1/‖z‖, which is nearly linear in λ (Hebden 1973).
+            slope = -np.sum(z * z / (s * s + multiplier[..., None]), axis=-1) / length
+            guess = multiplier - (length / radius) * (length - radius) / slope
+            middle = np.where(low > 0, np.sqrt(low * high), 1e-3 * high)
+            guess = np.where((low < guess) & (guess < high), guess, middle)
+            multiplier = np.where(outside, guess, multiplier)
+    return times(factored.vt.mT, z), multiplier
 
 
-def _inverse(curvature: np.ndarray, largest: float) -> np.ndarray:
+def _inverse(curvature: Any, largest: Any) -> np.ndarray:
     """Return 1 / curvature, and zero where that is rounding: the step of least length."""
-    floor = (len(curvature) * np.finfo(float).eps) ** 2 * largest
-    return np.where(curvature > floor, 1 / np.where(curvature > floor, curvature, 1.0), 0.0)
+    floor = (curvature.shape[-1] * np.finfo(float).eps) ** 2 * largest
+    return np.where(curvature > floor, 1 / curvature, 0.0)
 
 
 def _within(
