@@ -23,10 +23,10 @@ _forward: ContextVar[bool] = ContextVar("_forward", default=False)
 def operation(
     body: Function, vjp: Rule, jvp: Rule | None = None, device: mx.DeviceType | None = None
 ) -> Function:
-    """Return `body` as one operation; its rules may use operations, for derivatives of any order.
+    """Return `body` as one operation; its rules can use operations, for derivatives of any order.
 
     Args:
-        body: takes arrays with equally many axes, which may broadcast, and returns an array or a
+        body: takes arrays with equally many axes, which broadcast, and returns an array or a
             tuple of arrays.
         vjp: takes (arguments, cotangents, outputs), each a tuple, and returns the gradients in the
             first few arguments; the others are constants.

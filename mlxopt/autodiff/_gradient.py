@@ -23,9 +23,9 @@ def value_and_grad(
         argnums: which positional argument to differentiate, or which ones.
         has_aux: whether `loss` returns more than its value.
         compile: trace the loss once under `mx.compile`, for each new structure, shape and dtype of
-            its arguments, which proves that it stays on the tape. (Of a Python int or float the
-            type counts and not the value: where such an argument selects a branch, only the branch
-            traced is proven.) The derivative itself is then evaluated op by op, so a loss may refer
+            its arguments, which proves that it reads no values. (Of a Python int or float the type
+            counts and not the value: where such an argument selects a branch, only the branch
+            traced is proven.) The derivative itself is then evaluated op by op, so a loss can refer
             to arrays that change between calls. Wrap the result in `mx.compile` to fuse it; arrays
             that the loss captures are then frozen, so pass them as arguments. False skips the
             proof, for a loss that has to branch on values.

@@ -1,4 +1,4 @@
-"""Checks of a user's function: what it returns, that it stays on the tape, and one random draw."""
+"""Checks of a user's function: its output, that it reads no values, and one random draw."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib",
 
 
 class TapeError(ValueError):
-    """The function reads an array back to Python, so its derivative may be silently wrong."""
+    """The function reads an array back to Python, so its derivative can be silently wrong."""
 
 
 def check_is_callable(loss: Any) -> None:
@@ -127,7 +127,7 @@ def check_vector(params: Tree, vector: Tree) -> Tree:
                 f"vector{path} is {describe_structure(one)}; expected an mx.array of real numbers "
                 f"of shape {leaf.shape}, the shape of params{path}."
             )
-    # By name: two equal dictionaries may hold their keys in different orders.
+    # By name: two equal dictionaries can hold their keys in different orders.
     return tree_map(lambda leaf, one: one.astype(leaf.dtype), params, vector)
 
 

@@ -28,8 +28,7 @@ def jacobian(function: Function, flat: bool = False, compile: bool = True) -> Fu
             generator is left as it was.
         flat: return one matrix, shape (m, p), rows and columns in the order of `tree_flatten`,
             float64 if any array is and else float32.
-        compile: trace the function first to prove that it stays on the tape, as `value_and_grad`
-            does.
+        compile: trace the function first to prove that it reads no values (`value_and_grad`).
 
     Returns:
         a function `(params, *data, **kwargs)` that returns a tree like the output whose leaves are
@@ -98,7 +97,7 @@ def per_example_grad(loss: Function, compile: bool = True) -> Function:
     Args:
         loss: a function `loss(params, *data, **kwargs)` that returns a scalar array. Its random
             operations draw the same numbers for every example, and the generator is left as it was.
-        compile: trace the loss first to prove that it stays on the tape, as `value_and_grad` does.
+        compile: trace the loss first to prove that it reads no values, as `value_and_grad` does.
 
     Returns:
         a function `(params, *data, **kwargs)` that returns a tree like `params`, each leaf with a

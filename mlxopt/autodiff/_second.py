@@ -23,7 +23,7 @@ def hvp(loss: Function, compile: bool = True) -> Function:
 
     Args:
         loss: a function `loss(params, *data, **kwargs)` that returns a scalar array.
-        compile: trace the loss first to prove that it stays on the tape, as `value_and_grad` does.
+        compile: trace the loss first to prove that it reads no values, as `value_and_grad` does.
 
     Returns:
         a function `(params, vector, *data, **kwargs)`. `vector` and the product are trees like
@@ -60,7 +60,7 @@ def hessian(loss: Function, flat: bool = False, compile: bool = True) -> Functio
             operations use one draw in all rows, and the generator is left as it was.
         flat: return one matrix, shape (p, p), rows and columns in the order of `tree_flatten`,
             float64 if any parameter is and else float32.
-        compile: trace the loss first to prove that it stays on the tape, as `value_and_grad` does.
+        compile: trace the loss first to prove that it reads no values, as `value_and_grad` does.
 
     Returns:
         a function `(params, *data, **kwargs)` that returns a tree like `params` whose leaves are

@@ -2,7 +2,7 @@
 
 `mx.linalg` has no derivatives, and some of its functions return garbage where they fail. The
 functions here have derivatives of every order in both modes, under `mx.vmap` and `mx.compile`, and
-work over leading axes; they run on the CPU, whatever the default device. A failure raises
+work over leading axes; they run on the CPU under any default device. A failure raises
 `LinAlgError`, also within `mx.grad`. Where values are unknown, under `mx.compile` and `mx.vmap`, it
 is NaN instead, which a line search rejects.
 """

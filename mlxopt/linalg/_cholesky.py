@@ -14,7 +14,6 @@ from mlxopt.linalg._lu import log_determinant
 from mlxopt.linalg._rules import (
     both,
     check_matrix,
-    constant,
     explain_not_symmetric,
     factorization,
     is_symmetric,
@@ -62,7 +61,7 @@ def _vjp(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> mx.array:
     lower = outputs[0]
     inner = transpose(lower) @ triangle(cotangents[0])
     n = lower.shape[-1]
-    phi = constant(np.tri(n) - 0.5 * np.eye(n), lower)
+    phi = mx.array(np.tri(n) - 0.5 * np.eye(n), dtype=lower.dtype)
     w = inverse(lower, invert_triangular(lower))
     return transpose(w) @ (phi * inner) @ w
 

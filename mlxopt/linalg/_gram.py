@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._operation import Arrays
-from mlxopt.linalg._rules import both, constant, identity, select, transpose
+from mlxopt.linalg._rules import both, identity, select, transpose
 
 
 def gram_qr(a: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -39,7 +39,7 @@ def gram_qr(a: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         # condition number by up to 1 / sqrt(shift).
         if shift:
             top = mx.max(mx.abs(gram), axis=(-2, -1), keepdims=True)
-            gram = gram + top * constant(shift * np.eye(gram.shape[-1]), gram)
+            gram = gram + top * mx.array(shift * np.eye(gram.shape[-1]), dtype=gram.dtype)
         lower = mx.linalg.cholesky(gram)
         ok = both(ok, mx.min(mx.diagonal(lower, axis1=-2, axis2=-1), axis=-1) > 0)
         lower = select(ok, lower, unit)

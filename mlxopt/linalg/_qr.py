@@ -5,13 +5,14 @@ Notation: a = Q R, QᵀQ = I, R upper triangular; an overlined letter is a cotan
 
 from __future__ import annotations
 
+import functools
+
 import mlx.core as mx
 import numpy as np
 
 from mlxopt._operation import Arrays, known
 from mlxopt.linalg._gram import gram_qr
 from mlxopt.linalg._rules import (
-    Explain,
     align,
     both,
     check_matrix,
@@ -56,21 +57,18 @@ def _invert(r: mx.array) -> tuple[mx.array, mx.array]:
     return w, both(exists, mx.max(cosecant, axis=-1) < 0.1 / mx.finfo(r.dtype).eps)
 
 
-def _explain(what: str) -> Explain:
-    def explain(r: np.ndarray, w: np.ndarray) -> str:
-        pivots = np.abs(np.diagonal(r))
-        cosecant = np.abs(r).max(axis=0) * np.abs(w).max(axis=1)
-        j = int(np.argmin(pivots) if pivots.min() == 0 else np.argmax(cosecant))
-        return (
-            f"does not have full rank: to working precision {what} {j} is zero or a combination "
-            f"of other {what}s. Drop one of them, or add a penalty."
-        )
-
-    return explain
+def _explain(what: str, r: np.ndarray, w: np.ndarray) -> str:
+    pivots = np.abs(np.diagonal(r))
+    cosecant = np.abs(r).max(axis=0) * np.abs(w).max(axis=1)
+    j = int(np.argmin(pivots) if pivots.min() == 0 else np.argmax(cosecant))
+    return (
+        f"does not have full rank: to working precision {what} {j} is zero or a combination of "
+        f"other {what}s. Drop one of them, or add a penalty."
+    )
 
 
-_invert_columns = factorization(_invert, _explain("column"))
-_invert_rows = factorization(_invert, _explain("row"))
+_invert_columns = factorization(_invert, functools.partial(_explain, "column"))
+_invert_rows = factorization(_invert, functools.partial(_explain, "row"))
 
 
 def _vjp(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> mx.array:

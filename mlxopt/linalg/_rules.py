@@ -8,7 +8,7 @@ them leaves the tape as it was, since the factorization sees its argument behind
 A *rule* returns the factors together with their derivative in the matrix: it takes the matrix and,
 as constants, the factors. Derivatives are written with rules again, so all orders exist.
 
-Everything runs on the CPU, the only device with `mx.linalg`, whatever the default device.
+Everything runs on the CPU, the only device with `mx.linalg`, under any default device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Explain: TypeAlias = Callable[..., str]
 
 rule = functools.partial(operation, device=mx.cpu)
 
-# The share of the largest entry by which an entry may differ from its mirror image: far above
+# The share of the largest entry by which an entry can differ from its mirror image: far above
 # rounding and finite differences, far below a general or triangular matrix passed by mistake.
 _SKEW = 0.01
 
@@ -94,7 +94,9 @@ def align(name: str, a: Any, b: Any) -> tuple[mx.array, mx.array, bool]:
     a, b = a.astype(dtype), b.astype(dtype)
     is_vector = b.ndim == 1
     columns = b[:, None] if is_vector else b
-    if columns.ndim < 2 or columns.shape[-2] != a.shape[-2] or not _broadcasts(a, columns):
+    leading = zip(a.shape[-3::-1], columns.shape[-3::-1], strict=False)
+    fits = columns.ndim >= 2 and columns.shape[-2] == a.shape[-2]
+    if not fits or any(i != j and 1 not in (i, j) for i, j in leading):
         hint = " A stack of vectors is b[..., None]." if b.shape == a.shape[:-1] else ""
         raise ValueError(
             f"{name}: a has shape {a.shape} and b has shape {b.shape}; expected b of shape "
@@ -103,11 +105,6 @@ def align(name: str, a: Any, b: Any) -> tuple[mx.array, mx.array, bool]:
     axes = max(a.ndim, columns.ndim)
     a = a.reshape((1,) * (axes - a.ndim) + a.shape)
     return a, columns.reshape((1,) * (axes - columns.ndim) + columns.shape), is_vector
-
-
-def _broadcasts(a: mx.array, b: mx.array) -> bool:
-    pairs = zip(reversed(a.shape[:-2]), reversed(b.shape[:-2]), strict=False)
-    return all(i == j or 1 in (i, j) for i, j in pairs)
 
 
 # --- Small pieces --------------------------------------------------------------------------------
@@ -146,17 +143,12 @@ def triangle(a: mx.array, upper: bool = False, strict: bool = False) -> mx.array
     # and with a scalar zero mx.compile would fuse two operations, by calling a compiler.
     ones = np.ones(a.shape[-2:], dtype=bool)
     mask = np.triu(ones, int(strict)) if upper else np.tril(ones, -int(strict))
-    return mx.where(mx.array(mask), a, constant(np.zeros(mask.shape), a))
-
-
-def constant(values: np.ndarray, like: mx.array) -> mx.array:
-    """Return an array of these values, of the dtype of another."""
-    return mx.array(values, dtype=like.dtype)
+    return mx.where(mx.array(mask), a, mx.array(np.zeros(mask.shape), dtype=a.dtype))
 
 
 def identity(a: mx.array) -> mx.array:
     """Return the identity matrix of the size and dtype of a square matrix of the stack."""
-    return constant(np.eye(a.shape[-1]), a)
+    return mx.array(np.eye(a.shape[-1]), dtype=a.dtype)
 
 
 def is_finite(a: mx.array) -> mx.array:
@@ -232,7 +224,7 @@ def factorization(body: Function, explain: Explain = lambda *_: "") -> Callable[
     Args:
         body: takes a stack (..., m, n) and returns (factors, ok): an array or a tuple of arrays,
             each with the stack's leading axes, and which matrices it worked for, shape (...). It
-            must not raise, whatever the numbers.
+            must not raise for any numbers.
         explain: takes one finite matrix and its factors; see `refuse`.
     """
 

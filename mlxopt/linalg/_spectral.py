@@ -21,7 +21,6 @@ from mlxopt.linalg._gram import gram_qr
 from mlxopt.linalg._rules import (
     both,
     check_matrix,
-    constant,
     explain_not_symmetric,
     factorization,
     identity,
@@ -55,7 +54,7 @@ def _inverse_gaps(name: str, values: mx.array, squares: bool = False) -> mx.arra
     gap = (right - left) * (right + left) if squares else right - left
     unit = mx.array(unit)
     f = _inverse(gap, mx.logical_or(repeated, unit))
-    return mx.where(unit, constant(np.zeros(unit.shape), values), f)
+    return mx.where(unit, mx.array(np.zeros(unit.shape), dtype=values.dtype), f)
 
 
 def _inverse(x: mx.array, is_zero: mx.array) -> mx.array:
@@ -80,7 +79,7 @@ def _explain_repeated(values: np.ndarray, repeated: np.ndarray) -> str:
 
 def _eigh_body(a: mx.array) -> tuple[Arrays, mx.array]:
     ok = is_symmetric(a)
-    # LAPACK may fail on NaN, or return finite numbers.
+    # LAPACK can fail on NaN, or return finite numbers.
     return tuple(mx.linalg.eigh(select(ok, symmetric(a), identity(a)))), ok
 
 

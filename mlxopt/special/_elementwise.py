@@ -24,7 +24,7 @@ _BLOCK = 2**18  # elements
 def elementwise(slope: Binary, poles: bool = False) -> Callable[[Unary], OfNumber]:
     """Return a decorator that gives a function of one array its derivative, in every mode.
 
-    The decorated function is compiled, sees float32 or float64 only, may use operations without a
+    The decorated function is compiled, sees float32 or float64 only, can use operations without a
     derivative (shifts, `view`), and returns an array of the shape of its argument.
 
     Args:
