@@ -17,17 +17,10 @@ from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._residual_objective import Bounds, ResidualObjective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, epsilon, from_host
+from mlxopt._tree import Params, epsilon, from_host
+from mlxopt.optimizers import _residual
 from mlxopt.optimizers._base import Optimizer
-from mlxopt.optimizers._residual import (
-    Linearization,
-    evaluate,
-    linearize,
-    needs_residual,
-    norm,
-    times,
-    trial_at,
-)
+from mlxopt.optimizers._residual import Linearization, norm, times
 
 _ENOUGH = 1e-4  # the least share of the predicted decrease of an accepted step
 _FLOOR = 1e-3  # the least predicted decrease, in roundings of the loss
@@ -38,7 +31,7 @@ _PROBE = 0.1  # the share of the step over which its second derivative is measur
 class Factored(NamedTuple):
     """J as Q R, and R D⁻¹ as U diag(s) Vᵀ, of the free parameters."""
 
-    free: np.ndarray  # (q,): which parameters, indices
+    free: np.ndarray  # (q,): indices of the parameters
     r: np.ndarray  # (q, q): R
     qtr: np.ndarray  # (q,): Qᵀ r
     s: np.ndarray  # (q,): singular values
@@ -50,11 +43,11 @@ class Factored(NamedTuple):
 class LevenbergMarquardtState(NamedTuple):
     """The state of Levenberg–Marquardt; p is the number of parameters."""
 
-    params: Tree  # the parameters
+    params: Params  # the parameters
     value: float  # the loss there
-    grad: Tree  # its gradient there, like params
+    grad: Params  # its gradient there, like params
     optimality: float  # the largest cosine between the residual and a free column of the Jacobian
-    status: Status | None  # why no further step can be taken
+    status: Status | None  # why no further step is possible
     moved: bool  # whether the last trial was accepted
     model: Linearization  # the residual and its Jacobian there, on the host
     scale: np.ndarray  # (p,): D
@@ -100,18 +93,17 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
             raise TypeError(f"LevenbergMarquardt(geodesic={self.geodesic!r}): expected a bool.")
         check_fields(self, "radius", above=0)
 
-    def init(self, objective: Objective, params: Tree) -> LevenbergMarquardtState:
+    def init(self, objective: Objective, params: Params) -> LevenbergMarquardtState:
         """Return the state at `params`; one evaluation."""
-        objective = needs_residual(objective, "LevenbergMarquardt")
-        residual, value = evaluate(objective, params)
-        model = linearize(objective, params, residual, value)
-        state = self._arrive(params, model, np.zeros(len(model.x)), np.inf)
+        objective = _residual.needs_residual(objective, "LevenbergMarquardt")
+        model = _residual.linearize(objective, params, *_residual.evaluate(objective, params))
+        state = _at(params, model, np.zeros(len(model.x)), np.inf)
         return state._replace(moved=False)
 
-    @np.errstate(all="ignore")  # a far trial may overflow, and is then refused
+    @np.errstate(all="ignore")  # a far trial may overflow, and is then rejected
     def step(self, objective: Objective, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
         """Evaluate one trial within the region; accept it if the loss falls as predicted."""
-        objective = needs_residual(objective, "LevenbergMarquardt")
+        objective = _residual.needs_residual(objective, "LevenbergMarquardt")
         model, radius = state.model, state.radius
         factored = state.factored or _factored(model, state.scale)
         state = state._replace(moved=False, factored=factored)
@@ -125,8 +117,8 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         step[factored.free] = scaled / factored.scale
         if objective.bounds is not None:
             step = _within(objective.bounds, model.x, factored, step, multiplier)
-        trial, x = trial_at(objective, state.params, model.x + step)
-        step = x - model.x  # as rounded and bounded, not as intended
+        trial, x = _residual.trial_at(objective, state.params, model.x + step)
+        step = x - model.x  # as rounded and bounded
         length = float(np.linalg.norm(state.scale * step))
         change = model.jacobian @ step
         predicted = -float(model.gradient @ step + 0.5 * change @ change)
@@ -137,15 +129,15 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
 
         if self.geodesic:
             bent = model.x + _accelerated(objective, state, step, multiplier)
-            trial, _ = trial_at(objective, state.params, bent)
-        residual, value = evaluate(objective, trial)
+            trial, _ = _residual.trial_at(objective, state.params, bent)
+        residual, value = _residual.evaluate(objective, trial)
         actual = state.value - value
         ratio = actual / predicted if np.isfinite(value) else -np.inf
         if predicted <= model.noise and abs(actual) <= model.noise:
             # Rounding hides the decrease of the loss: the gradients decide.
-            arrived = linearize(objective, trial, residual, value)
-            if arrived.cosine < 0.99 * model.cosine:
-                return self._arrive(trial, arrived, state.scale, state.radius)
+            found = _residual.linearize(objective, trial, residual, value)
+            if found.cosine < 0.99 * model.cosine:
+                return _at(trial, found, state.scale, state.radius)
             if predicted <= _FLOOR * model.noise:
                 return state._replace(status=Status.NO_PROGRESS)
             return state._replace(radius=0.25 * min(state.radius, length))
@@ -155,20 +147,19 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         radius = float(new_radius(radius, length, multiplier, ratio, slope, actual))
         if ratio < _ENOUGH:
             return state._replace(radius=radius)
-        arrived = linearize(objective, trial, residual, value)
-        if not np.isfinite(arrived.jacobian).all():
+        found = _residual.linearize(objective, trial, residual, value)
+        if not np.isfinite(found.jacobian).all():
             return state._replace(radius=0.1 * min(radius, length))
-        return self._arrive(trial, arrived, state.scale, radius)
+        return _at(trial, found, state.scale, radius)
 
-    def _arrive(
-        self, params: Tree, model: Linearization, scale: np.ndarray, radius: float
-    ) -> LevenbergMarquardtState:
-        """Return the state at `params`."""
-        scale = np.maximum(scale, model.columns)
-        grad = from_host(model.gradient, params)
-        return LevenbergMarquardtState(
-            params, model.value, grad, model.optimality, None, True, model, scale, radius, None
-        )
+
+def _at(
+    params: Params, model: Linearization, scale: np.ndarray, radius: float
+) -> LevenbergMarquardtState:
+    grad, scale = from_host(model.gradient, params), np.maximum(scale, model.columns)
+    return LevenbergMarquardtState(
+        params, model.value, grad, model.optimality, None, True, model, scale, radius, None
+    )
 
 
 def _factored(model: Linearization, scale: np.ndarray) -> Factored:
@@ -186,8 +177,8 @@ def _accelerated(
 ) -> np.ndarray:
     """Return the step bent along the residual's second derivative in its direction."""
     model, factored = state.model, state.factored
-    probe, x = trial_at(objective, state.params, model.x + _PROBE * step)
-    moved, _ = evaluate(objective, probe)
+    probe, x = _residual.trial_at(objective, state.params, model.x + _PROBE * step)
+    moved, _ = _residual.evaluate(objective, probe)
     if not np.isfinite(moved).all():
         return step
     # Transtrum and Sethna, equation 22: from two values and the slope along the step.
@@ -247,7 +238,7 @@ def _inverse(curvature: Any, largest: Any) -> np.ndarray:
 def _within(
     bounds: Bounds, x: np.ndarray, factored: Factored, step: np.ndarray, multiplier: float
 ) -> np.ndarray:
-    """Return the step cut off at the faces of the box, the other parameters solved for again."""
+    """Return the step cut off at the faces of the box, with the other parameters solved again."""
     lower, upper = bounds.lower - x, bounds.upper - x
     free, r, scale = factored.free, factored.r, factored.scale
     step = step.copy()
