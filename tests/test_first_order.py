@@ -281,7 +281,7 @@ def test_a_rule_by_a_user_is_an_update():
     found = mo.minimize(lambda w: mx.sum(mx.square(w - 3)), mx.zeros(2), rule)
     assert found.converged
     np.testing.assert_allclose(np.array(found.params), 3, rtol=1e-5)
-    wrapped = mo.Grouped(mo.Clipped(rule, norm=1e3), {})
+    wrapped = mo.Clipped(rule, norm=1e3)
     again = mo.minimize(lambda w: mx.sum(mx.square(w - 3)), mx.zeros(2), wrapped)
     np.testing.assert_array_equal(np.array(again.params), np.array(found.params))
 
