@@ -232,10 +232,10 @@ class FirstOrder(Optimizer[FirstOrderState]):
         began, dtype = time.perf_counter(), working_dtype(state.params)
         params, grad, buffers, step = state.params, state.grad, state.buffers, state.step
         value = optimality = mx.array(0.0)
-        end = step + count
+        steps, end = functools.partial(self._steps, objective.loss), step + count
         while step < end:
             size = objective.steps_per_call if end - step >= objective.steps_per_call else 1
-            call = objective.compiled((id(self), size), lambda: self._steps(objective))
+            call = objective.compiled((id(self), size), lambda: steps)
             rates = self.rates(step, size, dtype, state.losses)
             found = call(params, grad, buffers, rates, *objective.data)
             params, buffers, value, grad, optimality = found
@@ -259,19 +259,14 @@ class FirstOrder(Optimizer[FirstOrderState]):
                 return state._replace(moved=taken > 0), taken
         return state, count
 
-    def _steps(self, objective: Objective) -> Callable[..., Any]:
-        """Return a function that takes one step for each of its learning rates."""
-
-        def steps(params: Tree, grad: Tree, buffers: Tree, rates: list[Any], *data: Any) -> Any:
-            derivative = mx.value_and_grad(objective.loss)
-            value = mx.array(0.0)
-            for rate in rates:
-                params, buffers = self.update(grad, buffers, params, rate)
-                # MLX is lazy: only the last value is computed, which is the one read.
-                value, grad = derivative(params, *data)
-            return params, buffers, value, grad, self.optimality(grad)
-
-        return steps
+    def _steps(self, loss: Any, params: Tree, grad: Tree, buffers: Tree, rates: Any, *data) -> Any:
+        """Take one step for each of these learning rates."""
+        derivative, value = mx.value_and_grad(loss), mx.array(0.0)
+        for rate in rates:
+            params, buffers = self.update(grad, buffers, params, rate)
+            # MLX is lazy: of the values only the last is computed.
+            value, grad = derivative(params, *data)
+        return params, buffers, value, grad, self.optimality(grad)
 
 
 def as_rule(optimizer: Any) -> Any:
