@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import mlxopt as mo
 from mlxopt import prox
 from mlxopt._dense import newton_direction
-from mlxopt.many._descent import Descent, Directions
+from mlxopt.many._descent import Descent
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many.lbfgs import BatchedLBFGS
 from mlxopt.optimizers import Optimizer
@@ -811,12 +811,9 @@ numbers = st.floats(-5, 5).map(lambda x: round(x, 3))
 class Along(Descent):
     """Line searches along the axis, from 0, and no second ones."""
 
-    def start(self, points, model):
-        return ()
-
-    def choose(self, objective, state, rows):
-        none, one = np.full(len(rows), None), np.ones(len(rows))
-        return Directions(one[:, None], one, (), none)
+    def direction(self, objective, state):
+        ones = np.ones(len(state.status))
+        return state._replace(direction=ones[:, None], step_size=ones)
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,7 +1,7 @@
-"""Methods with a line search, for the rows of arrays: all of them but the direction.
+"""The part common to all methods with a line search, for the rows of arrays.
 
 Nearly every trial is accepted at once, so that test alone runs on arrays; the few rows whose trial
-was refused proceed one by one, by the line search of a single problem.
+is rejected proceed one by one, by the line search of a single run.
 """
 
 from __future__ import annotations
@@ -21,52 +21,45 @@ from mlxopt.optimizers._line_search import begin, judge, proceed
 class DescentState(NamedTuple):
     """The state of A runs of a method with a line search."""
 
-    points: Points  # the parameters and what is known there
-    status: np.ndarray  # (A,): why no further step can be taken, or None
-    moved: np.ndarray  # (A,) bool: whether the last step changed the parameters
-    direction: np.ndarray  # (A, p)
+    points: Points
+    status: np.ndarray  # (A,): why no further step is possible, or None
+    moved: np.ndarray  # (A,) bool: whether the last trial was accepted; at the start too
+    direction: np.ndarray  # (A, p): that of the line search
     slope: np.ndarray  # (A,): its product with the gradient
     step_size: np.ndarray  # (A,): the next trial
-    search: np.ndarray  # (A,): the LineSearch of a row whose last trial was refused, else None
-    memory: Any  # a named tuple of arrays with A rows
-
-
-class Directions(NamedTuple):
-    """The directions of A runs."""
-
-    direction: np.ndarray  # (A, p)
-    step_size: np.ndarray  # (A,): the first trial
-    memory: Any  # that of the state, or that of a restart
-    status: np.ndarray  # (A,): NO_PROGRESS where no direction leads down, else None
+    search: np.ndarray  # (A,): the LineSearch after a rejected trial; None if a new one begins
+    memory: Any  # the method's own: a NamedTuple of arrays with A rows, or empty
 
 
 class Descent(Method):
-    """A method whose steps are trials of line searches."""
+    """A method with a line search; subclasses define the memory and the direction."""
+
+    def init_memory(self, points: Points, model: Any) -> Any:
+        """Return the memory at the start; `model` comes from `evaluate`."""
+        return ()
 
     @abstractmethod
-    def start(self, points: Points, model: Any) -> Any:
-        """Return the memory of a start; `model` comes from `evaluate`."""
+    def direction(self, objective: Any, state: DescentState) -> DescentState:
+        """Return the state with directions, first trials, and a status where there is none."""
 
-    @abstractmethod
-    def choose(self, objective: Any, state: DescentState, rows: np.ndarray) -> Directions:
-        """Return directions for these rows, a mask; the other rows of the result are not used.
-
-        A row of them that did not move is one whose line search failed.
-        """
-
-    def update(
-        self, state: DescentState, trial: Points, model: Any, moved: np.ndarray, eps: float
-    ) -> Any:
-        """Return the memory after some rows have moved to their trials.
+    def update(self, state: DescentState, trial: Points, model: Any, eps: float) -> Any:
+        """Return the memory after a step of all rows from `state.points` to `trial`.
 
         Args:
-            state: the state before.
-            trial: the trials of all rows.
-            model: that of the trials, from `evaluate`.
-            moved: the rows that moved, a mask.
+            state: before the step.
+            trial: the accepted trials.
+            model: from `evaluate`, at the trials.
             eps: the relative rounding error of a gradient.
         """
-        return state.memory
+        return ()
+
+    def restart(self, state: DescentState, rows: np.ndarray) -> DescentState:
+        """Return the state with the memory of a start in these rows, a mask; NO_PROGRESS where it
+        is that already.
+        """
+        status = state.status.copy()
+        status[rows] = Status.NO_PROGRESS
+        return state._replace(status=status)
 
     def evaluate(self, objective: Any, x: np.ndarray) -> tuple[Points, Any]:
         """Return the points x, shape (A, p), and whatever else the method needs there."""
@@ -77,26 +70,22 @@ class Descent(Method):
     def init(self, objective: BatchedObjective, x: np.ndarray) -> DescentState:
         """Return the state at x, shape (A, p); one evaluation."""
         points, model = self.evaluate(objective, x)
-        zero, none = np.zeros(len(x)), np.full(len(x), None)
-        moved = np.ones(len(x), dtype=bool)
-        memory = self.start(points, model)
+        none, moved, zero = np.full(len(x), None), np.ones(len(x), bool), np.zeros(len(x))
+        memory = self.init_memory(points, model)
         return DescentState(points, none, moved, np.zeros_like(x), zero, zero, none, memory)
 
-    @np.errstate(all="ignore")  # a far trial may overflow, and is then refused
+    @np.errstate(all="ignore")  # a far trial may overflow, and is then rejected
     def step(self, objective: BatchedObjective, state: DescentState) -> DescentState:
         """Evaluate one trial for each row; move those whose line search accepts it."""
-        like = objective.problems.like
-        idle = is_none(state.search)
+        like, idle = objective.problems.like, is_none(state.search)
         if idle.any():
-            found = self.choose(objective, state, idle)
-            slope = dot(found.direction, state.points.grad)
-            state = state._replace(
-                direction=where(idle, found.direction, state.direction),
-                slope=where(idle, slope, state.slope),
-                step_size=where(idle, found.step_size, state.step_size),
-                memory=where(idle, found.memory, state.memory),
-                status=where(idle, found.status, state.status),
-            )
+            new = self.direction(objective, state)
+            slope = dot(new.direction, new.points.grad)
+            lost = idle & ~(state.moved & (slope < 0) & np.isfinite(slope))
+            if lost.any():
+                new = self.restart(new, lost)
+                slope = dot(new.direction, new.points.grad)
+            state = where(idle, new._replace(slope=slope), state)
         points, step_size = state.points, state.step_size
         x = rounded(points.x + step_size[:, None] * state.direction, like)
         trial, model = self.evaluate(objective, x)
@@ -106,10 +95,10 @@ class Descent(Method):
         moved = able & judge(search, trial.value, slope)[0]
 
         status, step_size, search = state.status.copy(), step_size.copy(), np.full(len(x), None)
-        refused = np.flatnonzero(able & ~moved)
-        numbers = np.array([points.value, state.slope, step_size, trial.value, slope])
-        for row, (*first, value, end) in zip(refused, numbers[:, refused].T.tolist(), strict=True):
-            one = state.search[row] or begin(first[0], first[1], first[2], epsilon(like))
+        rejected = np.flatnonzero(able & ~moved)
+        table = np.array([points.value, state.slope, step_size, trial.value, slope])[:, rejected]
+        for row, (start, descent, t, value, end) in zip(rejected, table.T.tolist(), strict=True):
+            one = state.search[row] or begin(start, descent, t, epsilon(like))
             one = proceed(one, value, end)
             if one.verdict == "":
                 search[row], step_size[row] = one, one.step_size
@@ -118,12 +107,11 @@ class Descent(Method):
             else:
                 moved[row] = one.verdict == "accepted"
         eps = float(np.finfo(numpy_dtype(objective.dtype)).eps)
-        memory = self.update(state, trial, model, moved, eps)
         return state._replace(
             points=where(moved, trial, points),
             status=status,
             moved=moved,
             step_size=step_size,
             search=search,
-            memory=memory,
+            memory=where(moved, self.update(state, trial, model, eps), state.memory),
         )

@@ -1,4 +1,4 @@
-"""L-BFGS on many problems at once; the same method as `mlxopt.optimizers.LBFGS`."""
+"""L-BFGS for many problems at once; the method of `mlxopt.optimizers.LBFGS`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlxopt._status import Status
-from mlxopt.many._descent import Descent, DescentState, Directions
+from mlxopt.many._descent import Descent, DescentState
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Points, dot, where
 
 
 class Pairs(NamedTuple):
-    """The last m pairs of changes, the newest last; zeros where there is none yet."""
+    """The last m pairs of changes, the newest last; zeros in place of missing ones."""
 
     s: np.ndarray  # (A, m, p): changes of the parameters
     y: np.ndarray  # (A, m, p): changes of the gradient
@@ -21,7 +20,7 @@ class Pairs(NamedTuple):
 
 
 class BatchedLBFGS(Descent):
-    """Limited-memory BFGS with a line search.
+    """Limited-memory BFGS.
 
     Args:
         memory: m, the pairs of changes kept.
@@ -30,47 +29,39 @@ class BatchedLBFGS(Descent):
     def __init__(self, memory: int) -> None:
         self.memory = memory
 
-    def start(self, points: Points, model: Any) -> Pairs:
+    def init_memory(self, points: Points, model: Any) -> Pairs:
         """Return no pairs."""
         A, p = points.x.shape
-        nothing = np.zeros((A, self.memory, p))
-        return Pairs(nothing, nothing, np.zeros((A, self.memory)))
+        none = np.zeros((A, self.memory, p))
+        return Pairs(none, none, np.zeros((A, self.memory)))
 
-    def choose(
-        self, objective: BatchedObjective, state: DescentState, rows: np.ndarray
-    ) -> Directions:
-        """Return -H · gradient, or -gradient where that led nowhere."""
+    def direction(self, objective: BatchedObjective, state: DescentState) -> DescentState:
+        """Return -H · gradient, with a first trial of 1 where H has a scale."""
         pairs, gradient = state.memory, state.points.grad
-        direction = -two_loop(pairs, gradient)
-        slope = dot(direction, gradient)
-        known = pairs.sy[:, -1] > 0
-        lost = ~state.moved | ~((slope < 0) & np.isfinite(slope))
-        # Drop all pairs and follow the gradient; where that was just done, give up.
-        status = np.full(len(slope), None, dtype=object)
-        status[lost & ~known] = Status.NO_PROGRESS
-        if lost.any():
-            nothing = Pairs(*(np.zeros_like(field) for field in pairs))
-            pairs = where(rows & lost, nothing, pairs)
-            direction = where(lost, -gradient, direction)
-        # The first step knows no scale: move by at most 1. Later, H sets it.
-        length = np.linalg.norm(gradient, axis=1)
-        first = np.minimum(1.0, 1.0 / np.where(length > 0, length, 1.0))
-        return Directions(direction, np.where(known & ~lost, 1.0, first), pairs, status)
+        step_size = np.where(pairs.sy[:, -1] > 0, 1.0, _first_step_size(gradient))
+        return state._replace(direction=-two_loop(pairs, gradient), step_size=step_size)
 
-    def update(
-        self, state: DescentState, trial: Points, model: Any, moved: np.ndarray, eps: float
-    ) -> Pairs:
-        """Return the pairs with the newest one, where it has positive curvature."""
-        pairs, points = state.memory, state.points
-        s, y = trial.x - points.x, trial.grad - points.grad
-        sy = dot(s, y)
-        good = moved & (sy > eps * np.sqrt(dot(s, s) * dot(y, y)))
-        new = Pairs(
-            np.concatenate([pairs.s[:, 1:], s[:, None]], axis=1),
-            np.concatenate([pairs.y[:, 1:], y[:, None]], axis=1),
-            np.concatenate([pairs.sy[:, 1:], sy[:, None]], axis=1),
+    def restart(self, state: DescentState, rows: np.ndarray) -> DescentState:
+        """Return the state without pairs in these rows; NO_PROGRESS where there were none."""
+        gradient = state.points.grad
+        state = super().restart(state, rows & (state.memory.sy[:, -1] == 0))
+        none = Pairs(*(np.zeros_like(field) for field in state.memory))
+        down = state._replace(
+            direction=-gradient, step_size=_first_step_size(gradient), memory=none
         )
-        return where(good, new, pairs)
+        return where(rows, down, state)
+
+    def update(self, state: DescentState, trial: Points, model: Any, eps: float) -> Pairs:
+        """Return the pairs with the newest one, where it has positive curvature."""
+        s, y = trial.x - state.points.x, trial.grad - state.points.grad
+        newest = Pairs(s, y, dot(s, y))
+        new = Pairs(
+            *(
+                np.concatenate([old[:, 1:], last[:, None]], axis=1)
+                for old, last in zip(state.memory, newest, strict=True)
+            )
+        )
+        return where(newest.sy > eps * np.sqrt(dot(s, s) * dot(y, y)), new, state.memory)
 
 
 def two_loop(pairs: Pairs, gradient: np.ndarray) -> np.ndarray:
@@ -93,3 +84,9 @@ def two_loop(pairs: Pairs, gradient: np.ndarray) -> np.ndarray:
         correction = inverse[:, i] * dot(y[:, i], r)  # β = ρ yᵀr
         r = r + (weights[i] - correction)[:, None] * s[:, i]
     return r
+
+
+def _first_step_size(gradient: np.ndarray) -> np.ndarray:
+    """Return first trials along -gradient where no scale is known: moves by at most 1."""
+    length = np.linalg.norm(gradient, axis=1)
+    return np.minimum(1.0, 1.0 / np.where(length > 0, length, 1.0))
