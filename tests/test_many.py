@@ -339,7 +339,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("optimizer", OTHERS, ids=repr)
+@pytest.mark.parametrize("optimizer", OTHERS, ids=lambda optimizer: type(optimizer).__name__)
 def test_every_optimizer_takes_the_steps_it_takes_alone(optimizer):
     X, y = classes(6)
     X[4, 3, 1] = np.nan
