@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxopt._bounds import bound_vectors, check_bounds, check_inside
-from mlxopt._checks import check_callback, check_count, check_finish, check_tol, describe_type
+from mlxopt._checks import (
+    check_callback,
+    check_choice,
+    check_count,
+    check_finish,
+    check_number,
+    check_tol,
+    describe_type,
+)
 from mlxopt._loop import Callback, Loop
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
@@ -49,12 +56,11 @@ _DEFAULT = LevenbergMarquardt()
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class LeastSquaresResult(Result):
-    """What `least_squares` returns.
+    """The result of `least_squares`.
 
-    m is the number of residuals and p that of the parameters, in the order of `tree_flatten`: for a
-    dict of arrays, its arrays in their order, each row by row. `value` is ½ Σ rᵢ², or with a robust
-    loss ½ Σ c² ρ(rᵢ²/c²), and `optimality` the largest cosine of the angle between the residual and
-    a column of the Jacobian, rounding allowed for.
+    m is the number of residuals and p that of the parameters, in the order of `tree_flatten`.
+    `value` is ½ Σ rᵢ², or with a robust loss ½ Σ c² ρ(rᵢ²/c²); `optimality` is the largest cosine
+    of the angle between the residual and a column of the Jacobian, with the rounding error added.
     """
 
     grad_norm: float
@@ -64,9 +70,9 @@ class LeastSquaresResult(Result):
     jacobian: np.ndarray
     """Its derivative there, shape (m, p), float64."""
     rank: int
-    """How many parameters the data determine; those at a bound are not counted."""
+    """The number of parameters that the data determine, without those at a bound."""
     residual_sd: float
-    """√(Σ rᵢ² / (m - rank)), NaN without residuals to spare."""
+    """√(Σ rᵢ² / (m - rank)), NaN where m = rank."""
     covariance: np.ndarray
     """Of the parameters, shape (p, p): residual_sd² (JᵀJ)⁻¹. NaN in the rows and columns of
     parameters that the data do not determine, or that a bound holds. With a robust loss the
@@ -74,7 +80,7 @@ class LeastSquaresResult(Result):
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Residuals to spare, m - rank."""
+        """M - rank."""
         return len(self.residual) - self.rank
 
     @property
@@ -83,20 +89,19 @@ class LeastSquaresResult(Result):
         return from_host(np.sqrt(np.diag(self.covariance)), self.params)
 
     def intervals(self, level: float = 0.95) -> tuple[Tree, Tree]:
-        """Return lower and upper ends of intervals for each parameter, trees like `params`.
+        """Return the lower and upper ends of confidence intervals, trees like `params`.
 
         They are params ± t · standard error, t the quantile of Student's distribution with
         m - rank degrees of freedom: exact for a linear model with normal errors, and otherwise as
         good as the linear model of the residual is over the interval.
 
         Args:
-            level: the share of such intervals that hold the true parameter, between 0 and 1.
+            level: the coverage, between 0 and 1.
         """
-        if not (isinstance(level, Real) and 0 < level < 1):
-            raise ValueError(f"level is {level!r}; expected a number between 0 and 1.")
+        level = check_number(level, "level", above=0, below=1)
         from scipy.special import stdtrit
 
-        reach = float(stdtrit(self.degrees_of_freedom, 0.5 + 0.5 * float(level)))
+        reach = float(stdtrit(self.degrees_of_freedom, 0.5 + 0.5 * level))
         center = to_host(self.params)
         width = reach * np.sqrt(np.diag(self.covariance))
         return from_host(center - width, self.params), from_host(center + width, self.params)
@@ -144,26 +149,25 @@ def least_squares(
     Args:
         residual: a function `residual(params, *data)` that returns an array of any shape, such as
             predictions - y, made of MLX operations.
-        params: where to start: a tree (array, list, tuple, dict, NamedTuple) of float arrays.
-        *data: what the residual takes after its parameters, as in `minimize`.
+        params: the start, a tree (array, list, tuple, dict, NamedTuple) of float arrays.
+        *data: the other arguments of the residual, as in `minimize`.
         optimizer: `LevenbergMarquardt()`, or `GaussNewton()` for fits close to linear.
         bounds: (lower, upper), each a number, None or a tree like `params` of numbers and arrays.
-        robust: "huber", "soft_l1", "cauchy" or "arctan" puts c² ρ(rᵢ²/c²) in the place of rᵢ², so
-            that outliers count for less; (name, c) sets the residual c from which they do, 1 by
-            default. ρ(z): z up to 1, then 2√z - 1; 2√(1 + z) - 2; log(1 + z); arctan(z).
+        robust: "huber", "soft_l1", "cauchy" or "arctan" replaces rᵢ² by c² ρ(rᵢ²/c²), which gives
+            outliers less weight; (name, c) sets the residual c from which on it does, 1 by default.
+            ρ(z): z up to 1, then 2√z - 1; 2√(1 + z) - 2; log(1 + z); arctan(z).
         polish: end with Newton steps on the exact Hessian, which give the parameters their last
-            digits, and step off saddles; where m · p is at most ten million.
-        finish: "float64" goes on from there in float64 on the CPU, with the data and bounds as they
-            were given; the polish then comes last, and the parameters back in float64. For
-            parameters that are float64 already it changes nothing.
-        tol: stop when no column of the Jacobian (of a parameter that is free to move) makes an
-            angle with the residual whose cosine is larger; None: 1e-8 for float64 (and so for a
-            finish), 1e-5 for float32. The units of parameters and residuals do not matter, nor does
-            a residual that is zero but for rounding. 0 takes every step.
-        max_steps: evaluations of the residual at most, the polish included.
+            digits and leave saddles; if m · p is at most ten million.
+        finish: "float64" continues in float64 on the CPU, with the data and bounds as passed; the
+            polish then comes last, and the parameters are float64. It has no effect on parameters
+            that are float64 already.
+        tol: the largest cosine of the angle between the residual and a column of the Jacobian (of a
+            parameter free to move) that counts as zero; None: 1e-8 for float64 (and for a finish),
+            1e-5 for float32. It has no units. 0 takes every step.
+        max_steps: the largest number of evaluations of the residual, polish included.
         stop: stop rules beside `tol` and `max_steps`, as in `minimize`.
         callback: called with an `Info` after each step; True stops.
-        progress: show a progress bar; None shows one if the run lasts over a second.
+        progress: show a progress bar; None shows one if the run takes more than a second.
         compile: False evaluates op by op, for a residual that branches on values.
 
     Returns:
@@ -171,8 +175,8 @@ def least_squares(
 
     Raises:
         TapeError: the residual reads arrays back to Python.
-        TypeError, ValueError: an argument or what the residual returns is not as described, there
-            are fewer residuals than parameters, the start is out of bounds or not finite there.
+        TypeError, ValueError: an argument or the value of the residual is not as described, there
+            are fewer residuals than parameters, or the start is out of bounds or not finite.
 
     Warns:
         ConvergenceWarning: the run ended without converging and was not asked to; the data do not
@@ -267,7 +271,8 @@ def _check_optimizer(optimizer: Any, data: tuple[Any, ...]) -> None:
         )
 
 
-def check_rows(objective: ResidualObjective, params: Tree) -> None:
+def check_rows(objective: ResidualObjective, params: Params) -> None:
+    """Raise ValueError if there are fewer residuals than parameters."""
     rows, size = objective.rows(params), count(params)
     if rows < size:
         raise ValueError(
@@ -278,31 +283,16 @@ def check_rows(objective: ResidualObjective, params: Tree) -> None:
 
 
 def _robust_loss(robust: Any) -> Robust:
-    """Return the robust loss that the user named."""
+    """Return the robust loss of this name, or of a pair of a name and a scale."""
     if robust is None:
         return SQUARES
-    name, scale = (robust, 1.0) if isinstance(robust, str) else (None, None)
-    if isinstance(robust, tuple) and len(robust) == 2:
-        name, scale = robust
-    names = ", ".join(repr(known) for known in ROBUST)
-    if not isinstance(name, str) or isinstance(scale, bool) or not isinstance(scale, Real):
-        raise TypeError(f"robust is {robust!r}; expected one of {names}, or (name, scale), or None")
-    if name not in ROBUST:
-        import difflib
-
-        close = difflib.get_close_matches(name, ROBUST, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"robust is {name!r}; expected one of {names}.{hint}")
-    if not 0 < float(scale) < np.inf:
-        raise ValueError(f"robust's scale is {scale}; expected more than zero, and finite.")
-    return Robust(ROBUST[name], float(scale))
+    pair = robust if isinstance(robust, tuple) and len(robust) == 2 else (robust, 1.0)
+    name = check_choice(pair[0], f"robust={robust!r}", ROBUST)
+    return Robust(ROBUST[name], check_number(pair[1], f"robust={robust!r}", above=0))
 
 
 def _box(params: Tree, bounds: Any, checked: bool = False) -> tuple[Tree, Bounds | None]:
-    """Return the start, and the bounds as vectors of the host.
-
-    Where the start was `checked` before, in a narrower dtype, only rounding can put it outside.
-    """
+    """Return the start, projected, and the bounds; a `checked` start is out by rounding alone."""
     if bounds is None:
         return params, None
     if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
@@ -318,7 +308,7 @@ def _box(params: Tree, bounds: Any, checked: bool = False) -> tuple[Tree, Bounds
 
 
 def _described(loop: Loop, state: Any, status: Status, robust: Robust) -> LeastSquaresResult:
-    """Return the result, with all that follows from the residual and its Jacobian."""
+    """Return the result, with the statistics of the fit."""
     model: Linearization = state.memory if isinstance(state, DescentState) else state.model
     jacobian = model.jacobian / model.weights[:, None]
     rank, residual_sd, covariance = _covariance(model, jacobian, robust, epsilon(state.params))
