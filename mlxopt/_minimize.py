@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlxopt._certificate import certify
 from mlxopt._checks import check_callback, check_count, check_finish, check_tol, describe_type
 from mlxopt._loop import Callback, Loop
-from mlxopt._objective import Objective
+from mlxopt._objective import Loss, Objective
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._result import Result
@@ -33,7 +33,7 @@ Stages = list[tuple[Optimizer[Any], int]]
 
 
 def minimize(
-    loss: Callable[..., mx.array],
+    loss: Loss,
     params: Params,
     optimizer: Optimizer[Any] | list[Optimizer[Any] | tuple[Optimizer[Any], int]],
     *data: Any,

@@ -1,7 +1,7 @@
-"""A loss over its data, as a function of the parameters alone: the one place that compiles it.
+"""A loss over its data, as optimizers see it: compiled, and its evaluations counted.
 
-Optimizers see nothing else of the outside world. `value_and_grad`, `hvp` and `hessian` return
-unevaluated arrays: whoever needs a number reads it, once, together with all else it needs.
+`value_and_grad`, `hvp` and `hessian` return unevaluated arrays, so that a step reads all the
+numbers it needs at once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,7 @@ from mlx.utils import tree_map
 
 from mlxopt._platform import blas
 from mlxopt._platform.compiler import precompile_header
-from mlxopt._tree import (
-    Tree,
-    count,
-    leaves,
-    leaves_with_paths,
-    read,
-    working_dtype,
-)
+from mlxopt._tree import Params, count, from_leaves, leaves_with_paths, read, working_dtype
 from mlxopt.autodiff import (
     can_batch,
     checked_loss,
@@ -37,23 +30,25 @@ from mlxopt.autodiff import (
     with_fixed_draw,
 )
 
+Loss = Callable[..., mx.array]  # loss(params, *data), a scalar array
+Hessian = Callable[..., mx.array]  # hessian(params, *data), shape (p, p)
+
 
 class Objective:
-    """`loss(params, *data)` with the data held fixed, compiled once, its evaluations counted.
+    """`loss(params, *data)` as a function of the parameters.
 
     Args:
         loss: a function `loss(params, *data)` that returns a scalar array.
-        data: the arrays that the loss takes after its parameters. They travel as arguments of the
-            compiled functions: a captured array would be frozen into them.
+        data: its other arguments. They are arguments of the compiled functions too, into which a
+            captured array would be frozen.
         compile: False evaluates op by op, for a loss that branches on values.
-        fixed_draw: give the loss the same random numbers in every evaluation (a Monte Carlo loss is
-            then a deterministic function, which is what a line search needs); otherwise each
-            evaluation takes the next numbers of MLX's global generator.
+        fixed_draw: repeat the same random numbers in every evaluation, which makes a Monte Carlo
+            loss deterministic, as a line search needs it; else each evaluation draws new ones.
     """
 
     def __init__(
         self,
-        loss: Callable[..., mx.array],
+        loss: Loss,
         data: tuple[Any, ...] = (),
         *,
         compile: bool = True,
@@ -64,7 +59,7 @@ class Objective:
         self.loss = with_fixed_draw(checked) if fixed_draw else checked
         self.data = data
         self.evaluations = 0
-        self.steps_per_call = 1  # how many first-order steps one compiled call takes
+        self.steps_per_call = 1  # first-order steps in one compiled call
         self._fixed_draw = fixed_draw
         self._compiles = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
@@ -72,45 +67,48 @@ class Objective:
         self._uses_random = False
         self._steps_timed = 0
 
-    def trace(self, params: Tree, data: tuple[Any, ...] | None = None) -> None:
-        """Check once that the loss stays on the tape, and see whether it draws random numbers."""
+    def trace(self, params: Params, data: tuple[Any, ...] | None = None) -> None:
+        """Check that the loss stays on the tape, and whether it draws random numbers.
+
+        Raises:
+            TapeError: it reads arrays back to Python.
+        """
         if not self._compiles:
             return
-        # With a fixed draw nothing hangs on the answer: this may be the function that will run.
+        # With a fixed draw the answer does not matter, and this trace serves the run as well.
         function = self._both() if self._fixed_draw else mx.compile(self.loss)
         with kept_random_state() as random, tape_guard(self.loss):
             function(params, *(self.data if data is None else data))
         self._uses_random = random.used and not self._fixed_draw
 
     def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        """Return the function that `make` gives, compiled, the same one whenever `key` is."""
+        """Return the compiled function of this key, from `make()` at the first call."""
         if key not in self._compiled:
             function = make()
             if self._compiles:
                 precompile_header()
-                # Without the state among inputs and outputs a compiled function would repeat its
-                # random numbers for ever; with it each call costs some 30 µs more.
+                # Without the state among its inputs and outputs a compiled function repeats its
+                # random numbers; with it each call costs 30 µs more.
                 state = mx.random.state if self._uses_random else None
                 function = mx.compile(function, inputs=state, outputs=state)
             self._compiled[key] = function
         return self._compiled[key]
 
     def time_steps(self, count: int, seconds: float) -> None:
-        """Learn from `count` first-order steps how many a compiled call should take.
+        """Choose the number of first-order steps in a compiled call from the time of `count`.
 
-        A call costs some 15 µs of dispatch and a round trip whatever it does, which is worth
-        sharing where a step is quick. Longer calls than of 10 steps gain nothing more. They take
-        seconds to compile where that was never done before, so a run must first last a while.
+        A call costs 15 µs of dispatch and a round trip, which quick steps should share; more than
+        10 steps gain nothing. Compiling them may take seconds, so short runs do without.
         """
         self._steps_timed += count
         if self._steps_timed >= 200 and self._compiles and seconds / count < 200e-6:
             self.steps_per_call = 10
 
-    def value_and_grad(self, params: Tree) -> tuple[mx.array, Tree]:
+    def value_and_grad(self, params: Params) -> tuple[mx.array, Params]:
         """Return the loss, shape (), and its gradient, a tree like `params`; one evaluation.
 
-        Where a factorization in the loss fails, away from the start, they are NaN, from which a
-        line search backs away.
+        They are NaN where a factorization in the loss fails, except at the start, where it raises
+        LinAlgError: a line search rejects NaN.
         """
         self.evaluations += 1
         try:
@@ -124,68 +122,58 @@ class Objective:
     def _both(self) -> Callable[..., Any]:
         return self.compiled("value_and_grad", lambda: mx.value_and_grad(self.loss))
 
-    def hvp(self, params: Tree, vector: Tree) -> Tree:
+    def hvp(self, params: Params, vector: Params) -> Params:
         """Return the Hessian at `params` times `vector`, both trees like `params`.
 
         Reverse over reverse, which works for every operation that has a gradient.
         """
         return self.compiled("hvp", lambda: hessian_product(self.loss))(params, vector, *self.data)
 
-    def hessian(self, params: Tree, structured: Callable[..., mx.array] | None = None) -> mx.array:
+    def hessian(self, params: Params, structured: Hessian | None = None) -> mx.array:
         """Return the Hessian, shape (p, p), in `tree_flatten` order.
 
         Args:
-            params: where.
-            structured: a function `(params, *data) -> (p, p)` that computes it better than p
-                Hessian-vector products do.
+            params: the point.
+            structured: computes it in place of p Hessian-vector products.
         """
         if structured is not None:
             return structured(params, *self.data)
         size, dtype = count(params), working_dtype(params)
         if self._hessian_rows is None:
-            # Not compiled: that gains nothing here, would take seconds where it was never done
-            # before, and MLX 0.32 cannot compile some batched derivatives.
+            # Compiling it gains nothing, may take seconds, and fails for some batched derivatives
+            # in MLX 0.32.
             row = hessian_row(self.loss)
             batched = can_batch(row, sample_rows(size, dtype), params, self.data)
             self._hessian_rows = over_rows(row, batched)
         rows = self._hessian_rows
         return unit_rows(lambda units: rows(units, params, self.data), size, dtype)
 
-    def ignored_leaves(self, params: Tree, grad: Tree) -> list[str]:
+    def ignored_leaves(self, params: Params, grad: Params) -> list[str]:
         """Return the paths of the leaves that the loss does not depend on.
 
-        A leaf whose gradient is exactly zero may still matter (a saddle, a dead unit); one that can
-        be NaN without the loss noticing does not.
+        A leaf with a gradient of exactly zero may still matter (a saddle, a dead unit), but not if
+        NaN in its place leaves the loss unchanged.
         """
-        named = leaves_with_paths(params)
-        zero = [bool(mx.all(leaf == 0).item()) for leaf in leaves(grad)]
-        if not any(zero):
+        zero = [
+            index
+            for index, (_, leaf) in enumerate(leaves_with_paths(grad))
+            if bool(mx.all(leaf == 0).item())
+        ]
+        if not zero:
             return []
-        value = self._probe(params)
-        paths = []
-        for index, ((path, _), is_zero) in enumerate(zip(named, zero, strict=True)):
-            if not is_zero:
-                continue
-            if self._probe(_with_nan_leaf(params, index)) == value:
-                paths.append(f"params{path}")
-        return paths
+        value, named = self._probe(params), leaves_with_paths(params)
+        ignored = []
+        for index in zero:
+            arrays = [leaf for _, leaf in named]
+            arrays[index] = mx.full(arrays[index].shape, math.nan, arrays[index].dtype)
+            if self._probe(from_leaves(arrays, params)) == value:
+                ignored.append(f"params{named[index][0]}")
+        return ignored
 
-    def _probe(self, params: Tree) -> float:
-        """Return the loss with the random numbers of the next evaluation, which still gets them."""
+    def _probe(self, params: Params) -> float:
+        """Return the loss, without advancing the random numbers of the run."""
         with kept_random_state():
             try:
                 return read(self.loss(params, *self.data))[0]
             except (ValueError, OverflowError):  # a loss that branches on values (int(nan)) noticed
                 return math.nan
-
-
-def _with_nan_leaf(params: Tree, index: int) -> Tree:
-    """Return `params` with every entry of its leaf number `index` NaN."""
-    position = -1
-
-    def spoil(leaf: mx.array) -> mx.array:
-        nonlocal position
-        position += 1
-        return mx.full(leaf.shape, float("nan"), dtype=leaf.dtype) if position == index else leaf
-
-    return tree_map(spoil, params)

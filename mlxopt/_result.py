@@ -1,4 +1,4 @@
-"""What a run returns: its answer, why it stopped, and what it saw on the way."""
+"""The result of a run, and the values recorded on the way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class History(NamedTuple):
-    """What was read during a run; arrays of one length, one entry for each read."""
+    """The records of a run, one entry of each array for each."""
 
     step: np.ndarray  # int64: steps taken at the time
     value: np.ndarray  # float64: the loss
@@ -38,7 +38,7 @@ class History(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """What one optimizer did in one dtype."""
+    """The part of a run by one optimizer in one dtype."""
 
     optimizer: str  # its name
     dtype: str  # of the parameters
@@ -51,16 +51,16 @@ class Phase(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """What kind of point a run ended in; all numbers are computed in float64."""
+    """The kind of point that a run ended in; all numbers are computed in float64."""
 
     verdict: str  # in a sentence
     is_minimum: bool  # whether the loss rises, or at least never falls, all around
     grad_norm: float  # the gradient's largest absolute entry
-    floor: float  # what rounding in the run's dtype does to that number
-    decrement: float | None  # √(gᵀ H⁻¹ g): half its square is what the loss may still fall by
+    floor: float  # the error of that number by rounding in the run's dtype
+    decrement: float | None  # √(gᵀ H⁻¹ g); half its square is the decrease still to be expected
     curvature: float | None  # the Hessian's smallest eigenvalue
     condition: float | None  # its condition number, where it is positive definite
-    distance: float | None  # largest entry of the Newton step: how far the minimum is
+    distance: float | None  # the largest entry of the Newton step, about that to the minimum
 
     def __repr__(self) -> str:
         numbers = (
@@ -71,7 +71,7 @@ class Certificate(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a callback is told, once per read."""
+    """The argument of a callback, at each record."""
 
     step: int  # steps taken
     value: float  # the loss
@@ -104,18 +104,18 @@ class Result:
     status: Status
     """Why the run stopped; `status.value` says what to try."""
     steps: int
-    """Steps taken: for first-order rules updates, for the others trial points."""
+    """Steps taken: updates of first-order rules, trials of the other methods."""
     evaluations: int
     """Evaluations of the loss with its gradient, the one at the start included."""
     seconds: float
     """Wall time, compilation included."""
     history: History
-    """The values read on the way."""
+    """The records of the run."""
     phases: tuple[Phase, ...] = ()
-    """What each optimizer and each dtype did, where there were several."""
+    """The parts of the run, by optimizer and dtype."""
     state: Any = None
-    """The state of the optimizer that reached `params`, to go on from (`init=`) or to save
-    (`mo.save`): a NamedTuple with what it has learnt. None from `least_squares`."""
+    """The optimizer's state at `params`, to resume from (`init=`) or to save (`mo.save`). None from
+    `least_squares`."""
     certify: Callable[[], Certificate] | None = None
     """Computes the certificate; holds the loss and the data until then. See `release`."""
 
@@ -171,11 +171,11 @@ class Result:
 
 
 class TrainResult(Result):
-    """What `train` returns.
+    """The result of `train`.
 
-    On mini-batches the loss at one point is never computed on all the data, so here `value` is the
-    mean loss of the last epoch's batches, each measured where the parameters then were, and
-    `optimality` is the largest absolute entry of the last batch's gradient.
+    `value` is the mean loss of the last epoch's batches, each evaluated before its step, and
+    `optimality` the largest absolute entry of the last batch's gradient: no point is evaluated on
+    all the data.
     """
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlxopt._checks import check_callback, check_count, check_start, describe_type
 from mlxopt._loop import Callback, Loop, warn_of_ignored
-from mlxopt._objective import Objective
+from mlxopt._objective import Loss, Objective
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._result import TrainResult
@@ -80,7 +80,7 @@ class TrainState(NamedTuple):
 
 
 def train(
-    loss: Callable[..., mx.array],
+    loss: Loss,
     params: Tree,
     optimizer: FirstOrder | MLXOptimizer,
     batches: Iterable[Any],
