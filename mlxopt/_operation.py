@@ -25,6 +25,9 @@ def operation(
 ) -> Function:
     """Return `body` as one operation; its rules can use operations, for derivatives of any order.
 
+    In forward mode MLX also differentiates the body, and drops the result: a body of operations
+    without a jvp starts with `mx.stop_gradient`.
+
     Args:
         body: takes arrays with equally many axes, which broadcast, and returns an array or a
             tuple of arrays.
@@ -36,12 +39,7 @@ def operation(
     """
     on_device = _unchanged if device is None else on(device)
 
-    @mx.custom_function
-    @on_device
-    @functools.wraps(body)
-    def function(*arguments: mx.array) -> Any:
-        # Else forward mode would differentiate the body as well.
-        return body(*map(mx.stop_gradient, arguments))
+    function: Any = mx.custom_function(on_device(body))
 
     def gradients(arguments: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
         found = as_tuple(vjp(arguments, cotangents, outputs))
@@ -60,7 +58,7 @@ def operation(
         arguments, tangents = as_tuple(arguments), as_tuple(tangents)
         token = _forward.set(True)
         try:
-            outputs: Any = function(*arguments)
+            outputs = function(*arguments)
             if jvp is not None:
                 return jvp(arguments, tangents, as_tuple(outputs))
             moving = [i for i, tangent in enumerate(tangents) if tangent is not None]

@@ -133,7 +133,7 @@ def per_example_grad(loss: Function, compile: bool = True) -> Function:
 
         first = tree_map(lambda leaf: leaf[:1] if _has_axis(leaf) else leaf, data)
         prove(params, *first, **kwargs)
-        return rows(one, examples, params, shared, kwargs, kind=data)(examples)
+        return rows(one, lambda: examples, params, shared, kwargs, kind=data)(examples)
 
     return wrapped
 

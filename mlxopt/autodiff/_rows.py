@@ -8,6 +8,7 @@ and where the two differ, or vmap raises, the rows are computed one after the ot
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -68,13 +69,15 @@ class RowMap:
     def __init__(self) -> None:
         self._batches: dict[Any, bool] = {}
 
-    def __call__(self, function: Function, sample: Tree, *fixed: Any, kind: Any = None) -> Function:
+    def __call__(
+        self, function: Function, sample: Callable[[], Tree], *fixed: Any, kind: Any = None
+    ) -> Function:
         """Return a function of rows that stacks `function(row, *fixed)`; `kind` is another tree on
         whose structure, shapes and dtypes `function` depends.
         """
         kind = signature((fixed, kind))
         if kind not in self._batches:
-            self._batches[kind] = can_batch(function, sample, *fixed)
+            self._batches[kind] = can_batch(function, sample(), *fixed)
         mapped = over_rows(function, self._batches[kind])
         return lambda rows: mapped(rows, *fixed)
 
@@ -82,7 +85,7 @@ class RowMap:
         self, row: Function, size: int, dtype: mx.Dtype, *fixed: Any, kind: Any = None
     ) -> mx.array:
         """Return the matrix of rows `row(unit, *fixed)` for the unit vectors, (size,)."""
-        rows = self(row, sample_rows(size, dtype), *fixed, kind=kind)
+        rows = self(row, lambda: sample_rows(size, dtype), *fixed, kind=kind)
         return unit_rows(rows, size, dtype)
 
 
@@ -108,14 +111,16 @@ def split(matrix: mx.array, rows: Tree, columns: Tree) -> Tree:
 
     A block has the shape of the row leaf followed by that of the column leaf, in the wider dtype.
     """
-    bands = pieces(matrix.T, rows)
+    top = 0
 
     def band(row: mx.array) -> Tree:
-        # (q, *row.shape) -> (*row.shape, q)
-        blocks = pieces(mx.moveaxis(next(bands), 0, -1), columns)
+        nonlocal top
+        blocks = pieces(matrix[top : top + row.size], columns)
+        top += row.size
 
         def block(column: mx.array) -> mx.array:
-            return next(blocks).astype(mx.result_type(row, column))
+            dtype = mx.result_type(row, column)
+            return next(blocks).reshape(row.shape + column.shape).astype(dtype)
 
         return tree_map(block, columns)
 

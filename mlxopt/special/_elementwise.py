@@ -46,8 +46,9 @@ def elementwise(slope: Binary, poles: bool = False) -> Callable[[Unary], OfNumbe
             product = change * slope(mx.where(fine, x, one), mx.where(fine, y, one))
             return mx.where(fine, product, mx.zeros_like(product))
 
+        kernels = fused(values)
         # The Jacobian is diagonal, so one product serves both modes.
-        rule = operation(functools.partial(_in_blocks, fused(values)), product, product)
+        rule = operation(lambda x: _in_blocks(kernels, mx.stop_gradient(x)), product, product)
 
         @functools.wraps(values)
         def function(x: Number) -> mx.array:
@@ -69,7 +70,8 @@ def pairwise(slopes: Callable[[mx.array, mx.array], Pair]) -> Callable[[Binary],
         def vjp(pair: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
             return [cotangents[0] * slope for slope in slopes(*pair)]
 
-        rule = operation(fused(values), vjp)
+        kernels = fused(values)
+        rule = operation(lambda a, b: kernels(mx.stop_gradient(a), mx.stop_gradient(b)), vjp)
 
         @functools.wraps(values)
         def function(a: Number, b: Number) -> mx.array:

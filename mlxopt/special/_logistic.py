@@ -182,6 +182,7 @@ def _shifted(x: mx.array, largest: mx.array) -> list[mx.array]:
 
 def _parts(x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
     """Return (max x, t, d, exp(t + d), the sum of exp(t + d) over all but one largest entry)."""
+    x = mx.stop_gradient(x)
     top = mx.max(x, axis=-1, keepdims=True)
     t, d, e, small = _shifted(x, mx.where(mx.abs(top) < mx.inf, top, mx.zeros_like(top)))
     ties = mx.sum(t == 0, axis=-1, keepdims=True).astype(x.dtype)
