@@ -297,7 +297,12 @@ def difference(
 
 
 def spread(
-    branch: Any, tree: Tree, is_entry: Callable[[Any, Tree], bool], name: str, kind: str
+    branch: Any,
+    tree: Tree,
+    is_entry: Callable[[Any, Tree], bool],
+    name: str,
+    kind: str,
+    of: str = "params",
 ) -> list[Any]:
     """Return the entry of each leaf of `tree`; an entry in `branch` serves a whole subtree.
 
@@ -307,6 +312,7 @@ def spread(
         is_entry: `is_entry(branch, subtree)`, whether a branch is an entry; None must be.
         name: of `branch` in messages, such as `LBFGSB's lower`.
         kind: of an entry in messages, such as `bound`.
+        of: the name of `tree` in messages.
 
     Raises:
         ValueError: `branch` is neither an entry nor a tree like `tree`.
@@ -319,13 +325,13 @@ def spread(
     if not theirs or ours.keys() != theirs.keys():
         expected = describe_structure(tree) if theirs else f"one {kind}"
         raise ValueError(
-            f"{name} is not a tree like params: expected {expected}, got "
+            f"{name} is not a tree like {of}: expected {expected}, got "
             f"{describe_structure(branch)}. None is no {kind}."
         )
     return [
         entry
         for step, child in theirs.items()
-        for entry in spread(ours[step], child, is_entry, name + step, kind)
+        for entry in spread(ours[step], child, is_entry, name + step, kind, of + step)
     ]
 
 

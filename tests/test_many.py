@@ -638,7 +638,7 @@ def square(x, y):
         ((square, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, "0"), TypeError, "'0' for data"),
         ((square, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, True), TypeError, "True for data"),
         ((square, {"a": mx.zeros(2)}, mo.LBFGS(), mx.zeros(3)), ({"b": 0}, 0), ValueError,
-         r"names \['b'\] in params, which has \['a'\]"),
+         r"params: expected a dict with the keys \['a'\], got .* \['b'\]"),
         ((square, mx.zeros(2), mo.LBFGS(), mx.zeros((0, 2))), (None, 0), ValueError, "length 0"),
         ((lambda x, y: x - y, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, 0), ValueError,
          r"shape \(2,\); expected a scalar"),

@@ -1,65 +1,53 @@
-"""The arguments of many problems, sorted into what each has of its own and what all share."""
+"""The arguments of many problems, divided into what each has of its own and what all share."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
 
-from mlxopt._tree import Tree, from_host, leaves, leaves_with_paths, to_host
+from mlxopt._tree import Tree, from_host, from_leaves, leaves, leaves_with_paths, spread, to_host
 
-Axes = Any  # an int or None, or a tree of them that ends no deeper than the argument's own
+Axes = Any  # an int or None, or a tree of them that is no deeper than the argument
 
 
-@dataclasses.dataclass(frozen=True)
-class Problems:
-    """Many problems of one make."""
+class Problems(NamedTuple):
+    """B problems of one structure."""
 
-    size: int
-    """B, how many there are."""
-    like: Tree
-    """The parameters of the first, a tree of arrays."""
-    start: np.ndarray
-    """The starts of all, shape (B, p), float64."""
-    own: list[mx.array]
-    """The leaves of the data that differ, each with the problems along its first axis."""
-    shared: list[mx.array]
-    """The leaves of the data that are the same for all."""
-    _data: tuple[Any, ...]
-    _axes: tuple[list[int | None], ...]
+    size: int  # B
+    like: Tree  # the parameters of the first
+    start: np.ndarray  # (B, p), float64: the starts
+    own: list[mx.array]  # the leaves of the data that differ, the problems along their first axis
+    shared: list[mx.array]  # the leaves that are the same for all
+    template: tuple[Any, ...]  # the data
+    differs: list[bool]  # whether each leaf of the data does
 
     def data(self, own: list[mx.array], shared: list[mx.array]) -> tuple[Any, ...]:
-        """Return one problem's data as the loss takes it, from its leaves."""
+        """Return the data of one problem, as the loss takes it, from their leaves."""
         mine, common = iter(own), iter(shared)
-
-        def pick(leaf: Any, axis: int | None) -> Any:
-            if not isinstance(leaf, mx.array):
-                return leaf
-            return next(common) if axis is None else next(mine)
-
-        return tuple(
-            _map_with(pick, item, iter(axes))
-            for item, axes in zip(self._data, self._axes, strict=True)
-        )
+        found = [
+            next(mine if differs else common) if isinstance(leaf, mx.array) else leaf
+            for leaf, differs in zip(leaves(self.template), self.differs, strict=True)
+        ]
+        return from_leaves(found, self.template)
 
     def single(self, index: int, x: np.ndarray) -> tuple[Tree, tuple[Any, ...]]:
-        """Return parameters and data of one problem, the parameters from a vector x (p,)."""
-        return from_host(x, self.like), self.data([leaf[index] for leaf in self.own], self.shared)
+        """Return the parameters, from a vector x (p,), and the data of one problem."""
+        own = [leaf[index] for leaf in self.own]
+        return from_host(x, self.like), self.data(own, self.shared)
 
 
 def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
-    """Return the problems that these arguments make up.
+    """Return the problems that these arguments describe.
 
     Args:
         params: a tree of arrays.
-        data: trees of arrays; what is no array is shared.
-        in_axes: which axis of each array counts the problems, None where all share it; one for all
-            arguments, or one for each, `(params, *data)`.
+        data: trees of arrays and other leaves, which are shared.
+        in_axes: the axis of each array that counts the problems, None where all share it; one for
+            all arguments, or one for each, `(params, *data)`.
 
     Raises:
         TypeError, ValueError: `in_axes` does not fit, or the numbers of problems differ.
@@ -71,14 +59,12 @@ def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
             f"for each of the {len(data)} data arguments, or a single one for all."
         )
     names = ["params", *(f"data[{number}]" for number in range(len(data)))]
-    axes, fronted, sizes = [], [], {}
-    for name, tree, one in zip(names, (params, *data), given, strict=True):
-        listed = list(_axis_of_each(tree, one, name))
-        axes.append(listed)
-        fronted.append(_map_with(_front, tree, iter(listed)))
-        for (path, leaf), axis in zip(leaves_with_paths(fronted[-1]), listed, strict=True):
-            if axis is not None:
-                sizes[name + path] = leaf.shape[0]
+    entries = [
+        entry
+        for name, tree, axes in zip(names, (params, *data), given, strict=True)
+        for entry in _arrange(tree, axes, name)
+    ]
+    sizes = {path: leaf.shape[0] for path, leaf, differs in entries if differs}
     if not sizes:
         raise ValueError(
             f"in_axes is {in_axes!r}, so nothing tells the problems apart; expected an axis for at "
@@ -94,69 +80,44 @@ def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
     if size == 0:
         raise ValueError("there are no problems: the batch axis has length 0.")
 
-    starts = _map_with(
-        lambda leaf, axis: mx.broadcast_to(leaf, (size, *leaf.shape)) if axis is None else leaf,
-        fronted[0],
-        iter(axes[0]),
-    )
-    pairs = [
-        (leaf, axis)
-        for tree, listed in zip(fronted[1:], axes[1:], strict=True)
-        for leaf, axis in zip(leaves(tree), listed, strict=True)
-        if isinstance(leaf, mx.array)
+    split = len(leaves(params))
+    starts = [
+        leaf if differs else mx.broadcast_to(leaf, (size, *leaf.shape))
+        for _, leaf, differs in entries[:split]
     ]
+    rest = entries[split:]
     return Problems(
-        size=size,
-        like=tree_map(lambda leaf: leaf[0], starts),
+        size,
+        like=from_leaves([leaf[0] for leaf in starts], params),
         start=to_host(starts, lead=1),
-        own=[leaf for leaf, axis in pairs if axis is not None],
-        shared=[leaf for leaf, axis in pairs if axis is None],
-        _data=tuple(fronted[1:]),
-        _axes=tuple(axes[1:]),
+        own=[leaf for _, leaf, differs in rest if differs],
+        shared=[leaf for _, leaf, differs in rest if isinstance(leaf, mx.array) and not differs],
+        template=data,
+        differs=[differs for _, _, differs in rest],
     )
 
 
-def _axis_of_each(tree: Tree, axes: Axes, name: str) -> Iterator[int | None]:
-    """Yield the axis of each leaf of a tree."""
-    if axes is not None and (isinstance(axes, bool) or not isinstance(axes, Integral)):
-        yield from _axes_of_children(tree, axes, name)
-        return
-    axis = None if axes is None else int(axes)
-    for path, leaf in leaves_with_paths(tree):
+def _arrange(tree: Tree, axes: Axes, name: str) -> Iterator[tuple[str, Any, bool]]:
+    """Yield the path of each leaf, the leaf with its axis in front, and whether it has one."""
+
+    def is_axis(entry: Any, subtree: Tree) -> bool:
+        if entry is None or (isinstance(entry, Integral) and not isinstance(entry, bool)):
+            return True
+        if isinstance(entry, (dict, list, tuple)):
+            return False
+        raise TypeError(
+            f"in_axes has {entry!r} for {name}; expected an axis (an int), None, or one of them "
+            f"for each of its parts."
+        )
+
+    entries = spread(axes, tree, is_axis, f"in_axes for {name}", "axis", name)
+    for (path, leaf), axis in zip(leaves_with_paths(tree), entries, strict=True):
         if axis is None or not isinstance(leaf, mx.array):
-            yield None
-        elif not -leaf.ndim <= axis < leaf.ndim:
+            yield name + path, leaf, False
+        elif -leaf.ndim <= axis < leaf.ndim:
+            yield name + path, mx.moveaxis(leaf, int(axis), 0), True
+        else:
             raise ValueError(
                 f"in_axes takes axis {axis} of {name}{path}, whose shape is {leaf.shape}; expected "
                 f"an axis that counts the problems, or None if all share it."
             )
-        else:
-            yield axis
-
-
-def _axes_of_children(tree: Tree, axes: Axes, name: str) -> Iterator[int | None]:
-    same = isinstance(axes, dict) if isinstance(tree, dict) else isinstance(axes, (list, tuple))
-    if not (same and isinstance(tree, (dict, list, tuple)) and len(tree) == len(axes)):
-        raise TypeError(
-            f"in_axes has {axes!r} for {name}, which is of type {type(tree).__qualname__}; "
-            f"expected an axis (an int), None, or one of them for each of its parts."
-        )
-    if isinstance(tree, dict):
-        if tree.keys() != axes.keys():
-            raise ValueError(
-                f"in_axes names {list(axes)} in {name}, which has {list(tree)}; expected the same."
-            )
-        for key, child in tree.items():
-            yield from _axis_of_each(child, axes[key], f"{name}[{key!r}]")
-    else:
-        for index, (child, axis) in enumerate(zip(tree, axes, strict=True)):
-            yield from _axis_of_each(child, axis, f"{name}[{index}]")
-
-
-def _map_with(function: Callable[[Any, Any], Any], tree: Tree, second: Iterator[Any]) -> Tree:
-    """Return the tree of `function(leaf, the next of second)`."""
-    return tree_map(lambda leaf: function(leaf, next(second)), tree)
-
-
-def _front(leaf: Any, axis: int | None) -> Any:
-    return mx.moveaxis(leaf, axis, 0) if axis else leaf

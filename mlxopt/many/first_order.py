@@ -6,7 +6,6 @@ to 2²⁴ exactly, and a step a function of that row.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -84,7 +83,7 @@ class BatchedFirstOrder(Method):
         if self._rows is None:
             params = objective.problems.like
             like = params, params, initial_buffers(self.rule, params), rates[0]
-            problems = dataclasses.replace(objective.problems, like=like, start=z)
+            problems = objective.problems._replace(like=like, start=z)
             self._rows = BatchedObjective(objective.single, problems, compile=objective.compile)
         self._rows.keep(np.isin(self._rows.alive, objective.alive))
 
