@@ -1,7 +1,7 @@
-"""A loss of many problems, as a function of the parameters of those that are still running.
+"""A loss of many problems, as a function of the parameters of those still running.
 
-What comes in and goes out are arrays of the host, float64, one row for each running problem. On
-their way to MLX they are padded to a size that changes seldom: each new one costs a trace.
+Arguments and results are arrays of the host, float64, one row for each running problem. For MLX
+they are padded to a size that seldom changes: each new one costs a trace.
 """
 
 from __future__ import annotations
@@ -16,31 +16,26 @@ import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._platform.compiler import precompile_header
-from mlxopt._tree import Tree, count, ravel, to_device, working_dtype
+from mlxopt._tree import Tree, count, ravel, to_device, to_numpy, unravel, working_dtype
 from mlxopt.autodiff import hessian_row
-from mlxopt.many._agreement import (
-    At,
-    Batch,
-    check_batch,
-    explain_failure,
-    in_general_position,
-    of_vector,
-)
+from mlxopt.autodiff._guards import name_of
+from mlxopt.many._agreement import At, check_row, explain_failure, general_vector
 from mlxopt.many._problems import Problems
+from mlxopt.optimizers.newton import check_hessian
 
-# Costs are reckoned in numbers that go in: a nanosecond or two each for a gradient.
+# Costs in numbers that go in: a nanosecond or two each for a gradient.
 _WORTH_TWO = 200_000  # from here on two CPU streams share the work; a second call costs 0.1 ms
 _WORTH_SHRINKING = 2_000_000  # wasted on problems that have ended; a trace costs 1 to 3 ms
 _MOST = 2**25  # in one call, so that a batch of thousands does not fill the memory
-_CHECKED = 2  # how often what a batch gives is compared with a single computation
+_CHECKS = 2  # the first calls, whose results are compared with a single computation
 
 
 class _Part(NamedTuple):
     """Some of the problems, and where they are computed."""
 
-    slots: slice  # which rows of the padded arrays
+    slots: slice  # their rows of the padded arrays
     own: list[mx.array]  # their data
-    stream: Any  # None: where all else is computed
+    stream: Any  # None is the default
 
 
 class BatchedObjective:
@@ -50,17 +45,16 @@ class BatchedObjective:
         single: the loss of one problem, with the data of the first.
         problems: all of them.
         compile: False evaluates op by op.
-        rows: how many gradients are computed together for one problem: p for a Hessian.
+        rows: gradients computed together for one problem: p for a Hessian.
     """
 
     def __init__(
         self, single: Objective, problems: Problems, *, compile: bool, rows: int = 1
     ) -> None:
-        self.problems = problems
+        self.single, self.problems, self.compile = single, problems, compile
         self.dtype = working_dtype(problems.like)
-        self.single, self.compile = single, compile
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._unchecked: dict[str, int] = {}
+        self._checked: dict[str, int] = {}
         self._scales: dict[str, np.ndarray] = {}
         on_cpu = mx.default_device() == mx.cpu or self.dtype == mx.float64
         self._streams = _two_streams() if on_cpu else []
@@ -71,7 +65,7 @@ class BatchedObjective:
         self._pad()
 
     def keep(self, rows: np.ndarray) -> None:
-        """Go on with these of the running problems, a mask of shape (A,)."""
+        """Continue with these of the running problems, a mask of shape (A,)."""
         self.alive, self._slots = self.alive[rows], self._slots[rows]
         few = 0 < 2 * len(self.alive) <= self._size
         if few and self._wasted >= _WORTH_SHRINKING:
@@ -79,12 +73,9 @@ class BatchedObjective:
 
     def value_and_grad(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the losses (A,) and their gradients (A, p) at the points x, shape (A, p)."""
-        loss = self.single.loss
 
         def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            value, grad = mx.value_and_grad(loss)(params, *data)
-            dtype = working_dtype(params)
-            return mx.concatenate([value.astype(dtype)[None], ravel(grad, dtype)])
+            return ravel(mx.value_and_grad(self.single.loss)(params, *data), working_dtype(params))
 
         both = self.evaluate("gradient", at, x)
         return both[:, 0], both[:, 1:]
@@ -101,36 +92,30 @@ class BatchedObjective:
         p = count(self.problems.like)
         row = hessian_row(self.single.loss)
 
-        def given(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            assert structured is not None
-            found = structured(params, *data)
-            check_hessian(found, p)
-            return found.astype(working_dtype(params))
-
         def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            units = mx.eye(p, dtype=working_dtype(params))
-            return mx.vmap(lambda unit: row(unit, params, data))(units)
+            if structured is None:
+                units = mx.eye(p, dtype=working_dtype(params))
+                return mx.vmap(lambda unit: row(unit, params, data))(units)
+            return check_hessian(structured(params, *data), p).astype(working_dtype(params))
 
-        def probe(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            return row(in_general_position(p, params), params, data)
+        def product(params: Tree, data: tuple[Any, ...]) -> mx.array:
+            return row(to_device(general_vector(p), working_dtype(params)), params, data)
 
-        if structured is not None:
-            return self.evaluate("hessian", given, x)
         # A wrong one would mislead the steps, not the answer: to check it once is enough.
-        return self.evaluate("hessian", at, x, probe, checks=1)
+        return self.evaluate("hessian", at, x, None if structured else product, checks=1)
 
     def evaluate(
-        self, key: str, at: At, x: np.ndarray, probe: At | None = None, checks: int = _CHECKED
+        self, key: str, at: At, x: np.ndarray, product: At | None = None, checks: int = _CHECKS
     ) -> np.ndarray:
-        """Return `at` of each problem, stacked; the first times, check what the batch gave.
+        """Return `at` of each problem, stacked; the results of the first calls are checked.
 
         Args:
             key: the name under which `at` is compiled once.
             at: a function of one problem's parameters and data that returns an array.
             x: shape (A, p).
-            probe: a function that computes, without a batch in it, the matrix that `at` returns
-                times the vector `in_general_position`; None where `at` itself has no batch in it.
-            checks: in how many of the first calls to do that.
+            product: a function that computes the matrix of `at` times `general_vector` without a
+                batch; None if `at` itself has no batch in it.
+            checks: the number of calls to check.
         """
         self._buffer[self._slots] = x
         self._wasted += (self._size - len(x)) * self._numbers
@@ -139,37 +124,52 @@ class BatchedObjective:
         except (ValueError, RuntimeError) as error:
             explain_failure(error, at, self.problems, self.single.loss)
             raise
-        left = self._unchecked.setdefault(key, checks)
-        if left:
-            self._unchecked[key] = left - 1
-            scale = self._scales.setdefault(key, np.zeros(self.problems.size))
-            batch = Batch(self.alive, x, found)
-            check_batch(at, probe, batch, scale, self.problems, self.single.loss)
+        number = self._checked.setdefault(key, 0)
+        if number < checks:
+            self._checked[key] = number + 1
+            self._check(key, at, product, x, found)
         return found
+
+    def _check(
+        self, key: str, at: At, product: At | None, x: np.ndarray, found: np.ndarray
+    ) -> None:
+        """Raise ValueError unless the last finite row agrees with a single computation."""
+        largest = np.abs(found.reshape(len(found), -1)).max(axis=1, initial=0.0)
+        finite = np.isfinite(largest)
+        scale = self._scales.setdefault(key, np.zeros(self.problems.size))
+        scale[self.alive] = np.maximum(scale[self.alive], np.where(finite, largest, 0.0))
+        # The last will do: what a rule does for one row only, it does for the first.
+        for row in np.flatnonzero(finite)[-1:]:
+            index = int(self.alive[row])
+            one = found[row] @ general_vector(found.shape[-1]) if product else found[row]
+            wrong = check_row(product or at, self.problems, index, x[row], one, scale[index])
+            if wrong:
+                name = name_of(self.single.loss)
+                raise ValueError(f"a batch of {name} or of its derivatives {wrong}")
 
     def _call(self, key: str, at: At) -> np.ndarray:
         """Return `at` of all slots."""
+        mapped = mx.vmap(
+            lambda x, own, shared: at(
+                unravel(x, self.problems.like), self.problems.data(own, shared)
+            ),
+            in_axes=(0, 0, None),
+        )
         if key not in self._functions:
-            function = self._mapped(at)
             if self.compile:
                 precompile_header()
-                function = mx.compile(function)
-            self._functions[key] = function
+            self._functions[key] = mx.compile(mapped) if self.compile else mapped
         try:
             found = self._run(self._functions[key])
         except IndexError:
             # MLX 0.32.4 loses an input of some second derivatives that are both mapped and
             # compiled, and says only "_Map_base::at".
-            self._functions[key] = self._mapped(at)
-            found = self._run(self._functions[key])
+            self._functions[key] = mapped
+            found = self._run(mapped)
         return np.concatenate(found) if len(found) > 1 else found[0]
 
-    def _mapped(self, at: At) -> Callable[..., mx.array]:
-        one = of_vector(at, self.problems)
-        return mx.vmap(one, in_axes=(0, 0, None))
-
     def _run(self, function: Callable[..., mx.array]) -> list[np.ndarray]:
-        """Return the function of each part."""
+        """Return the results of each part."""
         results = []
         for part in self._parts:
             context = mx.stream(part.stream) if part.stream else contextlib.nullcontext()
@@ -177,10 +177,10 @@ class BatchedObjective:
                 x = to_device(self._buffer[part.slots], self.dtype)
                 results.append(function(x, part.own, self.problems.shared))
         mx.eval(results)  # the only wait: the parts are computed side by side
-        return [np.array(one, dtype=np.float64) for one in results]
+        return [to_numpy(one) for one in results]
 
     def _pad(self) -> None:
-        """Lay the running problems out anew, in as few slots as they need."""
+        """Arrange the running problems in as few slots as they need."""
         number, all_of_them = len(self.alive), self.problems.size
         self._size = number if number == all_of_them else 1 << (number - 1).bit_length()
         self._slots, self._wasted = np.arange(number), 0
@@ -202,16 +202,6 @@ class BatchedObjective:
 def _two_streams() -> list[Any]:
     """Return two streams of the CPU, always the same: each has a thread that never ends."""
     return [mx.new_stream(mx.cpu) for _ in range(2)]
-
-
-def check_hessian(found: Any, p: int) -> None:
-    """Raise ValueError unless a user's Hessian has the right shape."""
-    shape = getattr(found, "shape", type(found).__qualname__)
-    if shape != (p, p):
-        raise ValueError(
-            f"Newton's hessian returned an array of shape {shape}; expected ({p}, {p}), "
-            f"the parameters in tree_flatten order."
-        )
 
 
 def _take(leaf: mx.array, rows: np.ndarray) -> mx.array:

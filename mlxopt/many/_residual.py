@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._residual_objective import ResidualObjective
-from mlxopt._tree import Tree, count, epsilon, working_dtype
-from mlxopt.many._agreement import in_general_position
+from mlxopt._tree import Tree, count, epsilon, to_device, working_dtype
+from mlxopt.many._agreement import general_vector
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Problems
 from mlxopt.many._state import Points, dot
@@ -53,12 +53,12 @@ class BatchedResidual(BatchedObjective):
             residual = single.vector(params, *data)
             return mx.concatenate([residual[:, None], jacobian(params, data)], axis=1)
 
-        def probe(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            vector = in_general_position(1 + p, params)
+        def product(params: Tree, data: tuple[Any, ...]) -> mx.array:
+            vector = to_device(general_vector(1 + p), working_dtype(params))
             residual = single.vector(params, *data)
             return vector[0] * residual + single.pushforward(vector[1:], params, data)
 
-        both = self.evaluate("jacobian", at, x, probe)
+        both = self.evaluate("jacobian", at, x, product)
         return both[:, :, 0], both[:, :, 1:]
 
 

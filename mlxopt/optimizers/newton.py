@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -58,14 +59,8 @@ class Newton(Descent):
 
     def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
         """Return the solution of H d = -gradient."""
-        size = count(state.params)
-        curvature = objective.hessian(state.params, self.hessian)
-        shape = getattr(curvature, "shape", type(curvature).__qualname__)
-        if shape != (size, size):
-            raise ValueError(
-                f"Newton's hessian returned an array of shape {shape}; expected ({size}, {size}), "
-                f"the parameters in tree_flatten order."
-            )
+        found = objective.hessian(state.params, self.hessian)
+        curvature = check_hessian(found, count(state.params))
         given = isinstance(curvature, mx.array)
         matrix = to_numpy(curvature) if given else np.array(curvature, dtype=np.float64)
         gradient = to_host(state.grad)
@@ -80,3 +75,14 @@ class Newton(Descent):
         dtype = direction.dtype
         slope = mx.sum(ravel(grad, dtype) * direction)
         return mx.stack([value.astype(dtype), largest_entry(grad), slope])
+
+
+def check_hessian(found: Any, size: int) -> Any:
+    """Return a user's Hessian; raise ValueError unless it has the right shape."""
+    shape = getattr(found, "shape", type(found).__qualname__)
+    if shape != (size, size):
+        raise ValueError(
+            f"Newton's hessian returned an array of shape {shape}; expected ({size}, {size}), "
+            f"the parameters in tree_flatten order."
+        )
+    return found
