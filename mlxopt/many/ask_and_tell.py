@@ -1,8 +1,8 @@
 """Any optimizer on many problems at once, by asking and telling.
 
-Optimizers are immutable and their states are values, so a step can be run again. Each problem's
-step runs until it asks for a loss and gradient that are not known yet; the points of all problems
-are evaluated in one batch, and the steps run again with the answers.
+Optimizers are immutable and their states are values, so a step can be repeated. The step of each
+problem runs until it needs a loss and gradient not yet known; the points of all problems are
+evaluated in one batch, and the steps are repeated with the answers.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from mlxopt.many._state import Method, Points, is_none
 from mlxopt.optimizers import Optimizer
 
 
-# Not an Exception, which an optimizer's author might catch.
+# Not an Exception, which an optimizer might catch.
 class _Ask(BaseException):
-    """A loss and gradient are needed that are not known yet."""
+    """A step needs the loss and gradient at `params`."""
 
     def __init__(self, params: Tree) -> None:
         self.params = params
 
 
 class AskedObjective(Objective):
-    """The objective of one problem at a time, whose loss a batch evaluates in its place.
+    """The objective of one problem at a time, with losses and gradients from a batch.
 
-    Results are recorded in the order of the calls: a step that runs again computes nothing twice.
+    Results are recorded in the order of the calls: a repeated step computes nothing twice.
 
     Args:
-        single: the same, evaluated by itself.
+        single: an objective of the same loss.
     """
 
     def __init__(self, single: Objective) -> None:
         vars(self).update(vars(single))
 
     def record(self, data: tuple[Any, ...], results: list[Any]) -> None:
-        """Let calls find their results in a list, and add to it, until the next `record`."""
+        """Begin a step of the problem with these data, whose first results are known."""
         self.data, self._results, self._place = data, results, 0
 
     def value_and_grad(self, params: Tree) -> tuple[mx.array, Tree]:
@@ -54,7 +54,7 @@ class AskedObjective(Objective):
         return self._recorded(ask)
 
     def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        """Return the function that `make` gives, compiled, which records its results."""
+        """Return the compiled function, which records its results."""
         function = super().compiled(key, make)
         return lambda *args: self._recorded(lambda: function(*args))
 
@@ -73,17 +73,13 @@ class AskedState(NamedTuple):
     """The states of A runs."""
 
     points: Points
-    status: np.ndarray  # (A,): why no further step can be taken, or None
+    status: np.ndarray  # (A,): why no further step is possible, or None
     moved: np.ndarray  # (A,) bool: whether the last step changed the parameters
-    states: np.ndarray  # (A,): the optimizer's own
+    states: np.ndarray  # (A,): the states of the optimizer
 
 
 class AskAndTell(Method):
-    """Any optimizer, one run for each problem.
-
-    Args:
-        optimizer: takes the steps.
-    """
+    """Any optimizer, with a state for each problem."""
 
     def __init__(self, optimizer: Optimizer[Any]) -> None:
         self.optimizer, self.stride = optimizer, optimizer.stride
@@ -91,27 +87,26 @@ class AskAndTell(Method):
     def init(self, objective: BatchedObjective, x: np.ndarray) -> AskedState:
         """Return the state at x, shape (A, p); one evaluation."""
         like, self.single = objective.problems.like, AskedObjective(objective.single)
-        points = Points(x.copy(), np.zeros(len(x)), np.zeros_like(x), np.zeros(len(x)))
+        points = Points(x, np.zeros(len(x)), np.zeros_like(x), np.zeros(len(x)))
         none = np.full(len(x), None)
-        state = AskedState(points, none, np.ones(len(x), dtype=bool), none)
+        state = AskedState(points, none, np.zeros(len(x), bool), none)
         init = self.optimizer.init
         return self._run(objective, state, lambda row: init(self.single, from_host(x[row], like)))
 
     def step(self, objective: BatchedObjective, state: AskedState) -> AskedState:
-        """Return the state after one step of each run that is able to take it."""
+        """Return the state after one step of each run without a status."""
         step = self.optimizer.step
         return self._run(objective, state, lambda row: step(self.single, state.states[row]))
 
     def _run(
         self, objective: BatchedObjective, state: AskedState, call: Callable[[int], Any]
     ) -> AskedState:
-        """Return the state in which `call(row)` gives the new states of rows without a status."""
+        """Return the state with `call(row)` as the states of the rows without a status."""
         problems, x = objective.problems, state.points.x.copy()
         points, status = Points(*(field.copy() for field in state.points)), state.status.copy()
-        moved, states = np.zeros(len(status), dtype=bool), state.states.copy()
-        running: dict[int, list[Any]] = {
-            row: [] for row in np.flatnonzero(is_none(status)).tolist()
-        }
+        moved, states = np.zeros(len(status), bool), state.states.copy()
+        rows = np.flatnonzero(is_none(status)).tolist()
+        running: dict[int, list[Any]] = {row: [] for row in rows}  # and the results so far
         while running:
             asked: dict[int, Tree] = {}
             for row, results in running.items():
@@ -122,12 +117,12 @@ class AskAndTell(Method):
                 except _Ask as ask:
                     asked[row] = ask.params
                     continue
-                old, states[row], status[row] = states[row], new, new.status
-                if old is None:
+                first = states[row] is None
+                if first:
                     check_fields(self.optimizer, new)
-                moved[row] = old is None or new.moved
+                states[row], status[row], moved[row] = new, new.status, new.moved
                 points.value[row], points.optimality[row] = new.value, new.optimality
-                if moved[row]:
+                if first or new.moved:
                     points.x[row], points.grad[row] = to_host(new.params), to_host(new.grad)
             if asked:
                 mx.eval(list(asked.values()))  # all at once: each wait for the device costs 50 µs
