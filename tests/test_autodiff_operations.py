@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mlxopt.autodiff import check_grads, hessian, hvp, jacobian
-from mlxopt.autodiff._rows import can_batch, sample_rows
-from mlxopt.autodiff._second import hessian_row
+from mlxopt.autodiff._rows import can_batch, hessian_row, sample_rows
 
 RANDOM = np.random.default_rng(0)
 

@@ -19,8 +19,15 @@ from mlxopt.autodiff._guards import (
     with_fixed_draw,
 )
 from mlxopt.autodiff._jacobian import jacobian, per_example_grad
-from mlxopt.autodiff._rows import can_batch, over_rows, sample_rows, unit_rows
-from mlxopt.autodiff._second import hessian, hessian_product, hessian_row, hvp
+from mlxopt.autodiff._rows import (
+    can_batch,
+    hessian_product,
+    hessian_row,
+    over_rows,
+    sample_rows,
+    unit_rows,
+)
+from mlxopt.autodiff._second import hessian, hvp
 
 __all__ = [
     "GradientCheck",

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxopt._operation import Function, known
-from mlxopt._tree import FLOATS, Tree, leaves, pieces
+from mlxopt._tree import FLOATS, Tree, leaves, pieces, ravel, unravel
 from mlxopt.autodiff._guards import signature
 
 # Rows computed at once, each with the intermediates of one gradient.
@@ -142,3 +142,28 @@ def _stand_in(leaf: Any) -> Any:
         return mx.zeros(leaf.shape, dtype=leaf.dtype)
     key = mx.random.key(leaf.size)
     return mx.random.uniform(0.5, 1.0, leaf.shape, key=key).astype(leaf.dtype)
+
+
+def hessian_product(loss: Function) -> Function:
+    """Return `product(params, vector, *data)`: `hvp` without the checks."""
+
+    def product(params: Tree, vector: Tree, *data: Any, **kwargs: Any) -> Tree:
+        def slope(at: Tree) -> mx.array:
+            gradient = mx.grad(loss)(at, *data, **kwargs)
+            terms = [mx.sum(g * v) for g, v in zip(leaves(gradient), leaves(vector), strict=True)]
+            return sum(terms[1:], terms[0])
+
+        return mx.grad(slope)(params)
+
+    return product
+
+
+def hessian_row(loss: Function) -> Function:
+    """Return `row(unit, params, data, kwargs)`: the Hessian times one vector, both shape (p,)."""
+    product = hessian_product(loss)
+
+    def row(unit: mx.array, params: Tree, data: Any, kwargs: Any = None) -> mx.array:
+        vector = unravel(unit, params)
+        return ravel(product(params, vector, *data, **(kwargs or {})), unit.dtype)
+
+    return row

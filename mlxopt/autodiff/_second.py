@@ -10,12 +10,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import mlx.core as mx
-
 from mlxopt._operation import Function
-from mlxopt._tree import Tree, count, leaves, ravel, unravel, working_dtype
+from mlxopt._tree import Tree, count, working_dtype
 from mlxopt.autodiff._guards import Proof, check_vector, checked_loss, with_fixed_draw
-from mlxopt.autodiff._rows import RowMap, split
+from mlxopt.autodiff._rows import RowMap, hessian_product, hessian_row, split
 
 
 def hvp(loss: Function, compile: bool = True) -> Function:
@@ -91,28 +89,3 @@ def hessian(loss: Function, flat: bool = False, compile: bool = True) -> Functio
         return matrix if flat else split(matrix, params, params)
 
     return wrapped
-
-
-def hessian_product(loss: Function) -> Function:
-    """Return `product(params, vector, *data)`: `hvp` without the checks."""
-
-    def product(params: Tree, vector: Tree, *data: Any, **kwargs: Any) -> Tree:
-        def slope(at: Tree) -> mx.array:
-            gradient = mx.grad(loss)(at, *data, **kwargs)
-            terms = [mx.sum(g * v) for g, v in zip(leaves(gradient), leaves(vector), strict=True)]
-            return sum(terms[1:], terms[0])
-
-        return mx.grad(slope)(params)
-
-    return product
-
-
-def hessian_row(loss: Function) -> Function:
-    """Return `row(unit, params, data, kwargs)`: the Hessian times one vector, both shape (p,)."""
-    product = hessian_product(loss)
-
-    def row(unit: mx.array, params: Tree, data: Any, kwargs: Any = None) -> mx.array:
-        vector = unravel(unit, params)
-        return ravel(product(params, vector, *data, **(kwargs or {})), unit.dtype)
-
-    return row
