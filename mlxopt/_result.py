@@ -63,11 +63,10 @@ class Certificate(NamedTuple):
     distance: float | None  # the largest entry of the Newton step, about that to the minimum
 
     def __repr__(self) -> str:
-        numbers = (
-            (name, "unknown" if value is None else f"{value:.3g}")
-            for name, value in zip(self._fields[2:], self[2:], strict=True)
-        )
-        return listing("Certificate", [("verdict", self.verdict), *numbers])
+        names = "grad_norm", "floor", "decrement", "curvature", "condition", "distance"
+        values = {name: getattr(self, name) for name in names}
+        rows = [(n, "unknown" if v is None else f"{v:.3g}") for n, v in values.items()]
+        return listing("Certificate", [("verdict", self.verdict), *rows])
 
 
 class Info(NamedTuple):
@@ -82,8 +81,9 @@ class Info(NamedTuple):
     state: Any = None  # the optimizer's, for `mo.save`; it may hold many vectors like params
 
     def __repr__(self) -> str:
-        shown = zip(self._fields[:-1], self, strict=False)
-        return f"Info({', '.join(f'{name}={value!r}' for name, value in shown)})"
+        shown = self._asdict()
+        del shown["state"]  # it may hold many vectors
+        return f"Info({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 # Compared as objects: arrays do not answer == with yes or no.

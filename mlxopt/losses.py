@@ -141,10 +141,10 @@ def _linear_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
 ) -> tuple[mx.array, mx.array]:
     X, coef = primals
-    return cotangent @ coef.T, _transposed_product(X, cotangent)
+    return cotangent @ coef.T, transposed_product(X, cotangent)
 
 
-def _transposed_product(X: mx.array, Y: mx.array) -> mx.array:
+def transposed_product(X: mx.array, Y: mx.array) -> mx.array:
     """Return Xᵀ Y, shape (p, k), the products of blocks of rows summed in float64."""
     if not _in_blocks(X):
         return X.T @ Y

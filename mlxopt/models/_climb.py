@@ -104,9 +104,16 @@ def climb(
     R = start.factor.R[:, start.factor.basis]
     sizes = np.linalg.norm(R, axis=0) * math.sqrt(likelihood.total / start.rows)
     return Climbed(
-        likelihood, start.factor, b, slopes, sizes, status, result,
-        maximum if status is Status.CONVERGED else None, separation,
-    )  # fmt: skip
+        likelihood,
+        start.factor,
+        b,
+        slopes,
+        sizes,
+        status,
+        result,
+        maximum if status is Status.CONVERGED else None,
+        separation,
+    )
 
 
 def _likelihood(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from mlxopt.losses import _transposed_product
+from mlxopt.losses import transposed_product
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -83,7 +83,7 @@ class DeviceRows:
 
     def __rmatmul__(self, vector: np.ndarray) -> np.ndarray:
         # The gradient: of many rows, it wants sums that float32 alone does not give on a CPU.
-        return np.array(_transposed_product(self.rows, _narrowed(vector)[:, None])[:, 0])
+        return np.array(transposed_product(self.rows, _narrowed(vector)[:, None])[:, 0])
 
     def gram(self, root: np.ndarray | None = None) -> np.ndarray:
         """Return AᵀWA, (columns, columns), with W = diag(root²) or the identity."""

@@ -79,9 +79,14 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         result = minimize(
-            cast(Callable[..., mx.array], loss), array(start), optimizer,
-            tol=tol, max_steps=max_steps, progress=False, compile=False,
-        )  # fmt: skip
+            cast(Callable[..., mx.array], loss),
+            array(start),
+            optimizer,
+            tol=tol,
+            max_steps=max_steps,
+            progress=False,
+            compile=False,
+        )
     if result.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
     return dataclasses.replace(result, certify=None)  # which would keep hold of the data

@@ -54,9 +54,13 @@ class Summary:
 
     def _rows(self) -> list[Row]:
         columns = zip(
-            self.names, self.estimate, self.standard_error, self.statistic, self.p_value,
+            self.names,
+            self.estimate,
+            self.standard_error,
+            self.statistic,
+            self.p_value,
             strict=True,
-        )  # fmt: skip
+        )
         return shortened(
             [
                 [
