@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -45,14 +46,21 @@ from mlxopt.many.newton import BatchedNewton
 from mlxopt.optimizers import LBFGS, FirstOrder, GaussNewton, LevenbergMarquardt, Newton, Optimizer
 from mlxopt.optimizers._base import as_rule
 
+_BATCHED: dict[type, Callable[[Any], Method]] = {
+    LBFGS: BatchedLBFGS,
+    Newton: BatchedNewton,
+    LevenbergMarquardt: BatchedLevenbergMarquardt,
+    GaussNewton: BatchedGaussNewton,
+}
+
 
 # Compared as objects: arrays do not answer == with yes or no.
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ManyResult:
     """The result of `minimize_many` for B problems.
 
-    `value`, `grad_norm` and `optimality` are those of `params`. `result[3]` is the `Result` of
-    problem 3, certificate included.
+    `value`, `grad_norm` and `optimality` are those of `params`; `result[3]` is the `Result` of
+    problem 3.
     """
 
     params: Tree
@@ -60,10 +68,9 @@ class ManyResult:
     value: np.ndarray
     """The losses, shape (B,), float64."""
     grad_norm: np.ndarray
-    """`Result.grad_norm` of each, shape (B,), float64."""
+    """The largest absolute entry of each gradient, shape (B,), float64."""
     optimality: np.ndarray
-    """What `tol` is compared with, shape (B,): `grad_norm`, but for residuals the largest cosine of
-    the angle between the residual and a column of the Jacobian."""
+    """`Result.optimality` of each, shape (B,), float64."""
     status: np.ndarray
     """Why each run stopped, shape (B,): a `Status` each."""
     steps: np.ndarray
@@ -123,10 +130,10 @@ def minimize_many(
     """Minimize `loss(params, *data)` for many starts, data sets or settings at once.
 
     One compiled graph computes the loss and its derivatives for all problems (`mx.vmap`). Each run
-    takes the steps it would take alone, stops for its own reason, and then leaves the batch. For
-    thousands of small problems that is some twenty times faster than a loop with LBFGS, Newton or a
-    first-order rule. Other optimizers run one by one between the evaluations, at about their usual
-    speed when the loss is cheap.
+    takes the steps it would take alone and stops for its own reason. With LBFGS, Newton,
+    LevenbergMarquardt, GaussNewton or a first-order rule, thousands of small problems take some
+    twentieth of the time of a loop; the steps of other optimizers are computed one by one, and only
+    the losses together.
 
     Args:
         loss: a function `loss(params, *data)` of one problem that returns a scalar array, made of
@@ -136,12 +143,11 @@ def minimize_many(
             `least_squares` does (without its polish).
         params: the start: a tree (array, list, tuple, dict, NamedTuple) of float arrays, with the
             problems along one axis of each, or one start for all.
-        optimizer: any of `mlxopt.optimizers`, or one of `mlx.optimizers`. Newton needs the fewest
-            steps, and p gradients more for each of them.
+        optimizer: any of `mlxopt.optimizers` or `mlx.optimizers`.
         *data: the arguments of the loss after its parameters, for all problems.
         in_axes: the axis that counts the problems: one number for all arguments, or one entry for
-            each, `(params, *data)`: a number; None for what all problems share; or a tree of these
-            where the argument is one. Numbers, strings and None among the data are always shared.
+            each, `(params, *data)`: a number; None for what all problems share; or a tree of these.
+            Numbers, strings and None among the data are always shared.
         tol: stop a problem when no entry of its gradient is larger in absolute value. None: 1e-5
             for float32, 1e-8 for float64, 1e-3 for the 16-bit dtypes. For residuals it is compared
             with the cosine that `least_squares` describes. 0 takes every step.
@@ -152,14 +158,13 @@ def minimize_many(
         compile: False evaluates op by op.
 
     Returns:
-        a `ManyResult`: parameters, values and a status for each. Ctrl-C ends the run and returns
-        the last points, INTERRUPTED.
+        a `ManyResult`. Ctrl-C ends the run and returns the last points, INTERRUPTED.
 
     Raises:
         TapeError: the loss reads arrays back to Python; a batch has no one value to branch on.
         TypeError, ValueError: an argument or what the loss returns is not as described; MLX cannot
-            batch an operation of the loss, or does so wrongly; no problem has a finite start. (One
-            that has none among others that do is NONFINITE in the result.)
+            batch an operation of the loss, or does so wrongly; no problem has a finite start (a
+            single problem without is NONFINITE in the result).
 
     Warns:
         ConvergenceWarning: some problems ended without converging: how many, and why; or the loss
@@ -208,14 +213,11 @@ def minimize_many(
         found = from_host(ends.points.x, problems.like)
     seconds = time.perf_counter() - began
     x, value, grad, optimality = ends.points
-    grad_norm = np.abs(grad).max(axis=1) if of_squares else optimality
 
-    def alone(index: int) -> Result:
+    def one(index: int) -> Result:
         with device_for(problems.like):
             params, data = problems.single(index, x[index])
-        steps = int(ends.steps[index])
-        numbers = float(value[index]), float(grad_norm[index])
-        last = (steps, numbers[0], float(optimality[index]), seconds)
+        steps, numbers = int(ends.steps[index]), (float(value[index]), float(optimality[index]))
         return Result(
             params,
             *numbers,
@@ -223,13 +225,12 @@ def minimize_many(
             steps=steps,
             evaluations=steps + 1,
             seconds=seconds,
-            history=History(*map(np.array, zip(last))),
+            history=History.of([(steps, *numbers, seconds)]),
             certify=(lambda: certify(single.loss, params, *data, tol=tol)) if judged else None,
         )
 
-    result = ManyResult(
-        found, value, grad_norm, optimality, ends.status, ends.steps, seconds, alone
-    )
+    grad_norm = np.abs(grad).max(axis=1)
+    result = ManyResult(found, value, grad_norm, optimality, ends.status, ends.steps, seconds, one)
     failed = {one: number for one, number in _counts(ends.status).items() if one.is_failure}
     if failed:
         advice = " ".join(f"{one.name}: {one.value}" for one in failed)
@@ -239,35 +240,20 @@ def minimize_many(
 
 
 def _method(optimizer: Any) -> Method:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer is {describe_type(optimizer)}; expected one of mlxopt's, such as "
+            f"mo.LBFGS(). It comes third: minimize_many(loss, params, optimizer, *data)."
+        )
     # By the very type: a subclass may step differently.
-    if type(optimizer) is LBFGS:
-        return BatchedLBFGS(optimizer.memory)
-    if type(optimizer) is Newton:
-        return BatchedNewton(optimizer.hessian)
-    if type(optimizer) is LevenbergMarquardt:
-        if optimizer.geodesic:
-            raise ValueError(
-                "LevenbergMarquardt(geodesic=True) works on one problem at a time; expected "
-                "geodesic=False in minimize_many."
-            )
-        return BatchedLevenbergMarquardt(optimizer.radius)
-    if type(optimizer) is GaussNewton:
-        return BatchedGaussNewton()
-    if isinstance(optimizer, FirstOrder):
-        return BatchedFirstOrder(optimizer)
-    if isinstance(optimizer, Optimizer):
-        return AskAndTell(optimizer)
-    raise TypeError(
-        f"optimizer is {describe_type(optimizer)}; expected one of mlxopt's, such as mo.LBFGS(). "
-        f"It comes third: minimize_many(loss, params, optimizer, *data)."
-    )
+    if type(optimizer) in _BATCHED:
+        return _BATCHED[type(optimizer)](optimizer)
+    return (BatchedFirstOrder if isinstance(optimizer, FirstOrder) else AskAndTell)(optimizer)
 
 
 def _counts(status: np.ndarray) -> dict[Status, int]:
-    """Return how many there are of each status, the most frequent first."""
-    numbers = {one: int(np.sum(status == one)) for one in Status}
-    present = [one for one in Status if numbers[one]]
-    return {one: numbers[one] for one in sorted(present, key=lambda one: -numbers[one])}
+    """Return the number of each status, the most frequent first."""
+    return dict(Counter(status.tolist()).most_common())
 
 
 def _listed(counts: dict[Status, int]) -> str:

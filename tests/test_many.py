@@ -840,7 +840,7 @@ def test_line_searches_go_as_one_goes(coefficients):
 
     like = SimpleNamespace(like=mx.array([0.0]))
     objective: Any = SimpleNamespace(value_and_grad=value_and_grad, problems=like, dtype=mx.float32)
-    method = Along()
+    method = Along(mo.LBFGS())
     state = method.init(objective, np.zeros((len(coefficients), 1)))
     alone = [search.begin(along(c, 0.0)[0], -1.0, 1.0, 2.0**-23) for c in coefficients]
     open_ = np.ones(len(alone), dtype=bool)

@@ -100,7 +100,7 @@ class Batch(Optimizer[BatchState]):
         """Take the method's steps up to its next record; `count` is not used."""
         running = state.running
         taken = int(running.progress.step.max())
-        count = steps_until(self.rules, taken, self.method.stride)
+        count = steps_until(self.rules, taken, self.method.optimizer.stride)
         new, steps = self.method.advance(self.objective, running.state, count)
         points, best, progress = new.points, running.best, running.progress
         progress = progress.after(

@@ -22,10 +22,13 @@ class Method(ABC):
 
     Its state is a NamedTuple of arrays with A rows; the loop reads `points`, `status` (a Status
     each, or None) and `moved` (bool).
+
+    Args:
+        optimizer: that of a single run.
     """
 
-    stride = 1
-    """Steps between two records."""
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
 
     @abstractmethod
     def init(self, objective: Any, x: np.ndarray) -> Any:

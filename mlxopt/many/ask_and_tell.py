@@ -18,7 +18,6 @@ from mlxopt._objective import Objective
 from mlxopt._tree import Tree, from_host, to_host
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, is_none
-from mlxopt.optimizers import Optimizer
 
 
 # Not an Exception, which an optimizer might catch.
@@ -80,9 +79,6 @@ class AskedState(NamedTuple):
 
 class AskAndTell(Method):
     """Any optimizer, with a state for each problem."""
-
-    def __init__(self, optimizer: Optimizer[Any]) -> None:
-        self.optimizer, self.stride = optimizer, optimizer.stride
 
     def init(self, objective: BatchedObjective, x: np.ndarray) -> AskedState:
         """Return the state at x, shape (A, p); one evaluation."""

@@ -1,7 +1,7 @@
-"""First-order rules on many problems at once: their updates are MLX arithmetic, and so are mapped.
+"""First-order rules for many problems at once: their updates are MLX arithmetic, mapped over them.
 
-A run is one row [params, grad, buffers, learning rates] in the working dtype, which holds counts up
-to 2²⁴ exactly, and a step a function of that row.
+A step is a function of one row of numbers, [params, grad, buffers, learning rates], in the working
+dtype, which holds counts up to 2²⁴ exactly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from mlxopt._status import Status
 from mlxopt._tree import Tree, ravel, to_host, working_dtype
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, where
-from mlxopt.optimizers import FirstOrder
 from mlxopt.optimizers._base import initial_buffers
 
 
@@ -31,75 +30,69 @@ class FirstOrderState(NamedTuple):
 
 
 class BatchedFirstOrder(Method):
-    """A first-order rule.
-
-    Args:
-        rule: its update and its learning rate.
-    """
-
-    def __init__(self, rule: FirstOrder) -> None:
-        self.rule, self.stride = rule, rule.stride
-        self._rows: BatchedObjective | None = None
+    """A first-order rule."""
 
     def init(self, objective: BatchedObjective, x: np.ndarray) -> FirstOrderState:
         """Return the state at x, shape (A, p); one evaluation."""
+        rule, self._rows = self.optimizer, None
 
         def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
             value, grad = mx.value_and_grad(objective.single.loss)(params, *data)
-            return self._found(value, params, grad, initial_buffers(self.rule, params))
+            return self._packed(value, params, grad, initial_buffers(rule, params))
 
-        points, buffers = self._split(objective.evaluate("start", at, x), x.shape[1])
+        points, buffers = _unpacked(objective.evaluate("start", at, x), x.shape[1])
         none, moved, step = np.full(len(x), None), np.ones(len(x), bool), np.zeros(len(x), int)
-        losses = points.value[:, None] if self.rule.reads_losses() else np.zeros((len(x), 0))
+        losses = points.value[:, None] if rule.reads_losses() else np.zeros((len(x), 0))
         return FirstOrderState(points, none, moved, buffers, step, losses)
 
-    @np.errstate(all="ignore")  # what is not finite ends
+    @np.errstate(all="ignore")  # a step may lead to NaN or infinity
     def advance(
         self, objective: BatchedObjective, state: FirstOrderState, count: int
     ) -> tuple[FirstOrderState, np.ndarray]:
-        """Take `count` steps; where they lead to NaN, keep the last finite point."""
-        now = kept = state
-        finite = known = np.ones(len(state.step), dtype=bool)
+        """Return the state after `count` steps, or the last finite one, and the steps taken."""
+        now = last = state
+        finite = known = np.ones(len(state.step), bool)
         for _ in range(count):
             now = self.step(objective, now)
             known = np.isfinite(now.points.value) & np.isfinite(now.points.optimality)
             finite = finite & known
-            kept = where(finite, now, kept)
-        kept = where(known, now, kept)
-        taken, losses, status = kept.step - state.step, kept.losses, kept.status.copy()
+            last = where(finite, now, last)
+        last = where(known, now, last)
+        taken, losses, status = last.step - state.step, last.losses, last.status.copy()
         status[~known] = Status.NONFINITE
-        if self.rule.reads_losses():
-            losses = np.column_stack([losses, kept.points.value])
-        return kept._replace(status=status, moved=taken > 0, losses=losses), taken
+        if self.optimizer.reads_losses():
+            losses = np.column_stack([losses, last.points.value])
+        return last._replace(status=status, moved=taken > 0, losses=losses), taken
 
     def step(self, objective: BatchedObjective, state: FirstOrderState) -> FirstOrderState:
         """Return the state after one update and one evaluation each, finite or not."""
-        points, dtype = state.points, objective.dtype
-        each = state.losses if self.rule.reads_losses() else state.losses[:1]
+        points, rule, loss = state.points, self.optimizer, objective.single.loss
+        each = state.losses if rule.reads_losses() else state.losses[:1]
         step = int(state.step[0])  # the same for all
-        rates = [self.rule.rates(step, 1, dtype, tuple(row.tolist())) for row in each]
+        rates = [rule.rates(step, 1, objective.dtype, tuple(row.tolist())) for row in each]
         rows = [to_host(rate) for rate in rates] * (len(points.x) // len(rates))
         z = np.concatenate([points.x, points.grad, state.buffers, rows], axis=1)
         if self._rows is None:
             params = objective.problems.like
-            like = params, params, initial_buffers(self.rule, params), rates[0]
+            like = params, params, initial_buffers(rule, params), rates[0]
             problems = objective.problems._replace(like=like, start=z)
             self._rows = BatchedObjective(objective.single, problems, compile=objective.compile)
         self._rows.keep(np.isin(self._rows.alive, objective.alive))
 
         def at(row: Tree, data: tuple[Any, ...]) -> mx.array:
             params, grad, buffers, (rate,) = row
-            params, buffers = self.rule.update(grad, buffers, params, rate)
-            value, grad = mx.value_and_grad(objective.single.loss)(params, *data)
-            return self._found(value, params, grad, buffers)
+            params, buffers = rule.update(grad, buffers, params, rate)
+            value, grad = mx.value_and_grad(loss)(params, *data)
+            return self._packed(value, params, grad, buffers)
 
-        points, buffers = self._split(self._rows.evaluate("step", at, z), points.x.shape[1])
+        points, buffers = _unpacked(self._rows.evaluate("step", at, z), points.x.shape[1])
         return state._replace(points=points, buffers=buffers, step=state.step + 1)
 
-    def _found(self, value: mx.array, params: Tree, grad: Tree, buffers: Tree) -> mx.array:
-        dtype = working_dtype(params)
-        return ravel((value, self.rule.optimality(grad), params, grad, buffers), dtype)
+    def _packed(self, value: mx.array, params: Tree, grad: Tree, buffers: Tree) -> mx.array:
+        packed = value, self.optimizer.optimality(grad), params, grad, buffers
+        return ravel(packed, working_dtype(params))
 
-    def _split(self, found: np.ndarray, p: int) -> tuple[Points, np.ndarray]:
-        value, optimality, x, grad, buffers = np.split(found, [1, 2, 2 + p, 2 + 2 * p], axis=1)
-        return Points(x, value[:, 0], grad, optimality[:, 0]), buffers
+
+def _unpacked(found: np.ndarray, p: int) -> tuple[Points, np.ndarray]:
+    value, optimality, x, grad, buffers = np.split(found, [1, 2, 2 + p, 2 + 2 * p], axis=1)
+    return Points(x, value[:, 0], grad, optimality[:, 0]), buffers

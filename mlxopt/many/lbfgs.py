@@ -20,20 +20,12 @@ class Pairs(NamedTuple):
 
 
 class BatchedLBFGS(Descent):
-    """Limited-memory BFGS.
-
-    Args:
-        memory: m, the pairs of changes kept.
-    """
-
-    def __init__(self, memory: int) -> None:
-        self.memory = memory
+    """Limited-memory BFGS."""
 
     def init_memory(self, points: Points, model: Any) -> Pairs:
         """Return no pairs."""
-        A, p = points.x.shape
-        none = np.zeros((A, self.memory, p))
-        return Pairs(none, none, np.zeros((A, self.memory)))
+        (A, p), m = points.x.shape, self.optimizer.memory
+        return Pairs(np.zeros((A, m, p)), np.zeros((A, m, p)), np.zeros((A, m)))
 
     def direction(self, objective: BatchedObjective, state: DescentState) -> DescentState:
         """Return -H · gradient, with a first trial of 1 where H has a scale."""

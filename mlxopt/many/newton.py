@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import mlx.core as mx
 import numpy as np
 
 from mlxopt._dense import newton_direction
@@ -15,20 +12,12 @@ from mlxopt.many._objective import BatchedObjective
 
 
 class BatchedNewton(Descent):
-    """Newton's method, damped, with a guard for indefinite Hessians.
-
-    Args:
-        hessian: a function `hessian(params, *data) -> (p, p)` of one problem; None differentiates
-            the loss twice.
-    """
-
-    def __init__(self, hessian: Callable[..., mx.array] | None) -> None:
-        self.hessian = hessian
+    """Newton's method, damped, with a guard for indefinite Hessians."""
 
     def direction(self, objective: BatchedObjective, state: DescentState) -> DescentState:
         """Return the solutions of H d = -gradient; NONFINITE where H is not finite."""
         x, gradient = state.points.x, state.points.grad
-        matrix = objective.hessian(x, self.hessian)
+        matrix = objective.hessian(x, self.optimizer.hessian)
         known = np.isfinite(matrix).all(axis=(1, 2))
         matrix[~known] = np.eye(x.shape[1])
         status = np.full(len(x), None)
