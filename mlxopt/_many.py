@@ -35,7 +35,6 @@ from mlxopt.autodiff import check_is_callable
 from mlxopt.many._loop import Batch
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Axes, sort
-from mlxopt.many._residual import BatchedResidual
 from mlxopt.many._state import Method
 from mlxopt.many.ask_and_tell import AskAndTell
 from mlxopt.many.first_order import BatchedFirstOrder
@@ -199,10 +198,10 @@ def minimize_many(
         single.trace(first)
         if isinstance(single, ResidualObjective):
             check_rows(single, first)
-            objective = BatchedResidual(single, problems, compile=compile)
+            rows = min(single.rows(first), count(first))
         else:
             rows = count(first) if isinstance(optimizer, Newton) else 1
-            objective = BatchedObjective(single, problems, compile=compile, rows=rows)
+        objective = BatchedObjective(single, problems, compile=compile, rows=rows)
         with ProgressBar("minimize_many", problems.size, progress) as bar:
             batch = Batch(objective, method, with_user(stop_rules(tol, max_steps, patience), stop))
             loop = Loop(None, bar, (), explain=lambda status, start, end: status)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class BatchedObjective:
         self.single, self.problems, self.compile = single, problems, compile
         self.dtype = working_dtype(problems.like)
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._checked: dict[str, int] = {}
+        self._checked: Counter[str] = Counter()
         self._scales: dict[str, np.ndarray] = {}
         on_cpu = mx.default_device() == mx.cpu or self.dtype == mx.float64
         self._streams = _two_streams() if on_cpu else []
@@ -124,9 +125,8 @@ class BatchedObjective:
         except (ValueError, RuntimeError) as error:
             explain_failure(error, at, self.problems, self.single.loss)
             raise
-        number = self._checked.setdefault(key, 0)
-        if number < checks:
-            self._checked[key] = number + 1
+        if self._checked[key] < checks:
+            self._checked[key] += 1
             self._check(key, at, product, x, found)
         return found
 

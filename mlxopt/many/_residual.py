@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._residual_objective import ResidualObjective
 from mlxopt._tree import Tree, count, epsilon, to_device, working_dtype
 from mlxopt.many._agreement import general_vector
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._problems import Problems
 from mlxopt.many._state import Points, dot
 from mlxopt.optimizers._residual import Measures, measure
 
@@ -28,49 +26,38 @@ class Model(NamedTuple):
     measures: Measures  # of the residuals
 
 
-class BatchedResidual(BatchedObjective):
-    """The residuals and their Jacobians at A points, one for each running problem."""
+def residual_and_jacobian(objective: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return r, shape (A, m), and J, shape (A, m, p), at the points x, shape (A, p)."""
+    single, like = objective.single, objective.problems.like
+    m, p = single.rows(like), count(like)
+    by_rows = m <= 2 * p  # as in `ResidualObjective.jacobian`
+    function, size = (single.pullback, m) if by_rows else (single.pushforward, p)
 
-    single: ResidualObjective
+    def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
+        # In this order: with the Jacobian first, MLX 0.32 cannot batch a compiled part of some.
+        residual = single.vector(params, *data)
+        units = mx.eye(size, dtype=working_dtype(params))
+        matrix = mx.vmap(lambda unit: function(unit, params, data))(units)
+        return mx.concatenate([residual[:, None], matrix if by_rows else matrix.T], axis=1)
 
-    def __init__(self, single: ResidualObjective, problems: Problems, *, compile: bool) -> None:
-        self.m = single.rows(problems.like)
-        rows = min(self.m, count(problems.like))
-        super().__init__(single, problems, compile=compile, rows=rows)
+    def product(params: Tree, data: tuple[Any, ...]) -> mx.array:
+        vector = to_device(general_vector(1 + p), working_dtype(params))
+        residual = single.vector(params, *data)
+        return vector[0] * residual + single.pushforward(vector[1:], params, data)
 
-    def residual_and_jacobian(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return r, shape (A, m), and J, shape (A, m, p), at the points x, shape (A, p)."""
-        single, p, m = self.single, count(self.problems.like), self.m
-        by_rows = m <= 2 * p  # as `ResidualObjective.jacobian` has it
-
-        def jacobian(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            units = mx.eye(m if by_rows else p, dtype=working_dtype(params))
-            function = single.pullback if by_rows else single.pushforward
-            matrix = mx.vmap(lambda unit: function(unit, params, data))(units)
-            return matrix if by_rows else matrix.T
-
-        def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            residual = single.vector(params, *data)
-            return mx.concatenate([residual[:, None], jacobian(params, data)], axis=1)
-
-        def product(params: Tree, data: tuple[Any, ...]) -> mx.array:
-            vector = to_device(general_vector(1 + p), working_dtype(params))
-            residual = single.vector(params, *data)
-            return vector[0] * residual + single.pushforward(vector[1:], params, data)
-
-        both = self.evaluate("jacobian", at, x, product)
-        return both[:, :, 0], both[:, :, 1:]
+    both = objective.evaluate("jacobian", at, x, product)
+    return both[:, :, 0], both[:, :, 1:]
 
 
 @np.errstate(all="ignore")  # a far trial may overflow, and is then refused
-def linearize(objective: BatchedResidual, x: np.ndarray) -> tuple[Points, Model]:
+def linearize(objective: BatchedObjective, x: np.ndarray) -> tuple[Points, Model]:
     """Return points x, shape (A, p), and the linear models there; one evaluation."""
-    residual, jacobian = objective.residual_and_jacobian(x)
+    residual, jacobian = residual_and_jacobian(objective, x)
     finite: Any = np.isfinite(residual).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2))
     residual = np.where(finite[:, None], residual, 0.0)
     jacobian = np.where(finite[:, None, None], jacobian, 0.0)
-    value, eps, p = 0.5 * dot(residual, residual), epsilon(objective.problems.like), x.shape[1]
-    measures = measure(x, value, residual, jacobian, eps)
+    value, p = 0.5 * dot(residual, residual), x.shape[1]
+    measures = measure(x, value, residual, jacobian, epsilon(objective.problems.like))
     # Qᵀr without Q: the last column of the factor of [J, r].
     factor: Any = np.linalg.qr(np.concatenate([jacobian, residual[:, :, None]], axis=2), mode="r")
     known = np.where(finite, 1.0, np.nan)

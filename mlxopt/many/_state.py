@@ -55,9 +55,9 @@ class Method(ABC):
 
 
 def take(rows: Any, state: Any) -> Any:
-    """Return these rows, a mask or a number, of every array of a tuple or tuples."""
+    """Return these rows, a mask or a number, of every array of a NamedTuple of them."""
     if isinstance(state, tuple):
-        return _like(state, [take(rows, field) for field in state])
+        return type(state)(*(take(rows, field) for field in state))
     return state[rows] if isinstance(state, np.ndarray) else state
 
 
@@ -65,18 +65,11 @@ def where(rows: np.ndarray, new: Any, old: Any) -> Any:
     """Return the new state in these rows, a mask of shape (A,), and the old one elsewhere."""
     if rows.all():
         return new
-    return _where(rows, new, old) if rows.any() else old
-
-
-def _where(rows: np.ndarray, new: Any, old: Any) -> Any:
+    if not rows.any():
+        return old
     if isinstance(new, tuple):
-        fields = zip(new, old, strict=True)
-        return _like(new, [_where(rows, one, other) for one, other in fields])
+        return type(new)(*(where(rows, *fields) for fields in zip(new, old, strict=True)))
     return np.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def _like(state: Any, fields: list[Any]) -> Any:
-    return state._make(fields) if hasattr(state, "_make") else tuple(fields)
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 
 from mlxopt._status import Status
 from mlxopt._tree import epsilon, rounded
-from mlxopt.many._residual import BatchedResidual, Model, linearize
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many._residual import Model, linearize
 from mlxopt.many._state import Method, Points, dot, is_none, where
 from mlxopt.optimizers import LevenbergMarquardt
 from mlxopt.optimizers import levenberg_marquardt as one
@@ -39,7 +40,7 @@ class BatchedLevenbergMarquardt(Method):
             )
         super().__init__(optimizer)
 
-    def init(self, objective: BatchedResidual, x: np.ndarray) -> LevenbergMarquardtState:
+    def init(self, objective: BatchedObjective, x: np.ndarray) -> LevenbergMarquardtState:
         """Return the state at x, shape (A, p); one evaluation."""
         points, model = linearize(objective, x)
         none, moved, radius = np.full(len(x), None), np.ones(len(x), bool), np.full(len(x), np.inf)
@@ -47,7 +48,7 @@ class BatchedLevenbergMarquardt(Method):
 
     @np.errstate(all="ignore")  # rows where a branch does not apply compute with any numbers
     def step(
-        self, objective: BatchedResidual, state: LevenbergMarquardtState
+        self, objective: BatchedObjective, state: LevenbergMarquardtState
     ) -> LevenbergMarquardtState:
         """Evaluate one trial each within the region; accept those that fall as predicted."""
         points, model, scale, like = state.points, state.model, state.scale, objective.problems.like
