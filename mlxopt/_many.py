@@ -62,22 +62,14 @@ class ManyResult:
     problem 3.
     """
 
-    params: Tree
-    """The parameters: the structure passed in, with the problems along the first axis."""
-    value: np.ndarray
-    """The losses, shape (B,), float64."""
-    grad_norm: np.ndarray
-    """The largest absolute entry of each gradient, shape (B,), float64."""
-    optimality: np.ndarray
-    """`Result.optimality` of each, shape (B,), float64."""
-    status: np.ndarray
-    """Why each run stopped, shape (B,): a `Status` each."""
-    steps: np.ndarray
-    """Steps of each run, shape (B,), int64."""
-    seconds: float
-    """Wall time of all, compilation included."""
-    one: Callable[[int], Result]
-    """What `result[index]` calls."""
+    params: Tree  # the structure passed in, with the problems along the first axis
+    value: np.ndarray  # (B,) float64: the losses
+    grad_norm: np.ndarray  # (B,) float64: the largest absolute entry of each gradient
+    optimality: np.ndarray  # (B,) float64: the number that `tol` tests, of each
+    status: np.ndarray  # (B,): why each run stopped, a `Status`
+    steps: np.ndarray  # (B,) int64: steps of each run
+    seconds: float  # wall time of all, compilation included
+    one: Callable[[int], Result]  # what `result[index]` calls
 
     @property
     def converged(self) -> np.ndarray:

@@ -41,7 +41,7 @@ def check_row(
         index: that of the row.
         x: its parameters, shape (p,).
         found: the row.
-        scale: its largest entry so far: at a minimum a gradient is rounding, and no measure.
+        scale: the largest entry of the result.
     """
     exact = to_numpy(at(*problems.single(index, x)))
     excess = np.abs(found - exact).max(initial=0.0) - _AGREEMENT * scale

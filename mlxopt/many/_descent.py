@@ -14,7 +14,7 @@ import numpy as np
 from mlxopt._status import Status
 from mlxopt._tree import epsilon, numpy_dtype, rounded
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._state import Method, Points, dot, is_none, where
+from mlxopt.many._state import Method, Points, is_none, where
 from mlxopt.optimizers._line_search import begin, judge, proceed
 
 
@@ -43,13 +43,8 @@ class Descent(Method):
         """Return the state with directions, first trials, and a status where there is none."""
 
     def update(self, state: DescentState, trial: Points, model: Any, eps: float) -> Any:
-        """Return the memory after a step of all rows from `state.points` to `trial`.
-
-        Args:
-            state: before the step.
-            trial: the accepted trials.
-            model: from `evaluate`, at the trials.
-            eps: the relative rounding error of a gradient.
+        """Return the memory after a step of all rows to their trials; `model` is that of the trials
+        and `eps` the relative rounding error of a gradient.
         """
         return ()
 
@@ -80,16 +75,16 @@ class Descent(Method):
         like, idle = objective.problems.like, is_none(state.search)
         if idle.any():
             new = self.direction(objective, state)
-            slope = dot(new.direction, new.points.grad)
+            slope = np.vecdot(new.direction, new.points.grad)
             lost = idle & ~(state.moved & (slope < 0) & np.isfinite(slope))
             if lost.any():
                 new = self.restart(new, lost)
-                slope = dot(new.direction, new.points.grad)
+                slope = np.vecdot(new.direction, new.points.grad)
             state = where(idle, new._replace(slope=slope), state)
         points, step_size = state.points, state.step_size
         x = rounded(points.x + step_size[:, None] * state.direction, like)
         trial, model = self.evaluate(objective, x)
-        slope = dot(trial.grad, state.direction)
+        slope = np.vecdot(trial.grad, state.direction)
         able = is_none(state.status)
         search = begin(points.value, state.slope, step_size, epsilon(like))
         moved = able & judge(search, trial.value, slope)[0]

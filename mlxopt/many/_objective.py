@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -31,14 +31,6 @@ _MOST = 2**25  # in one call, so that a batch of thousands does not fill the mem
 _CHECKS = 2  # the first calls, whose results are compared with a single computation
 
 
-class _Part(NamedTuple):
-    """Some of the problems, and where they are computed."""
-
-    slots: slice  # their rows of the padded arrays
-    own: list[mx.array]  # their data
-    stream: Any  # None is the default
-
-
 class BatchedObjective:
     """The loss and its derivatives at A points, one for each running problem.
 
@@ -56,7 +48,6 @@ class BatchedObjective:
         self.dtype = working_dtype(problems.like)
         self._functions: dict[str, Callable[..., Any]] = {}
         self._checked: Counter[str] = Counter()
-        self._scales: dict[str, np.ndarray] = {}
         on_cpu = mx.default_device() == mx.cpu or self.dtype == mx.float64
         self._streams = _two_streams() if on_cpu else []
         own = sum(leaf.size for leaf in problems.own) // problems.size
@@ -84,11 +75,8 @@ class BatchedObjective:
     def hessian(
         self, x: np.ndarray, structured: Callable[..., mx.array] | None = None
     ) -> np.ndarray:
-        """Return the Hessians at x, shape (A, p, p), in `tree_flatten` order.
-
-        Args:
-            x: shape (A, p).
-            structured: a function `(params, *data) -> (p, p)` that computes one of them.
+        """Return the Hessians at x (A, p), shape (A, p, p), in `tree_flatten` order; `structured`
+        is a function `(params, *data) -> (p, p)` of one problem.
         """
         p = count(self.problems.like)
         row = hessian_row(self.single.loss)
@@ -102,12 +90,9 @@ class BatchedObjective:
         def product(params: Tree, data: tuple[Any, ...]) -> mx.array:
             return row(to_device(general_vector(p), working_dtype(params)), params, data)
 
-        # A wrong one would mislead the steps, not the answer: to check it once is enough.
-        return self.evaluate("hessian", at, x, None if structured else product, checks=1)
+        return self.evaluate("hessian", at, x, None if structured else product)
 
-    def evaluate(
-        self, key: str, at: At, x: np.ndarray, product: At | None = None, checks: int = _CHECKS
-    ) -> np.ndarray:
+    def evaluate(self, key: str, at: At, x: np.ndarray, product: At | None = None) -> np.ndarray:
         """Return `at` of each problem, stacked; the results of the first calls are checked.
 
         Args:
@@ -116,7 +101,6 @@ class BatchedObjective:
             x: shape (A, p).
             product: a function that computes the matrix of `at` times `general_vector` without a
                 batch; None if `at` itself has no batch in it.
-            checks: the number of calls to check.
         """
         self._buffer[self._slots] = x
         self._wasted += (self._size - len(x)) * self._numbers
@@ -125,36 +109,30 @@ class BatchedObjective:
         except (ValueError, RuntimeError) as error:
             explain_failure(error, at, self.problems, self.single.loss)
             raise
-        if self._checked[key] < checks:
+        if self._checked[key] < _CHECKS:
             self._checked[key] += 1
-            self._check(key, at, product, x, found)
+            self._check(at, product, x, found)
         return found
 
-    def _check(
-        self, key: str, at: At, product: At | None, x: np.ndarray, found: np.ndarray
-    ) -> None:
+    def _check(self, at: At, product: At | None, x: np.ndarray, found: np.ndarray) -> None:
         """Raise ValueError unless the last finite row agrees with a single computation."""
         largest = np.abs(found.reshape(len(found), -1)).max(axis=1, initial=0.0)
-        finite = np.isfinite(largest)
-        scale = self._scales.setdefault(key, np.zeros(self.problems.size))
-        scale[self.alive] = np.maximum(scale[self.alive], np.where(finite, largest, 0.0))
         # The last will do: what a rule does for one row only, it does for the first.
-        for row in np.flatnonzero(finite)[-1:]:
+        for row in np.flatnonzero(np.isfinite(largest))[-1:]:
             index = int(self.alive[row])
             one = found[row] @ general_vector(found.shape[-1]) if product else found[row]
-            wrong = check_row(product or at, self.problems, index, x[row], one, scale[index])
+            wrong = check_row(product or at, self.problems, index, x[row], one, largest[row])
             if wrong:
                 name = name_of(self.single.loss)
                 raise ValueError(f"a batch of {name} or of its derivatives {wrong}")
 
     def _call(self, key: str, at: At) -> np.ndarray:
         """Return `at` of all slots."""
-        mapped = mx.vmap(
-            lambda x, own, shared: at(
-                unravel(x, self.problems.like), self.problems.data(own, shared)
-            ),
-            in_axes=(0, 0, None),
-        )
+
+        def one(x: mx.array, own: list[mx.array], shared: list[mx.array]) -> mx.array:
+            return at(unravel(x, self.problems.like), self.problems.data(own, shared))
+
+        mapped = mx.vmap(one, in_axes=(0, 0, None))
         if key not in self._functions:
             if self.compile:
                 precompile_header()
@@ -171,11 +149,10 @@ class BatchedObjective:
     def _run(self, function: Callable[..., mx.array]) -> list[np.ndarray]:
         """Return the results of each part."""
         results = []
-        for part in self._parts:
-            context = mx.stream(part.stream) if part.stream else contextlib.nullcontext()
-            with context:
-                x = to_device(self._buffer[part.slots], self.dtype)
-                results.append(function(x, part.own, self.problems.shared))
+        for slots, own, stream in self._parts:
+            with mx.stream(stream) if stream else contextlib.nullcontext():
+                x = to_device(self._buffer[slots], self.dtype)
+                results.append(function(x, own, self.problems.shared))
         mx.eval(results)  # the only wait: the parts are computed side by side
         return [to_numpy(one) for one in results]
 
@@ -190,12 +167,13 @@ class BatchedObjective:
         pieces = -(-work * self._rows // _MOST)
         shared = bool(self._streams) and self._size > 1 and work >= _WORTH_TWO
         length = -(-self._size // max(pieces, 2 if shared else 1))
-        self._parts = []
+        # Problems computed in one call: their slots, their data, and the stream or None.
+        self._parts: list[tuple[slice, list[mx.array], Any]] = []
         for first in range(0, self._size, length):
             slots = slice(first, min(first + length, self._size))
             own = [_take(leaf, filled[slots]) for leaf in self.problems.own]
             stream = self._streams[len(self._parts) % 2] if shared else None
-            self._parts.append(_Part(slots, own, stream))
+            self._parts.append((slots, own, stream))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import numpy as np
 from mlxopt._tree import Tree, count, epsilon, to_device, working_dtype
 from mlxopt.many._agreement import general_vector
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._state import Points, dot
+from mlxopt.many._state import Points
 from mlxopt.optimizers._residual import Measures, measure
 
 
@@ -56,7 +56,7 @@ def linearize(objective: BatchedObjective, x: np.ndarray) -> tuple[Points, Model
     finite: Any = np.isfinite(residual).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2))
     residual = np.where(finite[:, None], residual, 0.0)
     jacobian = np.where(finite[:, None, None], jacobian, 0.0)
-    value, p = 0.5 * dot(residual, residual), x.shape[1]
+    value, p = 0.5 * np.vecdot(residual, residual), x.shape[1]
     measures = measure(x, value, residual, jacobian, epsilon(objective.problems.like))
     # Qᵀr without Q: the last column of the factor of [J, r].
     factor: Any = np.linalg.qr(np.concatenate([jacobian, residual[:, :, None]], axis=2), mode="r")

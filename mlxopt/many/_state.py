@@ -18,13 +18,10 @@ class Points(NamedTuple):
 
 
 class Method(ABC):
-    """An optimizer for the rows of arrays; a step is one trial for each row, as in a single run.
+    """The optimizer of a single run, for the rows of arrays; a step is one trial for each row.
 
     Its state is a NamedTuple of arrays with A rows; the loop reads `points`, `status` (a Status
     each, or None) and `moved` (bool).
-
-    Args:
-        optimizer: that of a single run.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -70,11 +67,6 @@ def where(rows: np.ndarray, new: Any, old: Any) -> Any:
     if isinstance(new, tuple):
         return type(new)(*(where(rows, *fields) for fields in zip(new, old, strict=True)))
     return np.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def dot(a: np.ndarray, b: np.ndarray) -> Any:
-    """Return the inner product of each row, shape (A,)."""
-    return np.vecdot(a, b)
 
 
 def is_none(entries: np.ndarray) -> np.ndarray:

@@ -22,10 +22,7 @@ from mlxopt.many._state import Method, Points, is_none
 
 # Not an Exception, which an optimizer might catch.
 class _Ask(BaseException):
-    """A step needs the loss and gradient at `params`."""
-
-    def __init__(self, params: Tree) -> None:
-        self.params = params
+    """A step needs the loss and gradient at the parameters that are its argument."""
 
 
 class AskedObjective(Objective):
@@ -111,7 +108,7 @@ class AskAndTell(Method):
                 try:
                     new = call(row)
                 except _Ask as ask:
-                    asked[row] = ask.params
+                    asked[row] = ask.args[0]
                     continue
                 first = states[row] is None
                 if first:

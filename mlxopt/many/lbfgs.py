@@ -8,7 +8,7 @@ import numpy as np
 
 from mlxopt.many._descent import Descent, DescentState
 from mlxopt.many._objective import BatchedObjective
-from mlxopt.many._state import Points, dot, where
+from mlxopt.many._state import Points, where
 
 
 class Pairs(NamedTuple):
@@ -46,14 +46,16 @@ class BatchedLBFGS(Descent):
     def update(self, state: DescentState, trial: Points, model: Any, eps: float) -> Pairs:
         """Return the pairs with the newest one, where it has positive curvature."""
         s, y = trial.x - state.points.x, trial.grad - state.points.grad
-        newest = Pairs(s, y, dot(s, y))
+        newest = Pairs(s, y, np.vecdot(s, y))
         new = Pairs(
             *(
                 np.concatenate([old[:, 1:], last[:, None]], axis=1)
                 for old, last in zip(state.memory, newest, strict=True)
             )
         )
-        return where(newest.sy > eps * np.sqrt(dot(s, s) * dot(y, y)), new, state.memory)
+        return where(
+            newest.sy > eps * np.sqrt(np.vecdot(s, s) * np.vecdot(y, y)), new, state.memory
+        )
 
 
 def two_loop(pairs: Pairs, gradient: np.ndarray) -> np.ndarray:
@@ -67,13 +69,13 @@ def two_loop(pairs: Pairs, gradient: np.ndarray) -> np.ndarray:
     q = gradient
     weights = {}
     for i in used[::-1]:
-        weights[i] = inverse[:, i] * dot(s[:, i], q)  # α = ρ sᵀq
+        weights[i] = inverse[:, i] * np.vecdot(s[:, i], q)  # α = ρ sᵀq
         q = q - weights[i][:, None] * y[:, i]
-    newest = dot(y[:, -1], y[:, -1])
+    newest = np.vecdot(y[:, -1], y[:, -1])
     scale = np.where(newest > 0, sy[:, -1] / np.where(newest > 0, newest, 1.0), 1.0)  # γ
     r = scale[:, None] * q
     for i in used:
-        correction = inverse[:, i] * dot(y[:, i], r)  # β = ρ yᵀr
+        correction = inverse[:, i] * np.vecdot(y[:, i], r)  # β = ρ yᵀr
         r = r + (weights[i] - correction)[:, None] * s[:, i]
     return r
 

@@ -12,7 +12,7 @@ from mlxopt._status import Status
 from mlxopt._tree import epsilon, rounded
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._residual import Model, linearize
-from mlxopt.many._state import Method, Points, dot, is_none, where
+from mlxopt.many._state import Method, Points, is_none, where
 from mlxopt.optimizers import LevenbergMarquardt
 from mlxopt.optimizers import levenberg_marquardt as one
 from mlxopt.optimizers._residual import norm, times
@@ -63,8 +63,8 @@ class BatchedLevenbergMarquardt(Method):
         x = rounded(points.x + scaled / unit, like)
         step = x - points.x  # as rounded, not as intended
         length = norm(scale * step)
-        slope, change = dot(points.grad, step), times(model.r, step)
-        predicted = -(slope + 0.5 * dot(change, change))
+        slope, change = np.vecdot(points.grad, step), times(model.r, step)
+        predicted = -(slope + 0.5 * np.vecdot(change, change))
         still = ~step.any(axis=1)
         futile = still | ~(predicted > 0)
         tiny = (multiplier > 0) & (length < epsilon(like) * radius)
