@@ -1,26 +1,22 @@
 """A faster BLAS and LAPACK under MLX on Linux.
 
-MLX's wheels for Linux are built with Debian's libblas and liblapack (ml-explore/mlx#660), the
-reference implementation: up to fifty times slower than OpenBLAS or MKL. `bind` makes MLX call such
-a library instead, without rebuilding MLX, changing a file or taking anything from NumPy.
+MLX's wheels for Linux use the reference implementation (ml-explore/mlx#660), up to fifty times
+slower than OpenBLAS or MKL. `bind` makes MLX alone call such a library; no file changes.
 
 Mechanism. A shared library calls an imported function through a *slot*: eight bytes of its own
-memory that the dynamic linker fills with the function's address, its *home*. Relocation tables in
-the file pair each slot with a symbol, such as "cblas_sgemm". `bind` reads the tables of libmlx.so
-and writes the addresses of a faster library's functions into the slots; `unbind` restores them.
+memory that the dynamic linker fills with the function's address, its *home*. `bind` finds the slots
+in the relocation tables of libmlx.so and writes a faster library's functions into them.
 
-Safety. Slots that are not writable (full RELRO) are left alone. Every home must be in a reference
-library. The faster library must have 32-bit integers (LP64), as MLX's calls have. MLX's results are
-then compared with NumPy's, and any doubt restores every slot. Nothing raises, warns or prints:
-`Binding.reason` says what was done and why.
+Safety. Slots must be writable (no full RELRO), their homes in a reference library, and the integers
+of the faster library 32 bits wide (LP64). MLX's results are then compared with NumPy's; any doubt
+restores every slot. Nothing raises, warns or prints: `Binding.reason` says what was done and why.
 
 `MLXOPT_BLAS` is `auto` (MKL if installed, else SciPy's OpenBLAS), `mkl`, `openblas`, `none`, or the
-path of a library. The libraries' own variables (`OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS`,
-`MKL_THREADING_LAYER`, `OMP_NUM_THREADS`) keep their meaning.
+path of a library. The libraries' own variables, such as `MKL_NUM_THREADS`, keep their meaning.
 
 Limits. Libraries loaded later can resolve a plain `dgemm_` or OpenMP from MKL. OpenBLAS's threads
-spin: on cores busy with other processes small factorizations take hundreds of times as long, in
-NumPy and SciPy too, unless `OPENBLAS_NUM_THREADS=1`.
+spin: on busy cores small factorizations take hundreds of times as long, in NumPy and SciPy too,
+unless `OPENBLAS_NUM_THREADS=1`.
 """
 
 import ctypes
@@ -64,7 +60,6 @@ class _Region(NamedTuple):
 
 
 def _memory_map() -> list[_Region]:
-    """Return the mapped regions in the order of their addresses."""
     regions = []
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
@@ -106,17 +101,13 @@ def _is_reference(path: str) -> bool:
 
 
 def _survey(asked: bool) -> list[tuple[str, int, int]]:
-    """Return the function, address and home of each slot; raise `Unfit` if MLX must be left alone.
-
-    `asked`: the user named a library.
-    """
+    """Return the function, address and home of each slot; `asked`: the user named a library."""
     if sys.platform != "linux":
         raise Unfit("MLX brings a fast BLAS of its own on this platform: nothing needs doing.")
     glibc = "CS_GNU_LIBC_VERSION"
     if glibc not in os.confstr_names or not os.confstr(glibc):
         raise Unfit("The C library is not glibc, the only one for which this was tested.")
-    if not hasattr(mx, "new_thread_local_stream"):
-        # The self-check would start the thread of the default stream: see there.
+    if not hasattr(mx, "new_thread_local_stream"):  # the self-check needs such a version
         raise Unfit("This version of MLX is too old to be checked safely: update it to 0.32.")
     regions = _memory_map()
     paths = {region.path for region in regions if os.path.basename(region.path) == "libmlx.so"}
@@ -128,8 +119,7 @@ def _survey(asked: bool) -> list[tuple[str, int, int]]:
     if not any(_is_reference(name) for name in elf.needed):
         raise Unfit("This build of MLX does not use the reference BLAS: nothing needs doing.")
     if not asked and any(name.startswith("libcuda.so") for name in elf.needed):
-        # All arrays of such a build live in the memory manager of the GPU. The self-check would
-        # start it: slow, and unusable in processes forked later.
+        # The self-check would start the GPU: slow, and unusable in processes forked later.
         raise Unfit("MLX has a GPU; for a faster CPU as well, set MLXOPT_BLAS=openblas or mkl.")
     if elf.signed:
         raise Unfit("This build of MLX signs its function pointers: left alone.")
@@ -183,10 +173,7 @@ def _openblas_file() -> str | None:
 
 
 def _prepare_mkl(path: str) -> None:
-    """Raise `Unfit` if MKL would end the process, and load the runtime that it needs.
-
-    libmkl_rt opens its other files at the first call, and calls exit() if one is missing.
-    """
+    """Load the runtime that MKL needs; raise `Unfit` where MKL itself would call exit()."""
     if os.environ.get("MKL_INTERFACE_LAYER", "").upper() not in ("", "LP64"):
         raise Unfit("MKL_INTERFACE_LAYER asks for another interface than MLX's: unset it")
     if os.environ.get("LD_BIND_NOW"):
@@ -224,12 +211,10 @@ def _is_lp64(library: ctypes.CDLL, prefix: str) -> bool:
 
 
 def _self_check() -> str | None:
-    """Compare MLX with NumPy on small problems; return the first difference.
-
-    On a stream of its own: the thread of a stream starts with its first work and does not survive
-    a fork, so work on the default stream would make MLX hang in a process forked later.
-    """
+    """Compare MLX with NumPy on small problems; return the first difference."""
     mx.default_stream(mx.cpu)  # created first, so that it keeps its number
+    # A stream's thread starts with its first work and does not survive a fork: on the default
+    # stream MLX would hang in a process forked later.
     stream = mx.new_stream(mx.cpu)
     wave = np.cos(np.arange(24.0 * 17) ** 1.5).reshape(24, 17)
     definite = wave @ wave.T + np.eye(24)  # an eigenvalue near 0 would hide its eigenvector
@@ -276,9 +261,8 @@ def _attach(path: str, targets: list[tuple[str, int, int]]) -> tuple[str, int]:
         raise Unfit("it has no isamax_, which tells how wide its integers are")
     if not _is_lp64(library, prefix):
         raise Unfit("its integers have 64 bits, and those of MLX's calls have 32")
-    # Functions that the library lacks remain those of the reference. The mixture is sound: routines
-    # keep nothing between calls, and LAPACK prescribes the layout of what they exchange (pivots,
-    # Householder vectors). One wrong result, though, rejects the library as a whole.
+    # Functions that the library lacks remain those of the reference. The mixture is sound: LAPACK
+    # prescribes the layout of what routines exchange (pivots, Householder vectors).
     found = {name: _address(library, prefix + name) for name, _, _ in targets}
     if not any(found.values()):
         raise Unfit("it has none of the functions that MLX calls")
@@ -306,7 +290,7 @@ _KNOWN = {
 
 
 def _bind() -> tuple[str, str, int, str]:
-    """Return the first four fields of the binding; raise `Unfit` with a reason if there is none."""
+    """Return the first four fields of the binding."""
     setting = os.environ.get("MLXOPT_BLAS", "").strip()
     choice = setting.lower() or "auto"
     if choice == "none":

@@ -24,19 +24,16 @@ def show_config() -> None:
     device ...
     BLAS ...
     """
-    rows = facts()
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        print(f"{name:{width}}  {text}")
+    for name, text in facts():
+        print(f"{name:11}  {text}")
 
 
 def facts() -> list[tuple[str, str]]:
     """Return rows of a name and a text; a row without a name continues the one above."""
-    packages = ("mlxopt", "mlx", "numpy", "scipy")
     where = f"{platform.system()} {platform.machine()}"
     binding = blas.binding()
     rows = [
-        *((name, _version(name)) for name in packages),
+        *((name, _version(name)) for name in ("mlxopt", "mlx", "numpy", "scipy")),
         ("Python", f"{platform.python_version()} on {where}"),
         ("device", mx.default_device().type.name.upper()),
         ("BLAS", binding.library or "MLX's own"),

@@ -11,9 +11,7 @@ from mlxopt._tree import leaves
 
 
 def device_for(*trees: Any) -> contextlib.AbstractContextManager[Any]:
-    """Return a context for computing with these trees: the CPU if any leaf is float64, which MLX
-    has on the CPU alone, else the default device.
-    """
+    """Return a context: the CPU if any leaf is float64, which needs it, else the default device."""
     arrays = (leaf for leaf in leaves(trees) if isinstance(leaf, mx.array))
     if any(array.dtype == mx.float64 for array in arrays):
         return mx.stream(mx.cpu)

@@ -1,8 +1,7 @@
 """The functions that a shared library imports, read from its file.
 
-An ELF file is a header, program headers that map parts of the file to addresses, and a dynamic
-section for the linker. Addresses count from where the library is loaded; the program headers turn
-them into offsets in the file.
+Program headers map parts of an ELF file to addresses, counted from where the library is loaded; its
+dynamic section is for the linker. Section headers are not read: they can be stripped or stale.
 """
 
 import mmap
@@ -34,14 +33,7 @@ class Elf(NamedTuple):
 
 
 def parse_elf(data: bytes | memoryview | mmap.mmap) -> Elf:
-    """Return the imports of a 64-bit little-endian ELF file.
-
-    Everything is found as the linker finds it, through program headers and the dynamic section:
-    section headers can be stripped or stale. `slots` omits symbols that the library itself defines.
-
-    Raises:
-        Unfit: it is another kind of file, or damaged.
-    """
+    """Return the imports of a 64-bit little-endian ELF file; raise `Unfit` for any other."""
     view = memoryview(data)
     if bytes(view[:6]) != b"\x7fELF\x02\x01":
         raise Unfit("it is not a 64-bit little-endian ELF file")
@@ -82,7 +74,7 @@ def parse_elf(data: bytes | memoryview | mmap.mmap) -> Elf:
             table = table[np.isin(table["f1"], _SLOT_RELOCATIONS[machine])]
             for slot, _, symbol, _ in table.tolist():
                 name, section = struct.unpack_from("<I2xH", view, symbols + 24 * symbol)
-                if section == 0:  # defined elsewhere
+                if section == 0:  # not defined by the library itself
                     slots[text(name)] = (*slots.get(text(name), ()), slot)
     start = next((address for offset, address, _ in loads if offset == 0), 0)
     needed = tuple(text(index) for index in dynamic.get(_DT_NEEDED, []))

@@ -19,15 +19,10 @@ class CellError(ValueError):
     def __init__(self, index: int, cell: str, reason: str) -> None:
         super().__init__(reason)
         self.index, self.cell, self.reason = index, cell, reason
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the cell resembles no number, as in a column of text."""
-        return self.reason == _TEXT
+        self.is_text = reason == _TEXT  # the cell resembles no number
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell marks a missing value."""
     return cell.strip() in _MISSING
 
 
@@ -37,9 +32,6 @@ def read_numbers(cells: Sequence[str]) -> np.ndarray:
     Raises:
         CellError: a cell is neither a number nor missing, or it is a number that float64 changes
             beyond rounding: by overflow, underflow, or a whole number of more than 53 bits.
-
-    >>> read_numbers(["1", " 2.5e3", "NA"])
-    array([1.0e+00, 2.5e+03,     nan])
     """
     try:
         if not _PLAIN.issuperset("\n".join(cells)):
@@ -54,7 +46,6 @@ def read_numbers(cells: Sequence[str]) -> np.ndarray:
 
 
 def _number(index: int, cell: str) -> float:
-    """Return the number in a cell, NaN if it is missing."""
     text = cell.strip()
     if text in _MISSING:
         return float("nan")
@@ -70,8 +61,7 @@ def _number(index: int, cell: str) -> float:
     digits = re.fullmatch(r"([+-]?\d+)\.?0*", text)
     if digits and int(digits[1]) != int(value):
         reason = f"is a whole number that float64 cannot hold: it would become {int(value)}."
-        remedy = "If it is an identifier, leave the column out with --features."
-        raise CellError(index, cell, f"{reason} {remedy}")
+        raise CellError(index, cell, f"{reason} Leave an identifier out with --features.")
     return value
 
 

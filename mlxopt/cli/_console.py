@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def stdout() -> Console:
-    """Return the console for results; new for each command, so that tests can redirect it."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    """Return a new console for results."""
+    return Console(file=sys.stdout, highlight=False)
 
 
 def stderr() -> Console:
-    """Return the console for progress."""
+    """Return a new console for progress."""
     return Console(file=sys.stderr, highlight=False)
 
 
@@ -45,7 +45,6 @@ def noted(notes: list[str]) -> Iterator[None]:
 
 
 def print_notes(console: Console, notes: list[str]) -> None:
-    """Print notes below the results."""
     for note in notes:
         console.print(f"\nNote: {note}", markup=False)
 
@@ -65,13 +64,11 @@ def check_writable(path: Path | None) -> None:
 
 def check_picture(path: Path | None) -> None:
     """Fail unless a picture can be written at `path`, in the format of its suffix."""
-    check_writable(path)
-    if path is None:
-        return
     from matplotlib.backend_bases import FigureCanvasBase
 
+    check_writable(path)
     known = FigureCanvasBase.filetypes
-    if path.suffix.lstrip(".").lower() not in known:
+    if path is not None and path.suffix.lstrip(".").lower() not in known:
         fail(f"{path}: a picture's name must end in one of .{', .'.join(sorted(known))}.")
 
 
@@ -84,7 +81,6 @@ def check_distinct(paths: dict[str, Path | None]) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a matplotlib figure to a file."""
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

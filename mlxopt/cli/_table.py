@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlxopt._report import counted
 from mlxopt.cli._cells import CellError, is_missing, is_number, marked_number, read_numbers
 
 _BLOCK = 20_000  # rows converted at once: text takes ten times the memory of numbers
@@ -52,16 +53,10 @@ class Table:
 def read_table(
     path: Path, target: str, features: list[str] | None = None, delimiter: str = ","
 ) -> Table:
-    """Read the target and the features from a CSV file with a header line.
+    """Read the target and the features (None: all other columns) from a CSV file in UTF-8.
 
     A feature is a column of plain decimal numbers; nothing is guessed or converted. Rows with a
     missing value in a used column are left out, blank lines are skipped, and both are recorded.
-
-    Args:
-        path: the file, in UTF-8.
-        target: the column to predict; numbers or labels.
-        features: the columns to predict from; None takes all others.
-        delimiter: the character between two cells.
 
     Raises:
         TableError: the file cannot be read, is not a well-formed table, lacks a column, or has a
@@ -105,16 +100,12 @@ def _rows(table: Table, records: Records, names: list[str], delimiter: str) -> R
             table.blank.append(line)
             continue
         if len(cells) != len(names):
-            found = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
             remedy = "Complete the line (an empty cell is a missing value) or delete it."
             if len(cells) > len(names):
-                remedy = (
-                    f"Put a cell that holds a {_shown(delimiter)} between double quotes, or "
-                    f"delete the surplus."
-                )
+                remedy = f"Put a cell that holds a {_shown(delimiter)} between double quotes."
             raise TableError(
-                f"{table.path}, line {line}: {found} where the header has {len(names)} "
-                f"({listed(names)}): {_shown(delimiter.join(cells))}. {remedy}"
+                f"{table.path}, line {line}: {counted(len(cells), 'cell')} where the header has "
+                f"{len(names)} ({listed(names)}): {_shown(delimiter.join(cells))}. {remedy}"
             )
         row = hash(tuple(cells))
         table.rows_read += 1
@@ -134,10 +125,9 @@ def _take(
         try:
             values[:, position] = read_numbers(columns[name])
         except CellError as error:
+            reason = _bad_cell(table, name, columns, error, explicit)
             where = f"{table.path}, line {lines[error.index]}, column {name}"
-            raise TableError(
-                f"{where}: {_bad_cell(table, name, columns, error, explicit)}"
-            ) from None
+            raise TableError(f"{where}: {reason}") from None
     outcomes = [cell.strip() for cell in columns[table.target]]
     used = [*table.features, table.target]
     missing = np.column_stack([np.isnan(values), np.array([is_missing(cell) for cell in outcomes])])
@@ -182,15 +172,13 @@ def _check_text(path: Path, data: bytes) -> None:
     """Raise TableError unless the bytes are UTF-8 text, and not blank."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise TableError(
-            f"{path}, line 1: the file is in UTF-16 (it begins with that byte order mark). Save it "
-            f"as UTF-8: Excel calls that 'CSV UTF-8', and iconv -f UTF-16 -t UTF-8 does it too."
+            f"{path}, line 1: the file is in UTF-16. Save it as UTF-8, which Excel calls "
+            f"'CSV UTF-8'."
         )
     nul = data.find(b"\0")
     if nul >= 0:
-        raise TableError(
-            f"{path}, line {_line_at(data, nul)}: there is a NUL byte, which no text file has. The "
-            f"file is damaged, or not in UTF-8."
-        )
+        where = f"{path}, line {_line_at(data, nul)}"
+        raise TableError(f"{where}: there is a NUL byte. The file is damaged, or not in UTF-8.")
     try:
         blank = not data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -229,16 +217,12 @@ def _explain(message: str, begin: int, end: int) -> str:
     if "unexpected end of data" in message:
         return f"line {begin}: a double quote is opened here and never closed. Close or delete it."
     if "field larger" in message:
-        return (
-            f"line {begin}: a cell has more than {csv.field_size_limit():,} characters. Is a "
-            f"double quote opened here and not closed?"
-        )
+        size = f"more than {csv.field_size_limit():,} characters"
+        return f"line {begin}: a cell has {size}. Is a double quote opened here and not closed?"
     if "expected after" in message:
         since = "" if begin == end else f" (the row begins at line {begin})"
-        return (
-            f"line {end}{since}: text follows a closing double quote. Put the whole cell between "
-            f"quotes, and double a quote that belongs to it."
-        )
+        remedy = "Put the whole cell between quotes, and double a quote that belongs to it."
+        return f"line {end}{since}: text follows a closing double quote. {remedy}"
     return f"line {end}: {message}."
 
 
@@ -257,15 +241,13 @@ def _check_header(path: Path, line: int, names: list[str], target: str, delimite
         raise TableError(_no_column(where, target, names, delimiter))
     if "" in names:
         raise TableError(
-            f"{where}: column {names.index('') + 1} has no name. Name it, or delete the column (a "
-            f"table's row numbers may have been saved as a column, or a line end with a delimiter)."
+            f"{where}: column {names.index('') + 1} has no name. Name it, or delete the column (it "
+            f"may hold row numbers, or come from a delimiter at the end of lines)."
         )
-    twice = [name for index, name in enumerate(names) if name in names[:index]]
-    if twice:
-        raise TableError(
-            f"{where}: the column name {_shown(twice[0])} occurs {names.count(twice[0])} times. "
-            f"Give each column a name of its own."
-        )
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        remedy = "Give each column a name of its own."
+        raise TableError(f"{where}: the column name {_shown(name)} occurs {times} times. {remedy}")
 
 
 def _no_column(where: str, name: str, names: list[str], delimiter: str) -> str:
@@ -280,13 +262,10 @@ def _no_column(where: str, name: str, names: list[str], delimiter: str) -> str:
 
 
 def _choose(path: Path, names: list[str], target: str, features: list[str] | None) -> list[str]:
-    """Return the names of the features, checked."""
     if features is None:
         features = [name for name in names if name != target]
-        if not features:
-            raise TableError(
-                f"{path}: the target {target} is the only column; a model needs a feature."
-            )
+    if not features:
+        raise TableError(f"{path}: the target {target} is the only column; a model needs others.")
     for index, name in enumerate(features):
         if name not in names:
             raise TableError(_no_column(f"{path}, --features", name, names, ","))
@@ -298,7 +277,6 @@ def _choose(path: Path, names: list[str], target: str, features: list[str] | Non
 
 
 def _shown(text: str) -> str:
-    """Return `text` quoted, and shortened if it is long."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 

@@ -42,21 +42,16 @@ class Problem:
 
 
 class Answer(NamedTuple):
-    """The parameters found by a method."""
+    """The parameters that a method found, and how."""
 
-    params: Any
+    params: Any  # (p,)
     steps: int | None = None
     history: History | None = None
+    method: str = ""
+    seconds: float = 0.0
 
 
-class Row(NamedTuple):
-    """The run of a method."""
-
-    method: str
-    seconds: float
-    params: np.ndarray  # (p,) float64
-    steps: int | None
-    history: History | None
+Part = tuple[Problem, list[Answer]]  # a row for each method
 
 
 def demo(
@@ -114,9 +109,7 @@ def linear_problem(rows: int, columns: int, seed: int) -> Problem:
 
 
 def logistic_problem(rows: int, columns: int, seed: int) -> Problem:
-    """Return a logistic regression with overlapping classes: the true logits have a standard
-    deviation of 2.
-    """
+    """Return a logistic regression with overlapping classes: true logits of deviation 2."""
     rng = np.random.default_rng([seed, 1])
     X = rng.standard_normal((rows, columns)).astype(np.float32)
     truth = rng.standard_normal(columns)
@@ -196,26 +189,23 @@ def _methods(problem: Problem) -> dict[str, Callable[[], Answer]]:
     }
 
 
-def _run_all(
-    problems: Iterable[Problem], show: Callable[[str], None]
-) -> list[tuple[Problem, list[Row]]]:
-    """Return each problem with the rows of its table; `show` is called with each method's name."""
-    parts: list[tuple[Problem, list[Row]]] = []
+def _run_all(problems: Iterable[Problem], show: Callable[[str], None]) -> list[Part]:
+    """Run every method on every problem; `show` is called with each method's name."""
+    parts: list[Part] = []
     for problem in problems:
         rows = []
         for method, run in _methods(problem).items():
             show(f"{problem.name} regression, {method}")
             began = time.perf_counter()
-            params, steps, history = run()
+            answer = run()
             seconds = time.perf_counter() - began
-            params = np.array(params, dtype=np.float64).ravel()
-            rows.append(Row(method, seconds, params, steps, history))
+            params = np.array(answer.params, dtype=np.float64).ravel()
+            rows.append(answer._replace(method=method, seconds=seconds, params=params))
         parts.append((problem, rows))
     return parts
 
 
-def _print_linear(console: Console, problem: Problem, rows: list[Row]) -> None:
-    """Print the linear problem's table: the distance of each method from the true coefficients."""
+def _print_linear(console: Console, problem: Problem, rows: list[Answer]) -> None:
     errors = {row.method: float(np.linalg.norm(row.params - problem.truth)) for row in rows}
     excess = [error / errors[CLOSED_FORM] - 1 for error in errors.values()]
     columns = {
@@ -230,8 +220,7 @@ def _print_linear(console: Console, problem: Problem, rows: list[Row]) -> None:
     )
 
 
-def _print_logistic(console: Console, problem: Problem, rows: list[Row]) -> None:
-    """Print the table of the logistic problem: accuracy, and the distance from the optimum."""
+def _print_logistic(console: Console, problem: Problem, rows: list[Answer]) -> None:
     right = [np.mean((problem.X @ row.params > 0) == (problem.y > 0.5)) for row in rows]
     errors = [np.linalg.norm(row.params - problem.optimum) for row in rows]
     columns = {
@@ -239,15 +228,19 @@ def _print_logistic(console: Console, problem: Problem, rows: list[Row]) -> None
         "‖w − ŵ‖": [f"{error:.1e}" for error in errors],
     }
     _print_table(console, problem, rows, "overlapping classes", columns)
+    size = f"{np.linalg.norm(problem.optimum):.2f}"
     console.print(
-        f"ŵ minimizes the loss (Newton in NumPy's float64; ‖ŵ‖ = "
-        f"{np.linalg.norm(problem.optimum):.2f}). Accuracy: the share of these rows classified "
-        f"right."
+        f"ŵ minimizes the loss (Newton in NumPy's float64; ‖ŵ‖ = {size}). Accuracy: the share of "
+        f"these rows classified right."
     )
 
 
 def _print_table(
-    console: Console, problem: Problem, rows: list[Row], remark: str, columns: dict[str, list[str]]
+    console: Console,
+    problem: Problem,
+    rows: list[Answer],
+    remark: str,
+    columns: dict[str, list[str]],
 ) -> None:
     from rich import box
     from rich.table import Table
@@ -269,8 +262,7 @@ def _print_table(
     console.print(table)
 
 
-def _draw(parts: list[tuple[Problem, list[Row]]], out: Path) -> None:
-    """Save a picture: for each problem, the loss above its minimum against the steps."""
+def _draw(parts: list[Part], out: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")

@@ -13,6 +13,7 @@ import numpy as np
 import typer
 
 from mlxopt import plots
+from mlxopt._report import counted
 from mlxopt._status import Status
 from mlxopt.cli._cells import CellError, is_number, marked_number, read_numbers
 from mlxopt.cli._console import (
@@ -37,8 +38,6 @@ _LABELS = 8  # labels named in a message
 
 
 class ModelName(enum.StrEnum):
-    """The models."""
-
     linear = "linear"
     logistic = "logistic"
 
@@ -63,11 +62,9 @@ class Frame:
         return Frame(self._values[rows], self.columns)
 
     def cast(self, dtype: type) -> Frame:
-        """Return the frame itself: its values are floats already."""
-        return self
+        return self  # its values are floats already
 
     def to_numpy(self) -> np.ndarray:
-        """Return the values, (rows, columns) float64."""
         return self._values
 
 
@@ -132,9 +129,8 @@ def fit(
         estimator = _fitted(table, outcome, l2)
     summary = estimator.summary()
     typer.echo(f"\n{dataclasses.replace(summary, notes=[])}")
-    # Most warnings are in the notes of the summary too.
-    notes = [*summary.notes, *(note for note in notes if note not in summary.notes)]
-    # The notes name the parameter of the model; here it is an option.
+    # Most warnings are in the notes of the summary too; they name a parameter, here an option.
+    notes = list(dict.fromkeys([*summary.notes, *notes]))
     print_notes(console, [note.replace("l2 > 0", "--l2") for note in notes])
     if out is not None:
         _save_model(estimator, table, out)
@@ -145,7 +141,7 @@ def fit(
 
 
 def _split(features: str | None) -> list[str] | None:
-    """Return the names in a list like `a,b`; a name that holds a comma is quoted, as in CSV."""
+    """Return the names in a line of CSV."""
     if features is None:
         return None
     names = [name.strip() for name in next(csv.reader([features], skipinitialspace=True), [])]
@@ -178,8 +174,7 @@ def _understand(table: Table, model: ModelName | None) -> Outcome:
     if not two:
         raise TableError(
             f"{table.path}, column {table.target}: a logistic model needs a target with two "
-            f"distinct values, and this one has {len(distinct)}. Use --model linear, or code the "
-            f"target as 0 and 1."
+            f"distinct values, and this one has {len(distinct)}. Use --model linear, or code it."
         )
     names = [repr(value).removesuffix(".0") for value in distinct.tolist()]
     if (distinct == np.rint(distinct)).all() and np.abs(distinct).max() < 2.0**53:
@@ -194,16 +189,13 @@ def _labels(table: Table, model: ModelName | None, counts: Counter[str]) -> Outc
     if reason and (linear or len(names) != 2):
         raise TableError(f"{_cell(table, 0)} {reason}{more_marked(table.outcomes)}")
     if linear:
-        raise TableError(
-            f"{_cell(table, 0)} is not a number, nor is any other cell of the column. A linear "
-            f"model needs numbers."
-        )
+        reason = "is not a number, nor is any other cell of the column. A linear model needs them."
+        raise TableError(f"{_cell(table, 0)} {reason}")
     if len(names) != 2:
         shown = _some([f"{name!r} ({counts[name]:,})" for name in names[:_LABELS]], len(names))
         raise TableError(
-            f"{table.path}, column {table.target}: the target is text with {len(names)} distinct "
-            f"value{'s' if len(names) > 1 else ''}, {shown}; a logistic model needs two, a linear "
-            f"model numbers."
+            f"{table.path}, column {table.target}: the target is text with "
+            f"{counted(len(names), 'distinct value')}, {shown}; a logistic model needs two."
         )
     remark = _two(names, [counts[name] for name in names])
     return Outcome(ModelName.logistic, np.array(table.outcomes), names, remark)
@@ -215,15 +207,11 @@ def _cell(table: Table, row: int) -> str:
 
 
 def _two(names: list[str], sizes: list[int]) -> str:
-    parts = [
-        f"{name} in {size:,} row{'s' if size > 1 else ''}"
-        for name, size in zip(names, sizes, strict=True)
-    ]
-    return f"{' and '.join(parts)}: logistic regression, of the probability of {names[1]}"
+    rows = [f"{name} in {counted(size, 'row')}" for name, size in zip(names, sizes, strict=True)]
+    return f"{' and '.join(rows)}: logistic regression, of the probability of {names[1]}"
 
 
 def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
-    """Print what was read from the file, and how."""
     from rich.table import Table as Grid
     from rich.text import Text
 
@@ -234,23 +222,22 @@ def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
     def line(label: str, text: str) -> None:
         grid.add_row(label, Text(text))
 
-    used = len(table.outcomes)
     mark = ", with a byte order mark" if table.byte_order_mark else ""
     line("file", f"{table.path} ({table.bytes:,} bytes{mark})")
     line("SHA-256", table.sha256[:16])
-    line("rows", f"{table.rows_read:,} read, {used:,} used")
+    line("rows", f"{table.rows_read:,} read, {len(table.outcomes):,} used")
     if table.left_out:
         count = len(table.left_out)
         examples = [f"line {n} ({listed(names, _SHOWN)})" for n, names in table.left_out[:_SHOWN]]
         line("left out", f"{count:,} with missing values: {_some(examples, count)}")
     if table.blank:
-        count = len(table.blank)
-        lines = _some([str(number) for number in table.blank[:_SHOWN]], count)
-        line("skipped", f"{count:,} blank line{'s' if count > 1 else ''}: {lines}")
+        lines = _some(list(map(str, table.blank[:_SHOWN])), len(table.blank))
+        line("skipped", f"{counted(len(table.blank), 'blank line')}: {lines}")
     if table.duplicates:
         verb = "rows repeat" if table.duplicates > 1 else "row repeats"
-        text = f"{table.duplicates:,} {verb} an earlier row in every cell; all are kept"
-        line("duplicates", text)
+        line(
+            "duplicates", f"{table.duplicates:,} {verb} an earlier row in every cell; all are kept"
+        )
     line("target", f"{table.target}, {outcome.remark}")
     line("features", listed(table.features))
     if table.unused:
@@ -264,7 +251,6 @@ def _some(examples: list[str], count: int) -> str:
 
 
 def _fitted(table: Table, outcome: Outcome, l2: float) -> Any:
-    """Return the fitted model."""
     from mlxopt import models
 
     linear = outcome.kind is ModelName.linear
@@ -279,7 +265,6 @@ def _fitted(table: Table, outcome: Outcome, l2: float) -> Any:
 
 
 def _draw(estimator: Any, table: Table, outcome: Outcome) -> Figure:
-    """Return two diagnostic plots of a fit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
@@ -289,27 +274,21 @@ def _draw(estimator: Any, table: Table, outcome: Outcome) -> Figure:
         fitted = estimator.predict(X)
         plots.fitted_values(outcome.values, fitted, ax=left)
         plots.residuals(outcome.values, fitted, ax=right)
-        figure.suptitle(f"{table.path.name}: linear regression of {table.target}")
+        title = f"linear regression of {table.target}"
     else:
         labels = (outcome.values == estimator.classes_[1]).astype(float)
         probabilities = estimator.predict_proba(X)[:, 1]
         plots.calibration(labels, probabilities, ax=left)
         plots.separation(labels, probabilities, outcome.names, ax=right)
-        figure.suptitle(
-            f"{table.path.name}: logistic regression, the probability that {table.target} is "
-            f"{outcome.names[1]}"
-        )
+        title = f"logistic regression, the probability that {table.target} is {outcome.names[1]}"
+    figure.suptitle(f"{table.path.name}: {title}")
     return figure
 
 
 def _save_model(estimator: Any, table: Table, out: Path) -> None:
-    """Write the coefficients to a file that `np.load` reads without pickle.
-
-    It holds coef, coef_se and coef_error (features,), intercept, intercept_se and intercept_error
-    (), feature_names, target, for a logistic model classes (2,), and the sha256 of the table.
-    """
-    arrays: dict[str, Any] = {"feature_names": table.features, "target": table.target}
-    arrays["sha256"] = table.sha256
+    """Write the coefficients (features,), the intercept () and their errors for `np.load`."""
+    names, target = table.features, table.target
+    arrays: dict[str, Any] = {"feature_names": names, "target": target, "sha256": table.sha256}
     for suffix in ("", "_se", "_error"):
         arrays[f"coef{suffix}"] = np.ravel(getattr(estimator, f"coef{suffix}_"))
         arrays[f"intercept{suffix}"] = np.squeeze(getattr(estimator, f"intercept{suffix}_"))
