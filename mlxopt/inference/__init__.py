@@ -1,9 +1,7 @@
 """Covariances and intervals of estimates, for any negative log-likelihood.
 
-All is computed in float64 on the CPU, from the curvature of the negative log-likelihood of all the
-data, a sum over examples, while a loss is best minimized as a mean. Write a function that returns
-one value for each example; minimize its mean, and pass the function itself here, where it is
-summed:
+All is computed in float64 on the CPU, from the curvature of a sum over examples. Write a function
+that returns one value for each example; minimize its mean, and pass the function itself here:
 
     def negative_log_likelihood(params, X, y):          # shape (n,)
         return mo.losses.logistic(X @ params["w"], y)

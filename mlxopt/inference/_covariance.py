@@ -21,12 +21,10 @@ _CORRECTIONS: dict[str, tuple[str | None, ...]] = {
     "sandwich": ("HC0", "HC1"),
     "cluster": ("CR1", "CR0", "CR1S"),
 }
-
-# Below this an eigenvalue of the scaled Hessian, times p, is rounding: its entries are good to
-# 1e-15, so the covariance would keep less than two digits.
+# An eigenvalue of the scaled Hessian below this, times p, would leave less than two digits.
 _SINGULAR = 1e-13
-
 _CLOSE = 0.01  # standard errors: the largest computational error without a warning
+_IS_IT = "Is this the function that was minimized, and did the run converge?"
 
 
 def covariance(
@@ -119,48 +117,30 @@ def covariance(
         bread = scores @ inverse  # (n or G, p)
         matrix = _factor(correction, n, p, groups or 0) * (bread.T @ bread)
     distance = check_is_minimum(likelihood, inverse, np.sqrt(np.diag(matrix)))
-    return Estimates(
-        values=likelihood.params,
-        names=likelihood.names,
-        covariance=matrix,
-        kind=kind,
-        correction=correction,
-        examples=likelihood.examples,
-        clusters=groups,
-        distance=distance,
-        condition=condition,
-        notes=notes,
-    )
+    values, names, n = likelihood.params, likelihood.names, likelihood.examples
+    return Estimates(values, names, matrix, kind, correction, n, groups, distance, condition, notes)
 
 
 def invert(likelihood: Likelihood) -> tuple[np.ndarray, float]:
-    """Return the inverse of the Hessian at the estimate, and its scaled condition number.
-
-    Raises:
-        LinAlgError: the Hessian is not positive definite.
-        ValueError: it is not finite.
-    """
+    """Return the inverse of the Hessian at the estimate, and its scaled condition number."""
     hessian, names = likelihood.hessian(likelihood.theta), likelihood.names
     if not np.isfinite(hessian).all():
         row, column = np.argwhere(~np.isfinite(hessian))[0]
         raise ValueError(
             f"the second derivative of the negative log-likelihood in {names[row]} and "
-            f"{names[column]} is {hessian[row, column]} at the estimate, where the function itself "
-            f"is finite; expected a number. An operation there has no finite derivative (sqrt or a "
-            f"power at 0; mx.where, in the branch that it does not take)."
+            f"{names[column]} is {hessian[row, column]} at the estimate; expected a number. An "
+            f"operation has no finite derivative (sqrt at 0; mx.where, in the branch not taken)."
         )
     for name, curvature, row in zip(names, np.diag(hessian), hessian, strict=True):
         if not row.any():
             raise LinAlgError(
-                f"the negative log-likelihood does not change with {name}: its second derivatives "
-                f"are zero, so the data do not determine it. Take it out of params, or hold it "
-                f"fixed among the data."
+                f"the negative log-likelihood does not change with {name}, so the data do not "
+                f"determine it. Take it out of params, or hold it fixed among the data."
             )
         if curvature <= 0:
             raise LinAlgError(
-                f"the negative log-likelihood does not curve upwards in {name}: its second "
-                f"derivative is {curvature:.3g}, so this is no minimum. Is this the function that "
-                f"was minimized, and did the run converge?"
+                f"the negative log-likelihood does not curve upwards in {name} (its second "
+                f"derivative is {curvature:.3g}): this is no minimum. {_IS_IT}"
             )
     found = eigen(hessian)
     lowest = found.values[0]
@@ -168,8 +148,7 @@ def invert(likelihood: Likelihood) -> tuple[np.ndarray, float]:
         direction = _combination(found.direction(0), names)
         raise LinAlgError(
             f"the negative log-likelihood curves downwards along {direction}: a saddle or a "
-            f"maximum, with no standard errors. Is this the function that was minimized? Start "
-            f"elsewhere, and check that the run converges."
+            f"maximum, with no standard errors. {_IS_IT}"
             if lowest < -1e-8
             else f"the data do not determine {direction}: along it the negative log-likelihood is "
             f"flat (its scaled curvature is {lowest:.1e}), so the parameters are not identified. "
@@ -198,9 +177,9 @@ def check_is_minimum(likelihood: Likelihood, inverse: np.ndarray, errors: np.nda
     elif not distance <= _CLOSE:
         warn(
             f"a Newton step in float64 would move {worst} by {distance:.2g} of its standard "
-            f"errors, so these parameters are not close enough to the minimum of this negative "
-            f"log-likelihood. Continue in float64 with a smaller tol; and check that it is the one "
-            f"that was minimized, on the same data, without a penalty or bounds."
+            f"errors: the parameters are not close enough to a minimum. Continue in float64; check "
+            f"that this negative log-likelihood is the one that was minimized, on the same data, "
+            f"without a penalty or bounds."
         )
     return distance
 
@@ -225,12 +204,10 @@ def _check_kind(kind: str, correction: str | None, clusters: Any) -> str | None:
             f"correction is {correction!r}; expected {' or '.join(map(repr, allowed))} for "
             f"kind={kind!r}. (HC2 and HC3, by leverage, belong to linear regression.)"
         )
-    if (kind == "cluster") != (clusters is not None):
-        raise ValueError(
-            "kind='cluster' needs clusters=, a label for each example."
-            if kind == "cluster"
-            else f"clusters are given, but kind is {kind!r}; expected kind='cluster'."
-        )
+    if kind == "cluster" and clusters is None:
+        raise ValueError("kind='cluster' needs clusters=, a label for each example.")
+    if kind != "cluster" and clusters is not None:
+        raise ValueError(f"clusters are given, but kind is {kind!r}; expected kind='cluster'.")
     return allowed[0] if correction is None else correction
 
 
@@ -256,8 +233,7 @@ def _sum_by_cluster(scores: np.ndarray, clusters: Any) -> np.ndarray:
     labels, n = np.asarray(clusters), len(scores)
     if labels.shape != (n,):
         raise ValueError(
-            f"clusters has shape {labels.shape}; expected ({n},), a label for each of the {n} "
-            f"values that negative_log_likelihood returns."
+            f"clusters has shape {labels.shape}; expected ({n},), a label for each example."
         )
     missing = np.array([label is None or label != label for label in labels.tolist()])
     if missing.any():
@@ -275,7 +251,6 @@ def _factor(correction: str | None, n: int, p: int, groups: int) -> float:
         return factor
     if n <= p:
         raise ValueError(
-            f"correction={correction!r} divides by n - p, the {n} examples less the {p} "
-            f"parameters; expected more examples than parameters."
+            f"correction={correction!r} needs more examples than parameters; got {n} and {p}."
         )
     return factor * (n if correction == "HC1" else n - 1) / (n - p)

@@ -23,9 +23,8 @@ def delta(
 ) -> Estimates:
     """Return a function of estimates with its covariance J V Jᵀ.
 
-    V is the covariance of the estimates and J the Jacobian of the function there: the function is
-    linearized over the width of the standard errors. An entry with a derivative of zero (a
-    constant, or a function at its own minimum) has a standard error of 0.
+    V is the covariance of the estimates and J the Jacobian of the function there. An entry with a
+    derivative of zero (a constant, or a function at its own minimum) has a standard error of 0.
 
     Args:
         function: a function `(params, *data)` made of MLX operations that returns an array or a
@@ -63,8 +62,7 @@ def delta(
         matrix = np.array(jacobian(function, flat=True, compile=compile)(*arguments))
         values = widened(function(*arguments))
         mx.eval(values)
-    name = name_of(function)
-    names = entry_names("function" if name == "<lambda>" else name, values)
+    names = entry_names(name_of(function).replace("<lambda>", "function"), values)
     for what, rows in ("value", to_host(values)[:, None]), ("derivative", matrix):
         wrong = ~np.isfinite(rows).all(axis=1)
         if wrong.any():

@@ -60,11 +60,9 @@ class Estimates:
     clusters: int | None
     """The number of clusters, for `cluster`."""
     distance: float
-    """Computational error of the parameters in standard errors: the largest entry of a Newton step
-    to the minimum."""
+    """Error of the parameters in standard errors: a Newton step's largest entry."""
     condition: float
-    """The condition number of the Hessian, scaled to a diagonal of ones. Times 2e-16 it is the
-    relative error of the covariance."""
+    """Of the Hessian with a unit diagonal; times 2e-16 the relative error of the covariance."""
     notes: tuple[str, ...] = ()
     """Reasons for caution."""
 
@@ -98,9 +96,8 @@ class Estimates:
         Args:
             level: the probability that such an interval holds the true number, between 0 and 1.
             degrees_of_freedom: of Student's t, whose quantile is taken. Infinity is the normal
-                distribution, as for generalized linear models; n - p makes the intervals of a
-                linear regression with normal noise exact, where the variance is estimated as
-                SSR / (n - p); clusters - 1 is customary with few clusters.
+                distribution; n - p makes the intervals of a linear regression with normal noise of
+                variance SSR / (n - p) exact; clusters - 1 is customary with few clusters.
 
         Raises:
             TypeError, ValueError: an argument is not as described.

@@ -21,7 +21,6 @@ Data = tuple[Any, ...]
 
 # How well parts of a loss must add up: MLX's own exp is good to 5e-7 in float64.
 _AGREEMENT = 1e-5
-
 # Of a function tried on fewer examples than it is written for.
 _FAILURES = (TypeError, ValueError, IndexError, RuntimeError)
 
@@ -29,15 +28,7 @@ _FAILURES = (TypeError, ValueError, IndexError, RuntimeError)
 class Likelihood:
     """The negative log-likelihood of fixed data, summed over examples, in float64 on the CPU.
 
-    Args:
-        function: `negative_log_likelihood(params, *data)`: one value for each example, (n,), or
-            their sum, ().
-        result: a `Result`, or a tree of parameters.
-        data: arguments of the function after its parameters.
-        total: one number is that of all the data together; do not check.
-        compile: False for a function that branches on values.
-
-    Vectors are NumPy's, (p,), in `tree_flatten` order.
+    The arguments are those of `covariance`. Vectors are NumPy's, (p,), in `tree_flatten` order.
     """
 
     def __init__(
@@ -47,7 +38,8 @@ class Likelihood:
         params = result.params if isinstance(result, Result) else result
         self.status: Status | None = result.status if isinstance(result, Result) else None
         check_params(params)
-        self._values, self._sum, self._compile = _checked(function), _summed(function), compile
+        self._values, self._compile = _checked(function), compile
+        self._sum = functools.wraps(function)(lambda *args: mx.sum(self._values(*args)))
         with mx.stream(mx.cpu):
             self.params, self.data = widened(params), as_float64(data)
             self.names, self.theta = entry_names("params", self.params), to_host(self.params)
@@ -117,9 +109,8 @@ class Likelihood:
                 f"negative_log_likelihood gives another value for the same example among fewer "
                 f"others: example {worst} has {expected[worst]:.6g} among {len(values)} and "
                 f"{half[worst]:.6g} among the first {len(half)}. Expected values that depend on "
-                f"their own example alone, not divided by the number of examples or standardized "
-                f"by the batch. For dependent examples return one number for all of them and pass "
-                f"total=True."
+                f"their own example alone; for dependent ones return one number for all of them "
+                f"and pass total=True."
             )
 
     def _check_is_sum(self) -> None:
@@ -136,19 +127,16 @@ class Likelihood:
                 mean = (first_n * first + (n - first_n) * last) / n
                 if (np.abs(whole - mean) <= room).all():
                     raise ValueError(
-                        f"negative_log_likelihood returns a mean over examples: its curvature over "
-                        f"all {n} is the mean of those over two parts of them, and not their sum. "
-                        f"The covariance would be {n} times too large. Return one value for each "
-                        f"example, shape (n,): leave out the mean. (They are summed here; mx.sum "
-                        f"in place of mx.mean does as well, but for a sandwich.)"
+                        f"negative_log_likelihood returns a mean over examples: the covariance "
+                        f"would be {n} times too large. Return one value for each example, shape "
+                        f"(n,): leave out the mean."
                     )
                 reason = " (its curvatures over two parts of the data do not add up to the whole)"
         raise ValueError(
             f"negative_log_likelihood returns one number, and nothing shows whether that is the "
-            f"sum over all examples or their mean{reason}. The covariance would be wrong by the "
-            f"number of examples. Return one value for each example, shape (n,), and pass the "
-            f"data as arguments; or, if the number is the negative log-likelihood of all the data "
-            f"together, pass total=True."
+            f"sum over all examples or their mean{reason}. Return one value for each example, "
+            f"shape (n,), and pass the data as arguments; or, if the number is that of all the "
+            f"data together, pass total=True."
         )
 
     def _curvatures(self, parts: list[Data]) -> list[Vector] | None:
@@ -163,7 +151,7 @@ class Likelihood:
 
 
 def as_float64(data: Data) -> Data:
-    """Return data arguments as MLX takes them, floating-point arrays in float64."""
+    """Return data as MLX takes them, floating-point arrays in float64."""
     return tuple(widened(to_data(item, mx.float64)) for item in data)
 
 
@@ -174,11 +162,8 @@ def _checked(function: Function) -> Function:
     def checked(*args: Any) -> mx.array:
         values = function(*args)
         if not isinstance(values, mx.array):
-            raise TypeError(
-                f"negative_log_likelihood returned {type(values).__module__}."
-                f"{type(values).__qualname__}; expected an mx.array, one value for each example, "
-                f"shape (n,)."
-            )
+            kind = f"{type(values).__module__}.{type(values).__qualname__}"
+            raise TypeError(f"negative_log_likelihood returned {kind}; expected an mx.array, (n,).")
         if values.ndim > 1:
             raise ValueError(
                 f"negative_log_likelihood returned shape {values.shape}; expected one value for "
@@ -188,18 +173,12 @@ def _checked(function: Function) -> Function:
             raise ValueError("negative_log_likelihood returned no values: are the data empty?")
         if values.dtype != mx.float64:
             raise TypeError(
-                f"negative_log_likelihood returned {dtype_name(values.dtype)} for float64 "
-                f"parameters and data; expected float64. Does it cast (astype), or is it "
-                f"independent of the parameters?"
+                f"negative_log_likelihood returned {dtype_name(values.dtype)}; expected float64. "
+                f"Does it cast (astype), or is it independent of the parameters?"
             )
         return values
 
     return checked
-
-
-def _summed(function: Function) -> Function:
-    values = _checked(function)
-    return functools.wraps(function)(lambda *args: mx.sum(values(*args)))
 
 
 def _check_finite(values: mx.array) -> None:
@@ -208,9 +187,8 @@ def _check_finite(values: mx.array) -> None:
         where = f" for example {wrong[0]}" if values.ndim else ""
         more = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
         raise ValueError(
-            f"the negative log-likelihood is NaN or infinite{where}{more} at the estimate; "
-            f"expected finite numbers. Check the data for NaN, and that they are the data of the "
-            f"fit."
+            f"the negative log-likelihood is NaN or infinite{where}{more} at the estimate. Check "
+            f"the data for NaN, and that they are the data of the fit."
         )
 
 

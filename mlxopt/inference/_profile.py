@@ -45,13 +45,11 @@ def profile(
     bracket around each limit, at ten to twenty Hessians each.
 
     Args:
-        negative_log_likelihood: as for `covariance`: one value for each example, or their sum; a
-            likelihood, with its scale.
+        negative_log_likelihood: as for `covariance`, with its scale.
         result: a `Result` of `minimize`, or a tree of parameters.
         *data: arguments of the function after its parameters.
         level: the probability that an interval holds the true number, between 0 and 1.
-        names: of parameters: entries (`"params['w'][0]"`) or whole leaves (`"params['w']"`); None:
-            all.
+        names: entries (`"params['w'][0]"`) or whole leaves (`"params['w']"`); None: all.
         total: one number is that of all the data together; see `covariance`.
         compile: False for a function that branches on values.
 
@@ -67,9 +65,8 @@ def profile(
     Warns:
         ConvergenceWarning: as `covariance`.
 
-    References:
-        Venzon and Moolgavkar (1988), "A method for computing profile-likelihood-based confidence
-        intervals"; Cox and Hinkley (1974), section 9.3.
+    Source: Venzon and Moolgavkar (1988), "A method for computing profile-likelihood-based
+    confidence intervals"; Cox and Hinkley (1974), section 9.3.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> nll = lambda rate, y: rate * y - mx.log(rate)  # of an exponential distribution
@@ -87,8 +84,7 @@ def profile(
     minimum = _descend(likelihood, likelihood.theta, np.arange(len(errors)))
     if minimum is None:
         raise ValueError(
-            "Newton's method from the estimate leads to no minimum of the negative log-likelihood. "
-            "Minimize that to convergence first."
+            "Newton's method from the estimate leads to no minimum: minimize further first."
         )
     limits = np.empty((2, len(chosen)))
     notes: list[str] = []
@@ -155,9 +151,9 @@ class _Side:
         """Return r at a point of the profile, and its derivative away from the center."""
         rise = point.value - self.minimum.value
         if rise < -1e-6 * (1 + 1e-3 * abs(self.minimum.value)):
+            where = f"{self.likelihood.names[self.j]} is {point.theta[self.j]:.6g}"
             raise ValueError(
-                f"the negative log-likelihood is lower by {-rise:.3g} where "
-                f"{self.likelihood.names[self.j]} is {point.theta[self.j]:.6g} than at the "
+                f"the negative log-likelihood is lower by {-rise:.3g} where {where} than at the "
                 f"estimate, which is therefore no global minimum. Minimize again from there."
             )
         root = math.sqrt(2 * max(rise, 0.0))
@@ -177,10 +173,7 @@ class _Side:
 
 
 def _descend(likelihood: Likelihood, theta: Vector, free: np.ndarray) -> _Point | None:
-    """Return the minimum of N over the entries `free`, by Newton's method from theta.
-
-    None if N is not finite at theta, or no minimum is found.
-    """
+    """Return the minimum of N over the entries `free`, by Newton's method from theta, or None."""
     value, gradient = likelihood.value_and_grad(theta)
     before = math.inf
     for _ in range(_MOST_PASSES):
@@ -213,7 +206,6 @@ def _newton_step(hessian: np.ndarray, gradient: Vector, free: np.ndarray) -> Vec
 
 
 def _chosen(names: Sequence[str] | None, known: tuple[str, ...]) -> list[int]:
-    """Return the indices of entries by name."""
     if names is None:
         return list(range(len(known)))
     chosen: list[int] = []
