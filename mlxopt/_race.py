@@ -53,18 +53,14 @@ class Race:
     """The runs of a race; `repr` is a table of evaluations, with a dash for "not solved"."""
 
     problems: tuple[Problem, ...]
-    optimizers: tuple[str, ...]
-    """Their names."""
-    rows: tuple[Run, ...]
-    """A run for each problem and each optimizer, in the order of the problems."""
+    optimizers: tuple[str, ...]  # names
+    rows: tuple[Run, ...]  # for each problem, a run of each optimizer
 
     def run(self, problem: str, optimizer: str) -> Run:
         """Return the run of one optimizer on one problem, both by name."""
         if optimizer not in self.optimizers:
-            raise KeyError(
-                f"there is no run of {optimizer!r} on {problem!r}; the optimizers are "
-                f"{', '.join(map(repr, self.optimizers))}."
-            )
+            known = ", ".join(map(repr, self.optimizers))
+            raise KeyError(f"there is no run of {optimizer!r}; the optimizers are {known}.")
         return self._of(problem)[1][self.optimizers.index(optimizer)]
 
     def costs(self, by: str = "evaluations") -> dict[str, np.ndarray]:
@@ -115,9 +111,7 @@ class Race:
         """
         known, runs = self._of(problem)
         if known.size != 2:
-            raise ValueError(
-                f"{problem!r} has {known.size} parameters; a map shows two. plot_losses shows any."
-            )
+            raise ValueError(f"{problem!r} has {known.size} parameters; a map shows two.")
         paths = {row.optimizer: row.path for row in runs}
         minima = [minimum.point for minimum in known.minima if minimum.point is not None]
         seen = np.concatenate([*paths.values(), *np.array([minima])])
@@ -146,9 +140,10 @@ class Race:
         fewest = solved & (costs == costs.min(axis=0))
         spent = np.where(solved, seconds, 0.0).sum(axis=1)
         cells = np.where(solved, [[f"{cost:,.0f}" for cost in row] for row in costs], "-")
+        names = [known.name for known in self.problems]
         rows = [
             (),
-            *((known.name, *column) for known, column in zip(self.problems, cells.T, strict=True)),
+            *((name, *column) for name, column in zip(names, cells.T, strict=True)),
             (),
             ("solved", *map(str, solved.sum(axis=1))),
             ("with the fewest", *map(str, fewest.sum(axis=1))),
@@ -171,18 +166,16 @@ def race(
     """Run every optimizer on every problem, from the problem's start to a known minimum.
 
     A run is solved, and stops, as soon as its loss is that of a known minimum
-    (`Problem.solved_by`); its cost is counted up to there. So the tolerances of the methods play no
-    part, and a run that ends elsewhere is not solved. An evaluation is that of the loss with its
-    gradient; a Hessian, a Jacobian or a product with one shows in the seconds alone.
+    (`Problem.solved_by`); tolerances of the methods play no part. An evaluation is that of the loss
+    with its gradient; a Hessian, a Jacobian or a product with one shows in the seconds alone.
 
     Args:
         problems: records of `mlxopt.problems`.
-        optimizers: optimizers by name, or a list of them. In a dict, a function of the problem that
-            returns an optimizer can take its place: `lambda problem: mo.LBFGSB(*problem.bounds)`.
-            `LevenbergMarquardt` and `GaussNewton` need problems with a residual.
+        optimizers: a list, or a dict by name, in which a function of the problem can return the
+            optimizer: `lambda problem: mo.LBFGSB(*problem.bounds)`. `LevenbergMarquardt` and
+            `GaussNewton` need problems with a residual.
         max_steps: steps of each run at most.
-        relative: the error of the loss that counts as solved, relative to the minimum's value or,
-            where that is zero, to the value at the start (at most 1).
+        relative: error of the loss that counts as solved; see `Problem.solved_by`.
         dtype: of the parameters.
 
     Returns:
@@ -203,10 +196,8 @@ def race(
     if not entered:
         raise ValueError("there are no problems; expected one or more of mlxopt.problems.")
     if other := [item for item in entered if not isinstance(item, Problem)]:
-        raise TypeError(
-            f"one of the problems is {describe_type(other[0])}; expected records such as "
-            f"mlxopt.problems.get('Rosenbrock')."
-        )
+        kind = describe_type(other[0])
+        raise TypeError(f"a problem is {kind}; expected records such as problems.get('Beale').")
     names = [known.name for known in entered]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"these problems came twice: {', '.join(sorted(twice))}.")
@@ -219,7 +210,6 @@ def race(
 def _run(
     known: Problem, name: str, optimizer: Any, max_steps: int, relative: float, dtype: mx.Dtype
 ) -> Run:
-    """Run one optimizer on one problem."""
     trace: list[tuple[int, float, float, np.ndarray]] = []
     scale = 2.0 if isinstance(optimizer, _NEEDS_RESIDUAL) else 1.0  # they minimize half the sum
 
@@ -244,9 +234,8 @@ def _run(
         raise
     seconds, value = time.perf_counter() - began, scale * result.value
     solved, columns = known.solved_by(value, relative), map(np.array, zip(*trace, strict=True))
-    return Run(
-        known.name, name, solved, result.status, result.evaluations, seconds, value, *columns
-    )
+    ended = result.status, result.evaluations
+    return Run(known.name, name, solved, *ended, seconds, value, *columns)
 
 
 def _named(optimizers: Any) -> dict[str, Entrant]:
@@ -263,10 +252,8 @@ def _named(optimizers: Any) -> dict[str, Entrant]:
         raise ValueError("there are no optimizers; expected one or more.")
     for name, one in named.items():
         if not isinstance(one, Optimizer) and (isinstance(one, type) or not callable(one)):
-            raise TypeError(
-                f"{name} is {describe_type(one)}; expected an optimizer, such as mo.LBFGS(), or a "
-                f"function of the problem that returns one."
-            )
+            kind = describe_type(one)
+            raise TypeError(f"{name} is {kind}; expected an optimizer, or a function of a problem.")
     if len(named) < len(optimizers):
         raise ValueError("two optimizers have the same name; pass a dict that tells them apart.")
     return named
@@ -275,20 +262,15 @@ def _named(optimizers: Any) -> dict[str, Entrant]:
 def _entrant(known: Problem, name: str, entrant: Entrant) -> Optimizer[Any]:
     optimizer = entrant if isinstance(entrant, Optimizer) else entrant(known)
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"the function for {known.name!r} returned {type(optimizer).__qualname__}; expected an "
-            f"optimizer."
-        )
+        kind = type(optimizer).__qualname__
+        raise TypeError(f"{name} returned {kind} for {known.name!r}; expected an optimizer.")
     if isinstance(optimizer, _NEEDS_RESIDUAL) and known.residual is None:
-        raise ValueError(
-            f"{name} needs a residual, and {known.name!r} has none. Leave one of them out: "
-            f"[p for p in problems if p.residual is not None]."
-        )
+        raise ValueError(f"{name} needs a residual, and {known.name!r} has none: leave one out.")
     return optimizer
 
 
 def _around(points: np.ndarray) -> np.ndarray:
-    """Return left, right, bottom and top of a window with room around points, shape (n, 2)."""
+    """Return left, right, bottom and top of a window around points, shape (n, 2)."""
     low, high = points.min(axis=0), points.max(axis=0)
     room = 0.15 * np.maximum(high - low, 1e-6)
     return np.stack([low - room, high + room], axis=1).ravel()

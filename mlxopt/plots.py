@@ -87,8 +87,8 @@ def fitted_values(observed: np.ndarray, fitted: np.ndarray, ax: Axes | None = No
 def residuals(observed: np.ndarray, fitted: np.ndarray, ax: Axes | None = None) -> Axes:
     """Draw residuals (observed - fitted) against fitted values; return the axes.
 
-    A bend means a missing term, a funnel noise of unequal size. From 200 rows on, a line joins the
-    means of twenty groups of equal size in the order of the fitted values.
+    From 200 rows on, a line joins the means of twenty groups of equal size in the order of the
+    fitted values.
 
     Args:
         observed: shape (rows,).
@@ -109,9 +109,8 @@ def residuals(observed: np.ndarray, fitted: np.ndarray, ax: Axes | None = None) 
 def calibration(labels: np.ndarray, probabilities: np.ndarray, ax: Axes | None = None) -> Axes:
     """Draw observed shares of label 1 against fitted probabilities; return the axes.
 
-    The rows are sorted by probability and cut into groups of equal size, at most ten. Bars are 95 %
-    intervals of a share (Wilson 1927, "Probable inference, the law of succession, and statistical
-    inference").
+    Rows are sorted by probability and cut into at most ten groups of equal size, with Wilson's
+    95 % intervals (1927, "Probable inference, the law of succession, and statistical inference").
 
     Args:
         labels: shape (rows,), 0 or 1.
@@ -130,7 +129,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, ax: Axes | None =
     spread = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
     bars = np.maximum([share - (center - spread), center + spread - share], 0)
     ax.plot([0, 1], [0, 1], color="black", linewidth=1, label="perfectly calibrated")
-    rows = f"{size.min():,}" if size.min() == size.max() else f"{size.min():,} or {size.max():,}"
+    rows = " or ".join(f"{count:,}" for count in np.unique(size))
     label = f"{len(groups)} groups of {rows} rows, with 95 % intervals"
     ax.errorbar(expected, share, yerr=bars, fmt="o", markersize=5, capsize=3, label=label)
     # Room for the legend above all points.
@@ -194,10 +193,10 @@ def performance_profile(
     ax.set(xlim=(1, end), ylim=(0, 1.04))
     if end > 4:
         ax.set_xscale("log")
-        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= end]
-        if len(ticks) < 10:
-            ax.set_xticks(ticks, [str(tick) for tick in ticks])
-            ax.minorticks_off()
+    if 4 < end < 1000:
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= end]
+        ax.set_xticks(ticks, list(map(str, ticks)))
+        ax.minorticks_off()
     x = f"{measure}, as a multiple of the best solver's"
     return _finish(ax, x, "share of problems solved", "lower right")
 
@@ -261,10 +260,9 @@ def trajectories(
     ax.contourf(across, up, shade, levels=18, cmap="Greys_r", alpha=0.55)
     ax.contour(across, up, shade, levels=18, colors="0.45", linewidths=0.4, linestyles="solid")
     for index, (name, path) in enumerate(paths.items()):
-        marks = {"marker": "o", "markersize": 3} if len(path) <= 60 else {}
-        # The first is the widest, so that those above it do not hide it.
-        width = max(1.2, 3.0 - 0.4 * index)
-        ax.plot(*path.T, label=name, linewidth=width, **_style(index), **marks)
+        marker = "o" if len(path) <= 60 else None
+        width = max(1.2, 3.0 - 0.4 * index)  # the first is not hidden by those above it
+        ax.plot(*path.T, label=name, linewidth=width, marker=marker, markersize=3, **_style(index))
     first = next(iter(paths.values()))[0]
     ax.plot(*first, "s", color="black", markersize=7, label="start")
     if minima is not None and len(minima):
@@ -282,9 +280,7 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(6.4, 4.4), layout="constrained")[1]
 
 
-def _finish(
-    ax: Axes, x: str, y: str, legend: Any = None, grid: bool = True, **options: Any
-) -> Axes:
+def _finish(ax: Axes, x: str, y: str, legend: Any = None, grid=True, **options: Any) -> Axes:
     """Add labels, a grid, and a legend at a place."""
     ax.set(xlabel=x, ylabel=y)
     if grid:
@@ -311,5 +307,4 @@ def _loss_label(lowest: float) -> str:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Return color and dashes of a line among several."""
     return {"color": _COLORS[index % 7], "linestyle": ("-", "--", "-.", ":")[index % 4]}

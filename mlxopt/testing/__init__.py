@@ -50,15 +50,12 @@ def check_optimizer(
     AssertionError: SGD: it left the finite numbers on rosenbrock: status NONFINITE after ...
     """
     if not isinstance(optimizer, Optimizer):
-        raise AssertionError(f"check_optimizer was given {_misuse(optimizer)}.")
+        came = f"{optimizer!r}; expected a subclass of mlxopt.optimizers.Optimizer"
+        if isinstance(optimizer, type):
+            came = f"the class {optimizer.__name__}; pass one of it, {optimizer.__name__}()"
+        raise AssertionError(f"check_optimizer was given {came}.")
     if converges is None:
         converges = PROBLEMS[:1] if isinstance(optimizer, FirstOrder) else PROBLEMS
     if isinstance(converges, str) or not set(converges) <= set(PROBLEMS):
         raise ValueError(f"converges is {converges!r}; expected a list of {PROBLEMS}, or None.")
     Contract(optimizer, own_optimality).check(converges)
-
-
-def _misuse(given: object) -> str:
-    if isinstance(given, type):
-        return f"the class {given.__name__}; pass one of it, {given.__name__}()"
-    return f"{given!r}; expected a subclass of mlxopt.optimizers.Optimizer"

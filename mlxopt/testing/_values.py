@@ -13,7 +13,7 @@ from mlxopt.optimizers import Optimizer
 
 
 def snapshot(item: Any) -> Any:
-    """Return a copy of a value and everything in it, made of lists, dicts and NumPy arrays."""
+    """Return a deep copy, made of lists, dicts and NumPy arrays."""
     if isinstance(item, mx.array):
         return to_numpy(item)
     if isinstance(item, np.ndarray):
