@@ -22,9 +22,8 @@ def functional(module: nn.Module) -> tuple[Tree, Callable[..., Any]]:
     - Parameters frozen by `module.freeze(...)` before this call are not in `params`.
     - `apply` follows `module.train()` and `module.eval()`. Dropout in training mode has new random
       numbers in each step of `train`, and one fixed draw in `minimize`.
-    - Other changes of the module by a call are discarded with a warning, such as running statistics
-      of `BatchNorm` in training mode. After the run, update the module and run it over the data
-      once between `module.train()` and `module.eval()`; or use `LayerNorm` or `GroupNorm`.
+    - Other changes by a call, such as running statistics of `BatchNorm`, are discarded with a
+      warning. After the run, update the module and call it on the data in training mode.
     - A parameter in two places (tied weights) is in `params` twice; the last counts, and `train`
       warns that the loss ignores the other.
 
@@ -55,7 +54,6 @@ def functional(module: nn.Module) -> tuple[Tree, Callable[..., Any]]:
         raise ValueError(f"{name} has no trainable parameter; module.unfreeze() undoes a freeze.")
 
     def apply(params: Tree, *inputs: Any, **options: Any) -> Any:
-        """Return the module's output with these parameters."""
         _check_shapes(params, expected, name)
         # A call can change frozen parameters too, such as running statistics.
         before = module.parameters()
@@ -70,8 +68,7 @@ def functional(module: nn.Module) -> tuple[Tree, Callable[..., Any]]:
             if changed:
                 warnings.warn(
                     f"{name} changed {', '.join(changed)}, and functional discards that. For "
-                    f"BatchNorm's running statistics: after the run, module.update(result.params), "
-                    f"module.train(), call the module on the data, then module.eval().",
+                    f"BatchNorm, call the module on the data in training mode after the run.",
                     stacklevel=2,
                 )
 
@@ -79,7 +76,6 @@ def functional(module: nn.Module) -> tuple[Tree, Callable[..., Any]]:
 
 
 def _shapes(params: Tree) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each parameter by name: `layers.0.weight`."""
     leaves: Any = tree_flatten(params)
     return {name: getattr(leaf, "shape", ()) for name, leaf in leaves}
 
@@ -91,6 +87,6 @@ def _check_shapes(params: Tree, expected: dict[str, Any], module: str) -> None:
             wanted = f"shape {expected[name]}" if name in expected else "no such parameter"
             got = f"shape {found[name]}" if name in found else "none"
             raise ValueError(
-                f"apply was given other parameters than those of {module}: expected for {name!r} "
-                f"{wanted}, got {got}. Its first argument is params, then come the inputs."
+                f"apply, whose first argument is the parameters of {module}, expected for {name!r} "
+                f"{wanted}, got {got}."
             )

@@ -10,7 +10,7 @@ Product = Callable[[np.ndarray], np.ndarray]  # v ↦ A v
 
 
 class NotPositiveError(ArithmeticError):
-    """A direction d was met with dᵀA d ≤ 0."""
+    """A direction d has dᵀA d ≤ 0."""
 
 
 def conjugate_gradients(
@@ -18,14 +18,8 @@ def conjugate_gradients(
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Yield (x, ‖residual‖²) of each iterate of conjugate gradients for A x = `right`.
 
-    Hestenes and Stiefel (1952), from x = 0. The residual is that of the recurrence, which in the
-    end differs from right - A x.
-
-    Args:
-        times: the product A v.
-        right: the right-hand side.
-        tol: the last iterate's residual, relative to `right`.
-        most: products at most.
+    Hestenes and Stiefel (1952), from x = 0. The residual is that of the recurrence. At most `most`
+    products, and none once it is at most `tol` times `right`.
 
     Raises:
         NotPositiveError: A is not positive definite.
@@ -53,10 +47,8 @@ def lanczos(times: Product, start: np.ndarray, most: int) -> tuple[np.ndarray, n
 
     Golub and Van Loan (2013), section 10.1, with full reorthogonalization.
 
-    Args:
-        times: the product A v.
-        start: a vector with a part along every eigenvector that matters, such as a random one.
-        most: products at most; k is smaller where the Krylov space is exhausted.
+    `start` needs a part along every eigenvector that matters, as a random vector has. k is at most
+    `most`, and smaller where the Krylov space is exhausted.
     """
     basis, diagonal, beside = [start / np.linalg.norm(start)], [], []
     for _ in range(min(most, start.size)):
@@ -69,7 +61,6 @@ def lanczos(times: Product, start: np.ndarray, most: int) -> tuple[np.ndarray, n
             break
         basis.append(product / beside[-1])
     order = len(diagonal)
-    projected = np.diag(diagonal) + np.diag(beside[: order - 1], 1)
-    projected += np.diag(beside[: order - 1], -1)
-    values, vectors = np.linalg.eigh(projected)
+    projected = np.diag(diagonal) + np.diag(beside[: order - 1], -1)
+    values, vectors = np.linalg.eigh(projected)  # which reads the lower triangle
     return values, np.stack(basis[:order]).T @ vectors

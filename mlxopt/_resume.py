@@ -8,6 +8,8 @@ from typing import Any
 from mlxopt._checks import describe_type
 from mlxopt._tree import Tree, difference, epsilon
 
+_ANEW = "pass init.params in place of params, without init"
+
 
 def is_state(value: Any) -> bool:
     """Whether this is a state of an optimizer or of `train`."""
@@ -28,19 +30,17 @@ def check_init(init: Any, params: Tree) -> None:
         path, came, expected = found
         raise ValueError(
             f"init.params{path} is {came}, but params{path} is {expected}; expected two trees of "
-            f"the same structure, shapes and dtypes. Pass the start of the first run as params, or "
-            f"init.params: their values are not used."
+            f"the same structure, shapes and dtypes. Pass init.params: their values are not used."
         )
 
 
 def check_state(optimizer: Any, init: Any, fresh: Any) -> None:
     """Raise TypeError or ValueError unless `init` is a state of this optimizer, as `fresh` is."""
     name, came, expected = (type(one).__name__ for one in (optimizer, init, fresh))
-    anew = "pass init.params in place of params, without init"
     if came != expected:
         raise TypeError(
             f"init is of type {came}; {name} resumes from a {expected}. To start {name} from the "
-            f"parameters of another method, {anew}."
+            f"parameters of another method, {_ANEW}."
         )
     found = difference(init, fresh, optional=True)
     if found is not None:
@@ -48,24 +48,19 @@ def check_state(optimizer: Any, init: Any, fresh: Any) -> None:
         owner = repr(optimizer) if len(repr(optimizer)) <= 100 else name
         raise ValueError(
             f"init{path} is {came}; {owner} resumes from {expected}. Pass the state of a run with "
-            f"the same optimizer and hyper-parameters; or, to start from its parameters, {anew}."
+            f"the same optimizer and hyper-parameters; or, to start from its parameters, {_ANEW}."
         )
 
 
 def resumed(optimizer: Any, init: Any, fresh: Any) -> Any:
-    """Return `init` without its status; raise TypeError or ValueError unless it fits `fresh`.
-
-    `fresh` is the optimizer's own state at the same parameters. An equal loss is the only sign that
-    `init` belongs to this loss and these data.
-    """
+    """Return `init` without its status; raise unless it fits a fresh state at its parameters."""
     check_state(optimizer, init, fresh)
     # Another machine rounds otherwise; near a perfect fit by more than the value itself.
     scale = max(abs(init.value), init.optimality, fresh.optimality)
     if not abs(init.value - fresh.value) <= math.sqrt(epsilon(init.params)) * scale:
         raise ValueError(
             f"init has a loss of {init.value:.9g}, but at its parameters the loss is "
-            f"{fresh.value:.9g}: it is of another loss, other data, or another draw of the loss's "
-            f"random numbers (call mx.random.seed as before the first run). To start from its "
-            f"parameters, pass init.params in place of params, without init."
+            f"{fresh.value:.9g}: it is of another loss, other data, or another draw of random "
+            f"numbers (mx.random.seed). To start from its parameters, {_ANEW}."
         )
     return init._replace(status=None)

@@ -1,8 +1,7 @@
 """An optimizer and its state in a file, to resume a run later or on another machine.
 
 The file is in the safetensors format: arrays under their paths (`state.params['w']`), and the rest
-as JSON in the header's metadata, under the key "tree". It holds values alone, and loading runs no
-code from it: classes are looked up by name, among those of mlxopt and those passed to `load`.
+as JSON in the metadata, under "tree". It holds no code; classes are looked up by name.
 
 The JSON of format 2 is [optimizer, state]. Null, booleans, numbers, strings and lists stand for
 themselves, and an object of one key for anything else:
@@ -38,9 +37,8 @@ from mlxopt._tree import children, dtype_name
 _FORMAT = "2"
 _HINTS = {
     None: "",
-    "1": " mlxopt 0.1.0 wrote it: resume it with that version, or start from its parameters, which "
-    "mx.load(path, format='safetensors') returns under their paths, state.params... (float64 as "
-    "the int64 of its bits: write array.view(mx.float64)).",
+    "1": " mlxopt 0.1.0 wrote it: resume it with that version, or start from its parameters: "
+    "mx.load(path, format='safetensors') has them as state.params..., float64 as int64 bits.",
 }
 _KEYS = (type(None), bool, int, str)  # the types that a key of a dict can have
 
@@ -48,8 +46,8 @@ _KEYS = (type(None), bool, int, str)  # the types that a key of a dict can have
 def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
     """Write an optimizer and its state to a file, which `load` reads.
 
-    The file is written whole or not at all: a run killed while saving leaves the previous file. It
-    holds hyper-parameters and state, but not the loss, the data, or MLX's random state.
+    The file is written whole or not at all. It holds hyper-parameters and state, but not the loss,
+    the data, or MLX's random state.
 
     Args:
         path: of the file, usually with the ending `.safetensors`; an existing one is replaced.
@@ -61,25 +59,23 @@ def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
         TypeError: `optimizer` or `state` holds something that cannot be saved.
         OSError: the file cannot be written.
 
-    A run that saves its state at each record, and a second one that resumes it:
-
-    >>> import mlx.core as mx, mlxopt as mo, os, tempfile
+    >>> import mlx.core as mx, mlxopt as mo, tempfile
     >>> folder = tempfile.TemporaryDirectory()
-    >>> path = os.path.join(folder.name, "run.safetensors")
+    >>> path = f"{folder.name}/run.safetensors"
     >>> loss = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
     >>> start, optimizer = mx.array([-1.2, 1.0]), mo.LBFGS(memory=5)
-    >>> callback = lambda info: mo.save(path, optimizer, info.state)
+    >>> callback = lambda info: mo.save(path, optimizer, info.state)  # at each record
     >>> first = mo.minimize(loss, start, optimizer, tol=0, max_steps=15, callback=callback)
     >>> optimizer, state = mo.load(path)
     >>> mo.minimize(loss, start, optimizer, init=state).params
     array([1, 1], dtype=float32)
     """
     if not is_state(state):
-        inner = getattr(state, "state", None)
-        hint = " Write save(path, optimizer, result.state)." if is_state(inner) else ""
-        if is_state(optimizer):
-            hint = " The optimizer comes before it: save(path, optimizer, state)."
-        raise TypeError(f"state is {describe_type(state)}; expected an optimizer's state.{hint}")
+        hint = "The optimizer comes before it" if is_state(optimizer) else "Pass result.state"
+        raise TypeError(
+            f"state is {describe_type(state)}; expected an optimizer's state. {hint}: "
+            f"save(path, optimizer, state)."
+        )
     arrays: dict[str, mx.array] = {}
     classes: dict[str, type] = {}
     both = (optimizer, "optimizer"), (state, "state")
@@ -199,11 +195,12 @@ def _class(name: str, fields: list[str], classes: dict[str, type]) -> Any:
     now = _fields(classes.get(name))
     if now is not None and set(now) == set(fields):
         return classes[name]
-    hint = f", which is not of mlxopt; pass it: mo.load(path, classes=[{name}])."
-    if name.startswith("mlxopt."):
-        hint = ", which this version of mlxopt does not have."
     if now is not None:
         hint = f"; the class has {', '.join(now)} now. Load it with the version that saved it."
+    elif name.startswith("mlxopt."):
+        hint = ", which this version of mlxopt does not have."
+    else:
+        hint = f", which is not of mlxopt; pass it: mo.load(path, classes=[{name}])."
     raise ImportError(f"holds the class {name} with the fields {', '.join(fields)}{hint}")
 
 
@@ -220,7 +217,6 @@ def _known() -> dict[str, type]:
 
 
 def _by_name(classes: Iterable[type]) -> dict[str, type]:
-    """Return classes by their names; raise TypeError or ValueError if a file cannot hold them."""
     named: dict[str, type] = {}
     for cls in classes:
         if _fields(cls) is None:
@@ -231,7 +227,6 @@ def _by_name(classes: Iterable[type]) -> dict[str, type]:
 
 
 def _name(cls: type) -> str:
-    """Return the name of a class in the file."""
     return f"mlxopt.{cls.__name__}" if cls.__module__.startswith("mlxopt.") else cls.__name__
 
 
@@ -257,13 +252,8 @@ def _refusal(item: Any, path: str) -> str:
     kind = f"of type {type(item).__module__}.{type(item).__qualname__}"
     if hasattr(item, "__qualname__"):
         kind = f"the function {item.__qualname__}"
-    text = (
+    return (
         f"{path} is {kind}, which cannot be saved; expected numbers, strings, arrays, and trees, "
-        f"dataclasses and NamedTuples of these."
+        f"dataclasses and NamedTuples of these. For a learning rate take one of mo.schedules; else "
+        f"write mo.save(path, None, state), and build the optimizer again."
     )
-    if path.startswith("optimizer"):
-        text += (
-            " For a learning rate take one of mo.schedules, or a dataclass with __call__; else "
-            "write mo.save(path, None, state), and build the optimizer again where you load it."
-        )
-    return text
