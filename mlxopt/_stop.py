@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 
         Args:
             value: the loss at the parameters.
-            optimality: the optimality there.
+            optimality: that at the parameters.
             moved: whether they changed since the last record.
             step: steps taken in this phase.
             seconds: since the run began.
@@ -92,7 +92,6 @@ class Tolerance(StopRule):
     status: ClassVar[Status] = Status.CONVERGED
 
     def check(self, progress: Progress) -> Number:
-        """Return whether the optimality is at most `tol`."""
         return progress.optimality <= self.tol
 
 
@@ -104,7 +103,6 @@ class Steps(StopRule):
     status: ClassVar[Status] = Status.MAX_STEPS
 
     def check(self, progress: Progress) -> Number:
-        """Return whether the steps have been taken."""
         return progress.step >= self.max_steps
 
 
@@ -130,7 +128,6 @@ class Seconds(StopRule):
         check_fields(self, "seconds", least=0)
 
     def check(self, progress: Progress) -> Number:
-        """Return whether the time has passed."""
         return progress.seconds >= self.seconds
 
 
@@ -151,7 +148,6 @@ class Stall(StopRule):
     status: ClassVar[Status] = Status.NO_PROGRESS
 
     def check(self, progress: Progress) -> Number:
-        """Return whether the patience is exhausted."""
         idle = 3 * self.patience if self.idle is None else self.idle
         return (progress.stalled >= self.patience) | (progress.idle >= idle)
 
@@ -205,14 +201,8 @@ def improves(
 ) -> Number:
     """Return whether a point is better than the best one.
 
-    The lower value is better; where rounding hides the difference, the lower optimality is.
-
-    Args:
-        value: the loss at the point.
-        optimality: the optimality there.
-        best_value: the loss at the best point.
-        best_optimality: the optimality there.
-        noise: the relative rounding error of the loss.
+    The lower value is better; where `noise`, relative to the loss, hides the difference, the lower
+    optimality is.
     """
     level = abs(value - best_value) <= noise * abs(best_value)
     lower, flatter = value < best_value, optimality < best_optimality
@@ -220,13 +210,7 @@ def improves(
 
 
 def explain(status: Status, start: Any, end: Any) -> Status:
-    """Return the status that the way from start to end shows: DIVERGED or UNBOUNDED.
-
-    Args:
-        status: why the run stopped.
-        start: the first state; its `value` and `optimality` count.
-        end: the last state.
-    """
+    """Return DIVERGED or UNBOUNDED if the first and the last state show that, else `status`."""
     steeper = end.optimality > start.optimality
     if status is Status.NONFINITE and end.value < start.value and steeper:
         # No loss with a minimum falls that far.

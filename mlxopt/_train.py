@@ -224,7 +224,6 @@ class _Epochs(Optimizer[TrainState]):
         return state._replace(first=first, optimality=largest) if fresh else state
 
     def step(self, objective: Objective, state: TrainState) -> TrainState:
-        """Return the state after some batches."""
         return self.advance(objective, state, 1)[0]
 
     def advance(
@@ -350,7 +349,7 @@ def _check_taken(batches: Iterator[Any], state: TrainState) -> None:
         raise ValueError(
             f"init had taken {state.rows:,} rows in {state.batch:,} batches of its epoch; here the "
             f"first {len(rows):,} batches have {sum(rows):,}. Pass the batches of the first run; "
-            f"or, to go on from its parameters alone, init.params in place of params."
+            f"or, to use its parameters alone, init.params in place of params."
         )
 
 
