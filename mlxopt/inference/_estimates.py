@@ -19,20 +19,13 @@ Vector = np.ndarray  # (k,), float64
 class Intervals:
     """A confidence interval for each of k numbers; `repr` is a table."""
 
-    names: tuple[str, ...]
-    """Of the numbers, such as `params['w'][0]`."""
-    estimate: Vector
-    """(k,), float64."""
-    lower: Vector
-    """(k,), float64; -inf where no lower limit exists."""
-    upper: Vector
-    """(k,), float64; inf where no upper limit exists."""
-    level: float
-    """Probability that such an interval holds the true number: 0.95 is 95 %."""
-    method: str
-    """`Wald` or `profile likelihood`, and its distribution."""
-    notes: tuple[str, ...] = ()
-    """Reasons for caution."""
+    names: tuple[str, ...]  # of the numbers, such as `params['w'][0]`
+    estimate: Vector  # (k,), float64
+    lower: Vector  # (k,), float64; -inf where no lower limit exists
+    upper: Vector  # (k,), float64; inf where no upper limit exists
+    level: float  # the probability that such an interval holds the true number
+    method: str  # "Wald" or "profile likelihood", and its distribution
+    notes: tuple[str, ...] = ()  # reasons for caution
 
     def __repr__(self) -> str:
         columns = zip(self.names, self.estimate, self.lower, self.upper, strict=True)
@@ -45,26 +38,16 @@ class Intervals:
 class Estimates:
     """Estimates of k numbers with their covariance matrix; `repr` is a table."""
 
-    values: Tree
-    """The estimates, a tree of float64 arrays: parameters, or a function of them."""
-    names: tuple[str, ...]
-    """Of the k entries of `values`, in `tree_flatten` order, such as `params['w'][0]`."""
-    covariance: np.ndarray
-    """(k, k), float64, rows and columns as `names`."""
-    kind: str
-    """`observed`, `sandwich` or `cluster`."""
-    correction: str | None
-    """`HC0`, `HC1`, `CR0`, `CR1` or `CR1S`; None for `observed`."""
-    examples: int | None
-    """n, if the negative log-likelihood gave one value for each example."""
-    clusters: int | None
-    """The number of clusters, for `cluster`."""
-    distance: float
-    """Error of the parameters in standard errors: a Newton step's largest entry."""
-    condition: float
-    """Of the Hessian with a unit diagonal; times 2e-16 the relative error of the covariance."""
-    notes: tuple[str, ...] = ()
-    """Reasons for caution."""
+    values: Tree  # the estimates, float64: parameters, or a function of them
+    names: tuple[str, ...]  # of the k entries, in `tree_flatten` order: `params['w'][0]`
+    covariance: np.ndarray  # (k, k), float64, rows and columns as `names`
+    kind: str  # "observed", "sandwich" or "cluster"
+    correction: str | None  # "HC0", "HC1", "CR0", "CR1" or "CR1S"; None for "observed"
+    examples: int | None  # n, if there was one value for each example
+    clusters: int | None  # the number of clusters, for "cluster"
+    distance: float  # of the parameters from the minimum, in standard errors (a Newton step)
+    condition: float  # of the scaled Hessian; times 2e-16, the covariance's relative error
+    notes: tuple[str, ...] = ()  # reasons for caution
 
     @property
     def estimate(self) -> Vector:
@@ -122,18 +105,17 @@ class Estimates:
             [name, f"{estimate:.6g}", f"{error:.4g}", f"{lower:.5g} to {upper:.5g}"]
             for name, estimate, error, lower, upper in columns
         ]
-        basis = {
-            "observed": "inverse of the observed information",
-            "sandwich": f"sandwich covariance, {self.correction}",
-            "cluster": f"sandwich covariance by cluster, {self.correction}",
-        }
+        basis = "inverse of the observed information"
+        if self.kind != "observed":
+            by = " by cluster" if self.kind == "cluster" else ""
+            basis = f"sandwich covariance{by}, {self.correction}"
         data = "the negative log-likelihood as given, one number for all the data"
         if self.examples is not None:
             data = counted(self.examples, "example")
         if self.clusters is not None:
             data += f" in {self.clusters:,} clusters"
         header = ["", "estimate", "std. error", "95 % interval"]
-        return _text(f"Estimates ({basis[self.kind]}; {data})", header, rows, self.notes)
+        return _text(f"Estimates ({basis}; {data})", header, rows, self.notes)
 
 
 def entry_names(base: str, tree: Tree) -> tuple[str, ...]:

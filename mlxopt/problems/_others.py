@@ -18,34 +18,28 @@ def chained_rosenbrock(x: mx.array) -> mx.array:
 
 
 def himmelblau(x: mx.array) -> mx.array:
-    """Return the residual of x² + y = 11 and x + y² = 7."""
     return mx.stack([mx.square(x[0]) + x[1] - 11, x[0] + mx.square(x[1]) - 7])
 
 
 def booth(x: mx.array) -> mx.array:
-    """Return the residual of x + 2y = 7 and 2x + y = 5."""
     return mx.stack([x[0] + 2 * x[1] - 7, 2 * x[0] + x[1] - 5])
 
 
 def matyas(x: mx.array) -> mx.array:
-    """Return 0.26 (x² + y²) - 0.48 x y: a quadratic bowl."""
     return 0.26 * mx.sum(mx.square(x)) - 0.48 * x[0] * x[1]
 
 
 def six_hump_camel(x: mx.array) -> mx.array:
-    """Return (4 - 2.1 x² + x⁴/3) x² + x y + (4 y² - 4) y²."""
     a, b = mx.square(x[0]), mx.square(x[1])
     return (4 - 2.1 * a + a * a / 3) * a + x[0] * x[1] + (4 * b - 4) * b
 
 
 def branin(x: mx.array) -> mx.array:
-    """Return (y - 5.1 x²/(4π²) + 5 x/π - 6)² + 10 (1 - 1/(8π)) cos x + 10."""
     valley = x[1] - 5.1 / (4 * math.pi**2) * mx.square(x[0]) + 5 / math.pi * x[0] - 6
     return mx.square(valley) + 10 * (1 - 1 / (8 * math.pi)) * cos(x[0]) + 10
 
 
 def goldstein_price(x: mx.array) -> mx.array:
-    """Return the product of two polynomials of degree four."""
     a, b = x[0], x[1]
     one = 19 - 14 * a + 3 * a * a - 14 * b + 6 * a * b + 3 * b * b
     two = 18 - 32 * a + 12 * a * a + 48 * b - 36 * a * b + 27 * b * b
@@ -53,19 +47,16 @@ def goldstein_price(x: mx.array) -> mx.array:
 
 
 def mccormick(x: mx.array) -> mx.array:
-    """Return sin(x + y) + (x - y)² - 1.5 x + 2.5 y + 1."""
     a, b = x[0], x[1]
     return sin(a + b) + mx.square(a - b) - 1.5 * a + 2.5 * b + 1
 
 
 def styblinski_tang(x: mx.array) -> mx.array:
-    """Return ½ Σ (x⁴ - 16 x² + 5 x)."""
     squares = mx.square(x)
     return 0.5 * mx.sum(squares * squares - 16 * squares + 5 * x)
 
 
 def rastrigin(x: mx.array) -> mx.array:
-    """Return Σ (x² + 10 (1 - cos 2πx))."""
     return mx.sum(mx.square(x) + 10 * (1 - cos(2 * math.pi * x)))
 
 
@@ -76,7 +67,6 @@ def ackley(x: mx.array) -> mx.array:
 
 
 def griewank(x: mx.array) -> mx.array:
-    """Return 1 + Σ x²/4000 - Π cos(xᵢ/√i)."""
     cosines = cos(x / mx.sqrt(integers(x, 1, x.size)))
     return 1 + mx.sum(mx.square(x)) / 4000 - product(cosines)
 
@@ -88,34 +78,28 @@ def ellipsoid(x: mx.array) -> mx.array:
 
 
 def zakharov(x: mx.array) -> mx.array:
-    """Return the residual (x, s, s²), s = ½ Σ i xᵢ."""
     s = (0.5 * mx.sum(integers(x, 1, x.size) * x)).reshape(1)
     return mx.concatenate([x, s, mx.square(s)])
 
 
 def dixon_price(x: mx.array) -> mx.array:
-    """Return the residual (x₁ - 1, √i (2 xᵢ² - xᵢ₋₁), i = 2, ...)."""
     roots = mx.sqrt(integers(x, 2, x.size))
     return mx.concatenate([x[:1] - 1, roots * (2 * mx.square(x[1:]) - x[:-1])])
 
 
 def trid(x: mx.array) -> mx.array:
-    """Return Σ (xᵢ - 1)² - Σ xᵢ xᵢ₋₁: a convex quadratic of poor condition."""
     return mx.sum(mx.square(x - 1)) - mx.sum(x[1:] * x[:-1])
 
 
 def hock_schittkowski_3(x: mx.array) -> mx.array:
-    """Return y + 1e-5 (y - x)²."""
     return x[1] + 1e-5 * mx.square(x[1] - x[0])
 
 
 def hock_schittkowski_4(x: mx.array) -> mx.array:
-    """Return (x + 1)³/3 + y."""
     return (x[0] + 1) ** 3 / 3 + x[1]
 
 
 def hock_schittkowski_110(x: mx.array) -> mx.array:
-    """Return Σ (log² (x - 2) + log² (10 - x)) - (Π x)^0.2."""
     logs = mx.square(log(x - 2)) + mx.square(log(10 - x))
     return mx.sum(logs) - exp(0.2 * mx.sum(log(x)))
 

@@ -20,10 +20,8 @@ Function: TypeAlias = Callable[[mx.array], mx.array]
 class Minimum(NamedTuple):
     """A local minimum in which a good method can end."""
 
-    value: float
-    """The loss there, or its infimum where the minimum lies at infinity."""
-    point: tuple[float, ...] | None = None
-    """Its place, to the last digits of float64 but one or two; None at infinity and at a kink."""
+    value: float  # the loss there, or its infimum where the minimum lies at infinity
+    point: tuple[float, ...] | None = None  # to 14 digits; None at infinity and at a kink
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -33,24 +31,15 @@ class Problem:
     Either `function` or `residual` is given, in MLX operations; float64 keeps its digits.
     """
 
-    name: str
-    """Its name in the literature, with the dimension where that can be chosen."""
-    start: tuple[float, ...]
-    """The standard start, p numbers."""
-    start_value: float
-    """The loss there."""
-    minima: tuple[Minimum, ...]
-    """The known local minima, the lowest first; of a connected set of points, one."""
-    origin: str
-    """Its source."""
-    residual: Function | None = None
-    """From shape (p,) to (m,); the loss is its sum of squares (`least_squares` minimizes half)."""
-    function: Function | None = None
-    """From shape (p,) to (): the loss, where that is no sum of squares."""
-    bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Lower and upper bounds, p numbers each, infinite where there are none."""
-    view: tuple[float, float, float, float] | None = None
-    """Left, right, bottom and top of a good picture of a function of two variables."""
+    name: str  # in the literature, with the dimension where that can be chosen
+    start: tuple[float, ...]  # the standard start, p numbers
+    start_value: float  # the loss there
+    minima: tuple[Minimum, ...]  # the lowest first; of a connected set of points, one
+    origin: str  # the source
+    residual: Function | None = None  # from (p,) to (m,); the loss is its sum of squares
+    function: Function | None = None  # from (p,) to (): the loss, where that is no such sum
+    bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # infinite where none
+    view: tuple[float, float, float, float] | None = None  # left, right, bottom, top of a picture
 
     @property
     def size(self) -> int:
@@ -88,11 +77,7 @@ class Problem:
         return any(abs(value - best) <= relative * (abs(best) or scale) for best, _ in self.minima)
 
     def check(self) -> None:
-        """Raise AssertionError unless the record is right, in float64.
-
-        Checked are the value at the start, the gradient there and nearby, and at the minima the
-        value, the bounds, and that the gradient, projected on the bounds, vanishes.
-        """
+        """Raise AssertionError unless values, derivatives and minima are right in float64."""
         start = np.array(self.start)
         value, gradient = self._evaluate(start)
         self._expect(value, self.start_value, 1e-12, "the start")
@@ -102,13 +87,13 @@ class Problem:
                 check_grads(self.loss, to_device(point, mx.float64), order=1, compile=False)
             except GradientError as error:
                 raise AssertionError(f"{self.name}: wrong derivative. {error}") from error
+        lower, upper = self.bounds or (-np.inf, np.inf)
         for known, place in self.minima:
             if place is None:
                 continue
             point = np.array(place)
             value, slope = self._evaluate(point)
             self._expect(value, known, 1e-9, str(place))
-            lower, upper = self.bounds or (-np.inf, np.inf)
             if not np.array_equal(point, np.clip(point, lower, upper)):
                 raise AssertionError(f"{self.name}: {place} is out of bounds")
             slope = point - np.clip(point - slope, lower, upper)
@@ -132,11 +117,10 @@ class Problem:
 
 
 def problems(table: str, functions: dict[str, Any], source: str = "") -> tuple[Problem, ...]:
-    """Return the problems of a table; `source` precedes the origin of each.
+    """Return the problems of a table, one from each line without indentation.
 
-    Fields stand between bars: name, origin, `residual` or `function` with its name, value and point
-    of the start and of each minimum, and perhaps `bounds` and `view`. A new line without
-    indentation begins a new problem.
+    Fields stand between bars: name, origin (after `source`), `residual` or `function` with its
+    name, value and point of the start and of each minimum, and perhaps `bounds` and `view`.
     """
     found = []
     for record in re.split(r"\n(?=\S)", table.strip()):
