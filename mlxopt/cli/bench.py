@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mlxopt.cli._console import check_picture, check_writable, fail
 
@@ -17,29 +17,24 @@ _TESTS = Path(__file__).parents[2] / "tests"
 def bench(
     workloads: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             metavar="[WORKLOAD]...",
             help="Any of sgd, sgd-small, minibatch, accuracy, least-squares, logistic, flights, "
             "lbfgs, many, import, memory; or all.",
         ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes, for which no goals are set.")
-    ] = False,
+    quick: Annotated[bool, Option("--quick", help="Small sizes, without goals.")] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Where to write all figures.")
+        Path | None, Option("--json", metavar="FILE", help="Where to write all figures.")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to save a bar chart.")
-    ] = None,
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Where to save a bar chart.")] = None,
 ) -> None:
-    """Time mlxopt against plain MLX and every peer that is installed. Needs a clone of the
-    repository.
+    """Time mlxopt against plain MLX and every installed peer. Needs a clone of the repository.
 
-    NumPy and SciPy always; scikit-learn, statsmodels, glum, JAX with optax and jaxopt, and torch
-    where they are installed. All in one process with the same threads, in turn, each after a
-    rest; the median of several runs, with the error of the answer. Takes about fifteen minutes,
-    or with --quick less than one, and needs an idle machine.
+    Peers are NumPy, SciPy, scikit-learn, statsmodels, glum, JAX with optax and jaxopt, and torch:
+    all in one process with the same threads, in turn, each after a rest; the median of several
+    runs, with the error of the answer. Takes about fifteen minutes, or with --quick less than one,
+    and needs an idle machine.
     """
     if not (_TESTS / "benchmarks" / "run.py").is_file():
         fail(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-import typer
+from typer import Option
 
 from mlxopt import losses, plots
 from mlxopt._minimize import minimize
@@ -56,12 +56,10 @@ Part = tuple[Problem, list[Answer]]  # a row for each method
 
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="PICTURE", help="Where to save the picture of the loss curves.")
+        Path, Option(metavar="PICTURE", help="Where to save the picture of the loss curves.")
     ] = Path("mlxopt-demo.png"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Smaller tables: 1,000 × 20 and 500 × 20.")
-    ] = False,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", min=0, help="Of the generated data.")] = 0,
+    quick: Annotated[bool, Option("--quick", help="Tables of 1,000 × 20 and 500 × 20.")] = False,
+    seed: Annotated[int, Option(metavar="NUMBER", min=0, help="Of the generated data.")] = 0,
 ) -> None:
     """Run two classic regressions by every method, beside NumPy.
 
@@ -84,8 +82,8 @@ def demo(
     _print_linear(console, *parts[0])
     _print_logistic(console, *parts[1])
     console.print(
-        f"\nA time is that of one whole call from zeros in float32, the second of two: in the "
-        f"first ({first:.1f} s for all methods) MLX compiles its kernels. The closed form and the "
+        f"\nA time is that of the second of two calls from zeros in float32; in the first "
+        f"({first:.1f} s for all methods) MLX compiles its kernels. The closed form and the "
         f"reference model are those of mlxopt.models: in float64, with standard errors."
     )
     print_notes(console, notes)

@@ -11,22 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
+from typer import Argument, Option
 
 from mlxopt import plots
 from mlxopt._report import counted
 from mlxopt._status import Status
+from mlxopt.cli import _console
 from mlxopt.cli._cells import CellError, is_number, marked_number, read_numbers
-from mlxopt.cli._console import (
-    check_distinct,
-    check_picture,
-    check_writable,
-    fail,
-    noted,
-    print_notes,
-    save,
-    stderr,
-    stdout,
-)
+from mlxopt.cli._console import fail, noted, print_notes, save, stderr, stdout
 from mlxopt.cli._table import Table, TableError, listed, more_marked, read_table
 
 if TYPE_CHECKING:
@@ -69,52 +61,38 @@ class Frame:
 
 
 def fit(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE.csv", help="A table in UTF-8 with a header line.")
-    ],
-    target: Annotated[str, typer.Option(metavar="COLUMN", help="The column to predict.")],
+    file: Annotated[Path, Argument(metavar="FILE.csv", help="A table in UTF-8 with a header.")],
+    target: Annotated[str, Option(metavar="COLUMN", help="The column to predict.")],
     model: Annotated[
         ModelName | None,
-        typer.Option(
-            metavar="linear|logistic",
-            help="Default: logistic if the target has two distinct values, else linear.",
-        ),
+        Option(help="Default: logistic if the target has two values, else linear."),
     ] = None,
     features: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,...", help="The columns to predict from. Default: all others."),
+        str | None, Option(metavar="A,B,...", help="Columns to predict from. Default: all others.")
     ] = None,
     delimiter: Annotated[
-        str, typer.Option(metavar="CHARACTER", help="What separates two cells, or 'tab'.")
+        str, Option(metavar="CHARACTER", help="What separates two cells, or 'tab'.")
     ] = ",",
     l2: Annotated[
-        float,
-        typer.Option(
-            metavar="NUMBER",
-            min=0.0,
-            show_default=False,
-            help="Penalty: mean loss + ½ · l2 · ‖coefficients‖². Default: none.",
-        ),
+        float, Option(min=0.0, help="Penalty: mean loss + ½ · l2 · ‖coefficients‖².")
     ] = 0.0,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="MODEL.npz", help="Save the coefficients; np.load reads them."),
+        Path | None, Option(metavar="MODEL.npz", help="Save the coefficients; np.load reads them.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PICTURE", help="Save a picture of the fit.")
+        Path | None, Option(metavar="PICTURE", help="Save a picture of the fit.")
     ] = None,
 ) -> None:
     """Fit a linear or logistic regression to a CSV file.
 
-    Prints what was read and how, the coefficients with their standard errors, and how well the
-    model fits. A row with a missing value (an empty cell, NA, N/A, NaN, NULL, None) is left out and
-    counted; any other cell that is no number is an error that names its line.
+    A row with a missing value (an empty cell, NA, N/A, NaN, NULL, None) is left out and counted;
+    any other cell that is no number is an error that names its line.
     """
-    check_writable(out)
+    _console.check_writable(out)
     if out is not None and out.suffix != ".npz":
         fail(f"{out}: a model's name must end in .npz.")
-    check_picture(plot)
-    check_distinct({"FILE.csv": file, "--out": out, "--plot": plot})
+    _console.check_picture(plot)
+    _console.check_distinct({"FILE.csv": file, "--out": out, "--plot": plot})
     with stderr().status("reading"):
         try:
             table = read_table(file, target, _split(features), _delimiter(delimiter))
@@ -286,7 +264,7 @@ def _draw(estimator: Any, table: Table, outcome: Outcome) -> Figure:
 
 
 def _save_model(estimator: Any, table: Table, out: Path) -> None:
-    """Write the coefficients (features,), the intercept () and their errors for `np.load`."""
+    """Write coefficients (features,), the intercept () and their errors for `np.load`."""
     names, target = table.features, table.target
     arrays: dict[str, Any] = {"feature_names": names, "target": target, "sha256": table.sha256}
     for suffix in ("", "_se", "_error"):

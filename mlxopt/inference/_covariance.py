@@ -48,19 +48,17 @@ def covariance(
     - "cluster": H⁻¹ (Σ_g s_g s_gᵀ) H⁻¹, where s_g sums the scores of a cluster, whose examples can
       depend on each other (Liang and Zeger 1986).
 
-    Parameters and data are converted to float64, and all is computed in it on the CPU. MLX's own
-    exp, sigmoid and erf keep 6 digits there, those of `mlxopt.special` and `mlxopt.losses` all.
+    MLX's own exp, sigmoid and erf keep 6 digits in float64, those of `mlxopt.special` and
+    `mlxopt.losses` all.
 
     Args:
         negative_log_likelihood: a function `(params, *data)` made of MLX operations. It returns one
-            value for each example, shape (n,), or one number for all the data, shape (): their sum.
-            Its curvature on parts of the data (the arrays in `data`, by their first axis) tells a
-            sum from a mean, which is refused. Constants can be left out; the scale cannot, for
+            value for each example, shape (n,), or their sum, shape (); a mean is refused, as its
+            curvature on parts of the data shows. Constants can be left out; the scale cannot, for
             "observed": ½r² is the negative log-likelihood of normal noise of variance 1.
         result: a `Result` of `minimize` for this function's sum or mean over the same data; or a
             tree of parameters.
-        *data: arguments of the function after its parameters. NumPy's float64 arrays are used as
-            they are.
+        *data: arguments of the function after its parameters, converted to float64.
         kind: "observed", "sandwich" or "cluster".
         correction: a factor for small samples of n examples, p parameters and G clusters.
             For "sandwich" `"HC0"`: 1 (the default, as in R's sandwich and statsmodels), or
@@ -68,17 +66,15 @@ def covariance(
             for a glm and in Stata's for a likelihood), `"CR0"`: 1, or `"CR1S"`:
             G / (G - 1) · (n - 1) / (n - p) (R's for an lm, and statsmodels').
         clusters: for "cluster", the cluster of each example, n labels: numbers or texts.
-        total: one number is the negative log-likelihood of all the data together. Needed for
-            dependent examples (a Gaussian process, a time series), for a penalty inside it, and
-            for data that are not passed as arguments.
+        total: one number is that of all the data together. Needed for dependent examples (a time
+            series), for a penalty inside it, and for data that are not passed as arguments.
         compile: False for a function that branches on values, as in `value_and_grad`.
 
     Returns:
         `Estimates`: names, estimates, covariance and standard errors; it prints as a table.
 
     Raises:
-        LinAlgError: the Hessian is not positive definite. The message names the combination of
-            parameters that the data do not determine, or along which this is no minimum.
+        LinAlgError: the Hessian is not positive definite; the message names the parameters.
         TapeError, TypeError, ValueError: an argument is not as described, or something is not
             finite.
 
@@ -110,10 +106,8 @@ def covariance(
             scores = _sum_by_cluster(scores, clusters)
             groups = len(scores)
             if groups <= p:
-                notes = (
-                    f"{groups} clusters for {p} parameters: standard errors by cluster need more "
-                    f"clusters than that, some tens at least, and are too small here.",
-                )
+                few = f"{groups} clusters for {p} parameters: standard errors are too small here"
+                notes = (f"{few}. They need more clusters, some tens at least.",)
         bread = scores @ inverse  # (n or G, p)
         matrix = _factor(correction, n, p, groups or 0) * (bread.T @ bread)
     distance = check_is_minimum(likelihood, inverse, np.sqrt(np.diag(matrix)))
@@ -215,16 +209,14 @@ def _scores(likelihood: Likelihood, kind: str) -> np.ndarray:
     """Return the scores of the examples, (n, p)."""
     if likelihood.examples is None:
         raise ValueError(
-            f"kind={kind!r} compares examples, but negative_log_likelihood returns one number for "
-            f"all of them; expected one value for each, shape (n,). Leave out the sum."
+            f"kind={kind!r} needs one value of negative_log_likelihood for each example, shape "
+            f"(n,). Leave out the sum."
         )
     scores = likelihood.scores()
     if not np.isfinite(scores).all():
         example, entry = np.argwhere(~np.isfinite(scores))[0]
-        raise ValueError(
-            f"the derivative of the value of example {example} in {likelihood.names[entry]} is "
-            f"{scores[example, entry]}; expected a number."
-        )
+        where = f"of example {example} in {likelihood.names[entry]}"
+        raise ValueError(f"the derivative {where} is {scores[example, entry]}; expected a number.")
     return scores
 
 

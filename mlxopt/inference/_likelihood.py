@@ -72,10 +72,7 @@ class Likelihood:
             return np.array(rows(self.params, *self.data))
 
     def _halves(self) -> tuple[int, list[Data]] | None:
-        """Return the number of examples, and the data of the first and the last half of them.
-
-        None if the arrays differ in length, or there are none.
-        """
+        """Return the number of examples, and two halves of the data; None if lengths differ."""
         lengths = {leaf.shape[0] for leaf in leaves(self.data) if _has_axis(leaf)}
         if len(lengths) != 1 or min(lengths) < 2:
             return None
@@ -107,47 +104,41 @@ class Likelihood:
             worst = int(np.argmax(excess))
             raise ValueError(
                 f"negative_log_likelihood gives another value for the same example among fewer "
-                f"others: example {worst} has {expected[worst]:.6g} among {len(values)} and "
-                f"{half[worst]:.6g} among the first {len(half)}. Expected values that depend on "
-                f"their own example alone; for dependent ones return one number for all of them "
-                f"and pass total=True."
+                f"others: {half[worst]:.6g} in place of {expected[worst]:.6g} for example {worst}. "
+                f"For dependent examples return one number for all of them and pass total=True."
             )
 
     def _check_is_sum(self) -> None:
         """Raise unless the curvature of the whole is the sum of those of two halves."""
-        reason = ""
-        if (found := self._halves()) is not None:
-            (n, parts), first_n = found, found[0] // 2
-            curved = self._curvatures([self.data, *parts])
-            if curved is not None:
-                whole, first, last = curved
-                room = _AGREEMENT * np.abs(whole).max()
-                if (np.abs(whole - (first + last)) <= room).all():
-                    return
-                mean = (first_n * first + (n - first_n) * last) / n
-                if (np.abs(whole - mean) <= room).all():
-                    raise ValueError(
-                        f"negative_log_likelihood returns a mean over examples: the covariance "
-                        f"would be {n} times too large. Return one value for each example, shape "
-                        f"(n,): leave out the mean."
-                    )
-                reason = " (its curvatures over two parts of the data do not add up to the whole)"
+        n, parts = self._halves() or (0, [])
+        curved = self._curvatures([self.data, *parts])
+        if len(curved) == 3:
+            whole, first, last = curved
+            room = _AGREEMENT * np.abs(whole).max()
+            if (np.abs(whole - (first + last)) <= room).all():
+                return
+            mean = (n // 2 * first + (n - n // 2) * last) / n
+            if (np.abs(whole - mean) <= room).all():
+                raise ValueError(
+                    f"negative_log_likelihood returns a mean over examples: the covariance would "
+                    f"be {n} times too large. Return one value for each, shape (n,): leave out the "
+                    f"mean."
+                )
         raise ValueError(
-            f"negative_log_likelihood returns one number, and nothing shows whether that is the "
-            f"sum over all examples or their mean{reason}. Return one value for each example, "
-            f"shape (n,), and pass the data as arguments; or, if the number is that of all the "
-            f"data together, pass total=True."
+            "negative_log_likelihood returns one number, and its curvatures over parts of the data "
+            "do not show whether that is a sum over examples. Return one value for each, shape "
+            "(n,), and pass the data as arguments; or pass total=True."
         )
 
-    def _curvatures(self, parts: list[Data]) -> list[Vector] | None:
-        """Return the Hessian times a vector, (p,), for each of several data; None if one fails."""
+    def _curvatures(self, parts: list[Data]) -> list[Vector]:
+        """Return the Hessian times a vector, (p,), for each of several data; [] if one fails."""
         product = hvp(self._sum, compile=self._compile)
         weights = np.random.default_rng(0).uniform(0.5, 1.5, len(self.theta))
         vector = from_host(weights, self.params)
         try:
             return [to_host(product(self.params, vector, *part)) for part in parts]
         except _FAILURES:
-            return None
+            return []
 
 
 def as_float64(data: Data) -> Data:

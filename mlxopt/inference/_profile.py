@@ -38,11 +38,8 @@ def profile(
     """Return profile-likelihood intervals: all values that a likelihood-ratio test does not reject.
 
     A limit is where the negative log-likelihood, minimized over all other parameters, has risen by
-    half the quantile of χ²₁: by 1.92 for 95 %. The interval is as asymmetric as the likelihood, and
-    equivariant: that of log σ is the logarithm of that of σ. Like "observed" it assumes the model.
-
-    The limits are found in float64 by Newton's method, with derivatives of the profile and a
-    bracket around each limit, at ten to twenty Hessians each.
+    half the quantile of χ²₁: by 1.92 for 95 %. Like "observed" it assumes the model. It takes ten
+    to twenty Hessians.
 
     Args:
         negative_log_likelihood: as for `covariance`, with its scale.
