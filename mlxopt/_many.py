@@ -23,14 +23,7 @@ from mlxopt._residual_objective import ResidualObjective
 from mlxopt._result import History, Result
 from mlxopt._status import Status, warn
 from mlxopt._stop import StopRule, check_stop, stop_rules, with_user
-from mlxopt._tree import (
-    Tree,
-    as_data,
-    check_params,
-    count,
-    default_tol,
-    from_host,
-)
+from mlxopt._tree import Tree, as_data, check_params, count, default_tol, from_host
 from mlxopt.autodiff import check_is_callable
 from mlxopt.many._loop import Batch
 from mlxopt.many._objective import BatchedObjective
@@ -56,11 +49,7 @@ _BATCHED: dict[type, Callable[[Any], Method]] = {
 # Compared as objects: arrays do not answer == with yes or no.
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ManyResult:
-    """The result of `minimize_many` for B problems.
-
-    `value`, `grad_norm` and `optimality` are those of `params`; `result[3]` is the `Result` of
-    problem 3.
-    """
+    """The result of `minimize_many` for B problems; `result[3]` is the `Result` of problem 3."""
 
     params: Tree  # the structure passed in, with the problems along the first axis
     value: np.ndarray  # (B,) float64: the losses
@@ -139,9 +128,7 @@ def minimize_many(
         in_axes: the axis that counts the problems: one number for all arguments, or one entry for
             each, `(params, *data)`: a number; None for what all problems share; or a tree of these.
             Numbers, strings and None among the data are always shared.
-        tol: stop a problem when no entry of its gradient is larger in absolute value. None: 1e-5
-            for float32, 1e-8 for float64, 1e-3 for the 16-bit dtypes. For residuals it is compared
-            with the cosine that `least_squares` describes. 0 takes every step.
+        tol: for each problem, as in `minimize`; for residuals as in `least_squares`.
         max_steps: steps of each problem at most: updates of a first-order rule, else evaluations.
         stop: stop rules beside `tol` and `max_steps`, for each problem; see `mo.StopRule`.
         progress: show a progress bar of the problems that have ended; None shows one if the run

@@ -35,7 +35,7 @@ class BatchedObjective:
     """The loss and its derivatives at A points, one for each running problem.
 
     Args:
-        single: the loss of one problem, with the data of the first.
+        single: the loss of the first.
         problems: all of them.
         compile: False evaluates op by op.
         rows: gradients computed together for one problem: p for a Hessian.
@@ -93,14 +93,13 @@ class BatchedObjective:
         return self.evaluate("hessian", at, x, None if structured else product)
 
     def evaluate(self, key: str, at: At, x: np.ndarray, product: At | None = None) -> np.ndarray:
-        """Return `at` of each problem, stacked; the results of the first calls are checked.
+        """Return `at` of each problem at x (A, p), stacked; the first calls are checked.
 
         Args:
             key: the name under which `at` is compiled once.
-            at: a function of one problem's parameters and data that returns an array.
-            x: shape (A, p).
-            product: a function that computes the matrix of `at` times `general_vector` without a
-                batch; None if `at` itself has no batch in it.
+            at: a function of the parameters and the data of one problem.
+            x: the parameters.
+            product: for an `at` with a batch within: its product with `general_vector`, without.
         """
         self._buffer[self._slots] = x
         self._wasted += (self._size - len(x)) * self._numbers

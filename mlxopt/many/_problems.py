@@ -45,9 +45,8 @@ def sort(params: Tree, data: tuple[Any, ...], in_axes: Axes) -> Problems:
 
     Args:
         params: a tree of arrays.
-        data: trees of arrays and other leaves, which are shared.
-        in_axes: the axis of each array that counts the problems, None where all share it; one for
-            all arguments, or one for each, `(params, *data)`.
+        data: trees of arrays and of other leaves, which are shared.
+        in_axes: as in `minimize_many`.
 
     Raises:
         TypeError, ValueError: `in_axes` does not fit, or the numbers of problems differ.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._residual_objective import ResidualObjective
 from mlxopt._tree import Tree, count, epsilon, to_device, working_dtype
 from mlxopt.many._agreement import general_vector
 from mlxopt.many._objective import BatchedObjective
@@ -26,9 +27,11 @@ class Model(NamedTuple):
     measures: Measures  # of the residuals
 
 
-def residual_and_jacobian(objective: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return r, shape (A, m), and J, shape (A, m, p), at the points x, shape (A, p)."""
-    single, like = objective.single, objective.problems.like
+@np.errstate(all="ignore")  # a far trial may overflow, and is then rejected
+def linearize(objective: BatchedObjective, x: np.ndarray) -> tuple[Points, Model]:
+    """Return points x, shape (A, p), and the linear models there; one evaluation."""
+    like, single = objective.problems.like, objective.single
+    assert isinstance(single, ResidualObjective)
     m, p = single.rows(like), count(like)
     by_rows = m <= 2 * p  # as in `ResidualObjective.jacobian`
     function, size = (single.pullback, m) if by_rows else (single.pushforward, p)
@@ -46,18 +49,11 @@ def residual_and_jacobian(objective: Any, x: np.ndarray) -> tuple[np.ndarray, np
         return vector[0] * residual + single.pushforward(vector[1:], params, data)
 
     both = objective.evaluate("jacobian", at, x, product)
-    return both[:, :, 0], both[:, :, 1:]
-
-
-@np.errstate(all="ignore")  # a far trial may overflow, and is then refused
-def linearize(objective: BatchedObjective, x: np.ndarray) -> tuple[Points, Model]:
-    """Return points x, shape (A, p), and the linear models there; one evaluation."""
-    residual, jacobian = residual_and_jacobian(objective, x)
-    finite: Any = np.isfinite(residual).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2))
-    residual = np.where(finite[:, None], residual, 0.0)
-    jacobian = np.where(finite[:, None, None], jacobian, 0.0)
-    value, p = 0.5 * np.vecdot(residual, residual), x.shape[1]
-    measures = measure(x, value, residual, jacobian, epsilon(objective.problems.like))
+    finite: Any = np.isfinite(both).all(axis=(1, 2))
+    both = np.where(finite[:, None, None], both, 0.0)
+    residual, jacobian = both[:, :, 0].copy(), both[:, :, 1:].copy()
+    value = 0.5 * np.vecdot(residual, residual)
+    measures = measure(x, value, residual, jacobian, epsilon(like))
     # Qᵀr without Q: the last column of the factor of [J, r].
     factor: Any = np.linalg.qr(np.concatenate([jacobian, residual[:, :, None]], axis=2), mode="r")
     known = np.where(finite, 1.0, np.nan)

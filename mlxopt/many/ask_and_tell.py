@@ -29,9 +29,6 @@ class AskedObjective(Objective):
     """The objective of one problem at a time, with losses and gradients from a batch.
 
     Results are recorded in the order of the calls: a repeated step computes nothing twice.
-
-    Args:
-        single: an objective of the same loss.
     """
 
     def __init__(self, single: Objective) -> None:
@@ -83,8 +80,8 @@ class AskAndTell(Method):
         points = Points(x, np.zeros(len(x)), np.zeros_like(x), np.zeros(len(x)))
         none = np.full(len(x), None)
         state = AskedState(points, none, np.zeros(len(x), bool), none)
-        init = self.optimizer.init
-        return self._run(objective, state, lambda row: init(self.single, from_host(x[row], like)))
+        start = self.optimizer.init
+        return self._run(objective, state, lambda row: start(self.single, from_host(x[row], like)))
 
     def step(self, objective: BatchedObjective, state: AskedState) -> AskedState:
         """Return the state after one step of each run without a status."""
@@ -98,13 +95,12 @@ class AskAndTell(Method):
         problems, x = objective.problems, state.points.x.copy()
         points, status = Points(*(field.copy() for field in state.points)), state.status.copy()
         moved, states = np.zeros(len(status), bool), state.states.copy()
-        rows = np.flatnonzero(is_none(status)).tolist()
-        running: dict[int, list[Any]] = {row: [] for row in rows}  # and the results so far
-        while running:
+        results = {row: [] for row in np.flatnonzero(is_none(status)).tolist()}
+        while results:
             asked: dict[int, Tree] = {}
-            for row, results in running.items():
+            for row in results:
                 own = [leaf[int(objective.alive[row])] for leaf in problems.own]
-                self.single.record(problems.data(own, problems.shared), results)
+                self.single.record(problems.data(own, problems.shared), results[row])
                 try:
                     new = call(row)
                 except _Ask as ask:
@@ -124,6 +120,6 @@ class AskAndTell(Method):
                 values, grads = objective.value_and_grad(x)
                 for row in asked:
                     value = mx.array(float(values[row]), dtype=objective.dtype)
-                    running[row].append((value, from_host(grads[row], problems.like)))
-            running = {row: running[row] for row in asked}
+                    results[row].append((value, from_host(grads[row], problems.like)))
+            results = {row: results[row] for row in asked}
         return AskedState(points, status, moved, states)

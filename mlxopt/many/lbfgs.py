@@ -38,24 +38,20 @@ class BatchedLBFGS(Descent):
         gradient = state.points.grad
         state = super().restart(state, rows & (state.memory.sy[:, -1] == 0))
         none = Pairs(*(np.zeros_like(field) for field in state.memory))
-        down = state._replace(
-            direction=-gradient, step_size=_first_step_size(gradient), memory=none
-        )
+        step_size = _first_step_size(gradient)
+        down = state._replace(direction=-gradient, step_size=step_size, memory=none)
         return where(rows, down, state)
 
     def update(self, state: DescentState, trial: Points, model: Any, eps: float) -> Pairs:
         """Return the pairs with the newest one, where it has positive curvature."""
         s, y = trial.x - state.points.x, trial.grad - state.points.grad
         newest = Pairs(s, y, np.vecdot(s, y))
-        new = Pairs(
-            *(
-                np.concatenate([old[:, 1:], last[:, None]], axis=1)
-                for old, last in zip(state.memory, newest, strict=True)
-            )
+        new = (
+            np.concatenate([old[:, 1:], last[:, None]], axis=1)
+            for old, last in zip(state.memory, newest, strict=True)
         )
-        return where(
-            newest.sy > eps * np.sqrt(np.vecdot(s, s) * np.vecdot(y, y)), new, state.memory
-        )
+        curved = newest.sy > eps * np.sqrt(np.vecdot(s, s) * np.vecdot(y, y))
+        return where(curved, Pairs(*new), state.memory)
 
 
 def two_loop(pairs: Pairs, gradient: np.ndarray) -> np.ndarray:
