@@ -118,9 +118,11 @@ def test_classic_problems_from_many_starts_end_as_alone(problem, optimizer):
 # a Jacobian without full rank, after a hundred steps at the floor of the loss, or where a line
 # search that got nowhere is cut off by max_steps.
 CLOSE_CALLS = {
-    ("Freudenstein and Roth", "GaussNewton"), ("Bard", "GaussNewton"),
-    ("Brown and Dennis", "LevenbergMarquardt"), ("Brown and Dennis", "GaussNewton"),
-}  # fmt: skip
+    ("Freudenstein and Roth", "GaussNewton"),
+    ("Bard", "GaussNewton"),
+    ("Brown and Dennis", "LevenbergMarquardt"),
+    ("Brown and Dennis", "GaussNewton"),
+}
 
 
 @pytest.mark.parametrize("optimizer", RESIDUAL_OPTIMIZERS, ids=repr)
@@ -325,18 +327,28 @@ class Cautious(Optimizer):
 
 def rules():
     return [
-        mo.SGD(0.5), mo.SGD(1e3), mo.Adam(mo.schedules.cosine(0.1, steps=100)), mo.Prodigy(),
+        mo.SGD(0.5),
+        mo.SGD(1e3),
+        mo.Adam(mo.schedules.cosine(0.1, steps=100)),
+        mo.Prodigy(),
         mo.Adagrad(mo.schedules.reduce_on_plateau(2.0, factor=0.5, patience=1)),
         mo.Grouped(mo.SGD(0.3), {"*w*": mo.Adam(0.05), "*b*": None}),
-        mo.Clipped(mo.Momentum(0.3), norm=0.01), optim.Adam(learning_rate=0.1),
-    ]  # fmt: skip
+        mo.Clipped(mo.Momentum(0.3), norm=0.01),
+        optim.Adam(learning_rate=0.1),
+    ]
 
 
 OTHERS = [
-    mo.BFGS(), mo.ConjugateGradient(), mo.GradientDescent(), mo.NewtonCG(), mo.TrustRegion(),
-    mo.TrustRegion(exact=False), mo.LBFGSB(lower=-0.5, upper={"w": 0.3, "b": None}),
-    mo.ProximalGradient(prox.L1(0.05)), *rules(),
-]  # fmt: skip
+    mo.BFGS(),
+    mo.ConjugateGradient(),
+    mo.GradientDescent(),
+    mo.NewtonCG(),
+    mo.TrustRegion(),
+    mo.TrustRegion(exact=False),
+    mo.LBFGSB(lower=-0.5, upper={"w": 0.3, "b": None}),
+    mo.ProximalGradient(prox.L1(0.05)),
+    *rules(),
+]
 
 
 @pytest.mark.parametrize("optimizer", OTHERS, ids=lambda optimizer: type(optimizer).__name__)
@@ -408,8 +420,9 @@ def test_rules_stop_where_the_loss_ends():
 def test_axes_of_every_kind():
     X, y = classes(5)
     X32 = X.astype(np.float32)
-    expected = mo.minimize_many(logistic, start(dtype=mx.float32), mo.Newton(), X32, y,
-                             in_axes=(None, 0, 0))  # fmt: skip
+    expected = mo.minimize_many(
+        logistic, start(dtype=mx.float32), mo.Newton(), X32, y, in_axes=(None, 0, 0)
+    )
     many = {"w": mx.zeros((5, 3)), "b": mx.zeros(5)}
     variants: list[Any] = [
         (many, (X32, y), 0),
@@ -437,9 +450,15 @@ def test_data_of_every_kind():
     y = rng.standard_normal((4, 10))
     params = (mx.array(0.0, dtype=mx.float64), mx.array(0.0, dtype=mx.float64))
     result = mo.minimize_many(
-        loss, params, mo.Newton(), {"x": x}, 2, "as it is", (np.ones(3), y),
+        loss,
+        params,
+        mo.Newton(),
+        {"x": x},
+        2,
+        "as it is",
+        (np.ones(3), y),
         in_axes=(None, None, 0, 0, (None, 0)),
-    )  # fmt: skip
+    )
     assert isinstance(result.params, tuple)
     for i in range(4):
         slope, intercept = np.polyfit(x, y[i], 1)
@@ -456,9 +475,14 @@ def test_a_grid_of_settings_over_shared_data():
 
     strengths = np.geomspace(1e-3, 10, 8)
     result = mo.minimize_many(
-        ridge, mx.zeros(3, dtype=mx.float64), mo.Newton(), X, y, strengths,
+        ridge,
+        mx.zeros(3, dtype=mx.float64),
+        mo.Newton(),
+        X,
+        y,
+        strengths,
         in_axes=(None, None, None, 0),
-    )  # fmt: skip
+    )
     for i, strength in enumerate(strengths):
         exact = np.linalg.solve(X.T @ X / 40 + strength * np.eye(3), X.T @ y / 40)
         # The tolerance of the gradient over the least curvature, which is above 0.5.
@@ -555,8 +579,9 @@ def test_a_hessian_of_the_users_own():
 def test_the_result_of_each():
     X, y = mixed()
     with pytest.warns(mo.ConvergenceWarning):
-        result = mo.minimize_many(logistic, start(), mo.Newton(), X, y, in_axes=(None, 0, 0),
-                               max_steps=30)  # fmt: skip
+        result = mo.minimize_many(
+            logistic, start(), mo.Newton(), X, y, in_axes=(None, 0, 0), max_steps=30
+        )
     assert len(result) == len(list(result)) == 6
     assert "6" in repr(result)
     assert "2 NONFINITE" in repr(result)
@@ -610,52 +635,53 @@ def square(x, y):
     return mx.sum(mx.square(x - y))
 
 
-@pytest.mark.parametrize(
-    ("args", "in_axes", "error", "words"),
-    [
-        ((square, mx.zeros(2), [mo.LBFGS()], mx.zeros(3)), (None, 0), TypeError, r"list.*LBFGS\("),
-        ((square, mx.zeros(2), mo.LBFGS, mx.zeros(3)), (None, 0), TypeError, r"call it: LBFGS\(\)"),
-        (
-            (square, mx.ones(2), mo.ProximalGradient(prox.Simplex()), mx.zeros(3)),
-            (None, 0), ValueError, "starts .* outside",
-        ),
-        (
-            (square, mx.zeros(2), mo.LevenbergMarquardt(geodesic=True), mx.zeros(3)),
-            (None, 0), ValueError, "geodesic=False",
-        ),
-        ((None, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, 0), TypeError, "loss is NoneType"),
-        ((square, [1.0], mo.LBFGS(), mx.zeros(3)), (None, 0), TypeError, "expected an mx.array"),
-        (
-            (square, mx.zeros((2, 1)), mo.LBFGS(), mx.zeros(3)), 0, ValueError,
-            r"2 in params, 3 in data\[0\]",
-        ),
-        ((square, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, None), ValueError, "tells"),
-        ((square, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), None, ValueError, "tells the problems"),
-        ((square, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (0,), ValueError, "1 entries; expected 2"),
-        ((square, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, 1), ValueError,
-         r"axis 1 of data\[0\], whose shape is \(3,\)"),
-        ((square, mx.zeros(2), mo.LBFGS(), np.float64(3.0)), 0, ValueError, r"data\[0\].*\(\)"),
-        ((square, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, "0"), TypeError, "'0' for data"),
-        ((square, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, True), TypeError, "True for data"),
-        ((square, {"a": mx.zeros(2)}, mo.LBFGS(), mx.zeros(3)), ({"b": 0}, 0), ValueError,
-         r"params: expected a dict with the keys \['a'\], got .* \['b'\]"),
-        ((square, mx.zeros(2), mo.LBFGS(), mx.zeros((0, 2))), (None, 0), ValueError, "length 0"),
-        ((lambda x, y: x - y, mx.zeros(2), mo.LBFGS(), mx.zeros(3)), (None, 0), ValueError,
-         r"shape \(2,\); expected a scalar"),
-        ((lambda x, y: mx.sum(x @ y), mx.zeros(2), mo.LBFGS(), mx.zeros((3, 4))), (None, 0),
-         ValueError, "matmul"),
-        ((lambda x, y: x - y, mx.zeros(2), mo.LevenbergMarquardt(), mx.zeros((3, 1))), (None, 0),
-         None, ""),
-        ((lambda x, y: (x - y)[:1], mx.zeros(2), mo.GaussNewton(), mx.zeros((3, 1))), (None, 0),
-         ValueError, "1 entries and params 2"),
-    ],
-)  # fmt: skip
-def test_misuse_is_told_at_the_door(args, in_axes, error, words):
-    if error is None:
-        assert mo.minimize_many(*args, in_axes=in_axes).converged.all()
-        return
+def difference(x, y):
+    return x - y
+
+
+MISUSE: list[tuple[dict[str, Any], type, str]] = [
+    ({"optimizer": [mo.LBFGS()]}, TypeError, r"list.*LBFGS\("),
+    ({"optimizer": mo.LBFGS}, TypeError, r"call it: LBFGS\(\)"),
+    ({"optimizer": mo.LevenbergMarquardt(geodesic=True)}, ValueError, "geodesic=False"),
+    ({"optimizer": mo.ProximalGradient(prox.Simplex())}, ValueError, "starts .* outside"),
+    ({"loss": None}, TypeError, "loss is NoneType"),
+    ({"params": [1.0]}, TypeError, "expected an mx.array"),
+    ({"params": mx.zeros((2, 1)), "in_axes": 0}, ValueError, r"2 in params, 3 in data\[0\]"),
+    ({"in_axes": (None, None)}, ValueError, "tells"),
+    ({"in_axes": None}, ValueError, "tells the problems"),
+    ({"in_axes": (0,)}, ValueError, "1 entries; expected 2"),
+    ({"in_axes": (None, 1)}, ValueError, r"axis 1 of data\[0\], whose shape is \(3,\)"),
+    ({"data": np.float64(3.0), "in_axes": 0}, ValueError, r"data\[0\].*\(\)"),
+    ({"in_axes": (None, "0")}, TypeError, "'0' for data"),
+    ({"in_axes": (None, True)}, TypeError, "True for data"),
+    (
+        {"params": {"a": mx.zeros(2)}, "in_axes": ({"b": 0}, 0)},
+        ValueError,
+        r"params: expected a dict with the keys \['a'\], got .* \['b'\]",
+    ),
+    ({"data": mx.zeros((0, 2))}, ValueError, "length 0"),
+    ({"loss": difference}, ValueError, r"shape \(2,\); expected a scalar"),
+    ({"loss": lambda x, y: mx.sum(x @ y), "data": mx.zeros((3, 4))}, ValueError, "matmul"),
+    (
+        {"loss": lambda x, y: (x - y)[:1], "optimizer": mo.GaussNewton()},
+        ValueError,
+        "1 entries and params 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "words"), MISUSE)
+def test_misuse_is_told_at_the_door(changes, error, words):
+    usual = {"loss": square, "params": mx.zeros(2), "optimizer": mo.LBFGS(), "data": mx.zeros(3)}
+    call = {**usual, "in_axes": (None, 0), **changes}
+    in_axes = call.pop("in_axes")
     with pytest.raises(error, match=words):
-        mo.minimize_many(*args, in_axes=in_axes)
+        mo.minimize_many(*call.values(), in_axes=in_axes)
+
+
+def test_residuals_of_any_shape():
+    call = (difference, mx.zeros(2), mo.LevenbergMarquardt(), mx.zeros((3, 1)))
+    assert mo.minimize_many(*call, in_axes=(None, 0)).converged.all()
 
 
 @pytest.mark.parametrize(
@@ -747,9 +773,13 @@ def test_cancellation_is_no_batching_mistake():
     x = np.random.default_rng(0).standard_normal((3, 20, 2))
     solution = np.array([0.1, 0.7])
     result = mo.minimize_many(
-        lambda w, x, y: mx.sum(mx.square(x @ w - y)), mx.array(solution, dtype=mx.float64),
-        mo.Newton(), x, x @ solution, in_axes=(None, 0, 0),
-    )  # fmt: skip
+        lambda w, x, y: mx.sum(mx.square(x @ w - y)),
+        mx.array(solution, dtype=mx.float64),
+        mo.Newton(),
+        x,
+        x @ solution,
+        in_axes=(None, 0, 0),
+    )
     assert list(result.steps) == [0, 0, 0]
 
 
@@ -902,5 +932,8 @@ def test_a_start_that_is_not_finite_is_told_by_its_status_alone(optimizer):
             loss, mx.zeros(3), optimizer, centers, in_axes=(None, np.int64(0)), progress=False
         )
     assert [status.name for status in result.status] == [
-        "CONVERGED", "NONFINITE", "NONFINITE", "CONVERGED"
-    ]  # fmt: skip
+        "CONVERGED",
+        "NONFINITE",
+        "NONFINITE",
+        "CONVERGED",
+    ]
