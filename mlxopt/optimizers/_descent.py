@@ -13,20 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt import _tree
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import (
-    Params,
-    Vector,
-    epsilon,
-    is_finite,
-    largest_entry,
-    move,
-    ravel,
-    read,
-    to_device,
-    working_dtype,
-)
+from mlxopt._tree import Tree, Vector, epsilon, is_finite, largest_entry, ravel, working_dtype
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._line_search import C2, NO_SEARCH, LineSearch, begin, proceed
 
@@ -34,9 +24,9 @@ from mlxopt.optimizers._line_search import C2, NO_SEARCH, LineSearch, begin, pro
 class DescentState(NamedTuple):
     """The state of a method with a line search; p is the number of parameters."""
 
-    params: Params  # the parameters
+    params: Tree  # the parameters
     value: float  # the loss there
-    grad: Params  # its gradient there, like params
+    grad: Tree  # its gradient there, like params
     optimality: float  # the number that `tol` tests
     status: Status | None  # why no further step is possible
     moved: bool  # whether the last trial was accepted
@@ -48,16 +38,16 @@ class DescentState(NamedTuple):
 class Trial(NamedTuple):
     """A trial of the line search, with the products that methods update their memory from."""
 
-    params: Params
+    params: Tree
     value: float
-    grad: Params
+    grad: Tree
     optimality: float
     slope: float  # gᵀd
     gg: float = math.nan  # gᵀg
     gy: float = math.nan  # gᵀy
     yy: float = math.nan  # yᵀy
     dd: float = math.nan  # dᵀd
-    model: Any = None  # whatever else the method computes at a trial
+    model: Any = None  # the method's own results at the trial
 
 
 class Direction(NamedTuple):
@@ -78,14 +68,8 @@ class Descent(Optimizer[DescentState]):
     flatness: ClassVar[float] = C2
     """The curvature condition of an accepted step: |φ'(t)| ≤ flatness · |φ'(0)|."""
 
-    def init_memory(self, params: Params, grad: Vector, squared: float) -> Any:
-        """Return the memory at the start.
-
-        Args:
-            params: the start.
-            grad: the gradient there, shape (p,), in the working dtype.
-            squared: gᵀg.
-        """
+    def init_memory(self, params: Tree, grad: Vector, squared: float) -> Any:
+        """Return the memory at `params`; `grad` is in the working dtype, `squared` is gᵀg."""
         return ()
 
     @abstractmethod
@@ -101,7 +85,7 @@ class Descent(Optimizer[DescentState]):
         return None
 
     @staticmethod
-    def measure(value: mx.array, grad: Params, old_grad: Params, direction: Vector) -> mx.array:
+    def measure(value: mx.array, grad: Tree, old_grad: Tree, direction: Vector) -> mx.array:
         """Return the numbers of a `Trial`, from its value to dᵀd, as one array."""
         dtype = direction.dtype
         g, d = ravel(grad, dtype), direction
@@ -112,7 +96,7 @@ class Descent(Optimizer[DescentState]):
     def evaluate(self, objective: Objective, state: DescentState) -> Trial | None:
         """Return the trial at `state.search.step_size`; None if it rounds to `state.params`."""
         direction = state.direction
-        shift = objective.compiled(move, lambda: move)
+        shift = objective.compiled(_tree.move, lambda: _tree.move)
         step_size = mx.array(state.search.step_size, dtype=direction.dtype)
         params = shift(state.params, direction, step_size)
         value, grad = objective.value_and_grad(params)
@@ -125,11 +109,11 @@ class Descent(Optimizer[DescentState]):
         """Return the line search after the trial."""
         return proceed(search, trial.value, trial.slope)
 
-    def init(self, objective: Objective, params: Params) -> DescentState:
+    def init(self, objective: Objective, params: Tree) -> DescentState:
         """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
         g = ravel(grad, working_dtype(params))
-        number, largest, squared = read(value, largest_entry(grad), mx.inner(g, g))
+        number, largest, squared = _tree.read(value, largest_entry(grad), mx.inner(g, g))
         memory = self.init_memory(params, g, squared)
         return DescentState(params, number, grad, largest, None, False, None, NO_SEARCH, memory)
 
@@ -151,20 +135,10 @@ class Descent(Optimizer[DescentState]):
         status = Status.UNBOUNDED if unbounded else None
         if unbounded and not is_finite(trial.value, trial.slope):
             return state._replace(status=status, moved=False)
-        return DescentState(
-            trial.params,
-            trial.value,
-            trial.grad,
-            trial.optimality,
-            status,
-            True,
-            None,
-            search,
-            self.update(state, trial),
-        )
+        memory = self.update(state, trial)
+        return DescentState(*trial[:4], status, True, None, search, memory)
 
     def _begin(self, objective: Objective, state: DescentState) -> DescentState:
-        """Choose the direction at `params` and begin a line search along it."""
         chosen = self.direction(objective, state)
         if isinstance(chosen, Status):
             return state._replace(status=chosen, moved=False)
@@ -186,16 +160,12 @@ class Descent(Optimizer[DescentState]):
         return state._replace(direction=None, memory=memory, moved=False)
 
 
-def along(vector: np.ndarray, gradient: np.ndarray, params: Params, step_size: float) -> Direction:
-    """Return the direction of a vector of NumPy, shape (p,); the slope is that in float64."""
+def along(vector: np.ndarray, gradient: np.ndarray, params: Tree, step_size: float) -> Direction:
+    """Return the direction of a NumPy vector, shape (p,), with its slope in float64."""
     slope = float(vector @ gradient)
-    return Direction(to_device(vector, working_dtype(params)), slope, step_size)
+    return Direction(_tree.to_device(vector, working_dtype(params)), slope, step_size)
 
 
 def first_step_size(squared: float) -> float:
-    """Return the first trial along -gradient where no scale is known: a move by at most 1.
-
-    Args:
-        squared: gᵀg.
-    """
+    """Return the first trial along -gradient where no scale is known: a move by at most 1."""
     return min(1.0, float(1.0 / np.sqrt(squared))) if squared > 0 else 1.0

@@ -30,13 +30,11 @@ class FromMLX(FirstOrder):
     optimizer: MLXOptimizer
 
     def start(self, params: Tree) -> Tree:
-        """Return the optimizer's state before the first step."""
         optimizer = copy.deepcopy(self.optimizer)
         optimizer.init(_as_dict(params, optimizer))
         return _copied(optimizer.state)
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
-        """Return the parameters and the optimizer's state after one step."""
         optimizer = copy.deepcopy(self.optimizer)
         optimizer.state = _copied(buffers)  # which apply_gradients writes into
         gradients, before = _as_dict(grad, optimizer), _as_dict(params, optimizer)

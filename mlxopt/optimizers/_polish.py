@@ -62,14 +62,12 @@ class Polish(Optimizer[PolishState]):
     """
 
     def init(self, objective: Objective, params: Params) -> PolishState:
-        """Return the state at `params`; one evaluation."""
         objective = _residual.needs_residual(objective, "Polish")
         trial = params, *_residual.evaluate(objective, params)
         return _at(objective, *trial)._replace(moved=False)
 
     @np.errstate(over="ignore", invalid="ignore")  # a far trial may overflow, and is then rejected
     def step(self, objective: Objective, state: PolishState) -> PolishState:
-        """Evaluate one trial of the parameters that no bound holds."""
         objective = _residual.needs_residual(objective, "Polish")
         state = state._replace(moved=False)
         if state.escape is not None:

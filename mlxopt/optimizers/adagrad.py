@@ -38,7 +38,6 @@ class Adagrad(FirstOrder):
     epsilon: float = limited(1e-10, least=0)
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
-        """Return the parameters and the sums after one step."""
         grad = wide(grad)
         total = tree_map(lambda v, g: v + mx.square(g), buffers, grad)
         direction = tree_map(lambda g, v: g / (mx.sqrt(v) + self.epsilon), grad, total)

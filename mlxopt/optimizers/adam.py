@@ -56,12 +56,10 @@ class Adam(FirstOrder):
     weight_decay = 0.0  # a field of AdamW alone
 
     def start(self, params: Tree) -> Moments:
-        """Return means of zero after no steps."""
         mean, square = super().start(params), super().start(params)
         return Moments(mean, square, mx.zeros((), dtype=working_dtype(params)))
 
     def update(self, grad: Tree, buffers: Moments, params: Tree, learning_rate: mx.array) -> Step:
-        """Return the parameters and the means after one step."""
         grad, steps = wide(grad), buffers.steps + 1
         mean = running_mean(buffers.mean, grad, self.beta1)
         square = running_mean(buffers.square, tree_map(mx.square, grad), self.beta2)

@@ -58,7 +58,6 @@ class BFGS(Descent):
     """
 
     def init_memory(self, params: Params, grad: Vector, squared: float) -> BFGSMemory:
-        """Return the identity."""
         if grad.size > _MOST_PARAMETERS:
             raise ValueError(
                 f"BFGS keeps a matrix of {grad.size} × {grad.size} numbers for {grad.size} "
@@ -67,7 +66,6 @@ class BFGS(Descent):
         return BFGSMemory(np.eye(grad.size), False, squared)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        """Return -H · gradient."""
         H, scaled, squared = state.memory
         gradient = to_host(state.grad)
         direction = -(H @ gradient)
@@ -76,7 +74,6 @@ class BFGS(Descent):
         return along(direction, gradient, state.params, step_size)
 
     def update(self, state: DescentState, trial: Trial) -> BFGSMemory:
-        """Return H updated with the pair of the last step."""
         s = to_host(trial.params) - to_host(state.params)  # as rounded, not as intended
         y = to_host(trial.grad) - to_host(state.grad)
         H, scaled, _ = state.memory
@@ -90,7 +87,6 @@ class BFGS(Descent):
         return BFGSMemory(updated(H, s, y), True, trial.gg)
 
     def restart(self, state: DescentState) -> BFGSMemory | None:
-        """Return the identity."""
         inverse, scaled, squared = state.memory
         return BFGSMemory(np.eye(len(inverse)), False, squared) if scaled else None
 

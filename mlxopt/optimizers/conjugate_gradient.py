@@ -65,12 +65,10 @@ class ConjugateGradient(Descent):
             )
 
     def init_memory(self, params: Params, grad: Vector, squared: float) -> ConjugateMemory:
-        """Return the line along -gradient."""
         line = Direction(-grad, -squared, first_step_size(squared))
         return ConjugateMemory(line, squared, True)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        """Return the line in memory."""
         return state.memory.line
 
     def update(self, state: DescentState, trial: Trial) -> ConjugateMemory:
@@ -86,7 +84,6 @@ class ConjugateGradient(Descent):
         return ConjugateMemory(Direction(direction, slope, step_size), trial.gg, False)
 
     def restart(self, state: DescentState) -> ConjugateMemory | None:
-        """Return the line along -gradient."""
         if state.memory.restarted:
             return None
         gradient = ravel(state.grad, working_dtype(state.params))

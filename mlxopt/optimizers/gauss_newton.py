@@ -53,7 +53,6 @@ class GaussNewton(Descent):
         )
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        """Return the minimizer of the linear model."""
         model = state.memory
         direction = gauss_newton_direction(model.jacobian, model.residual)
         return Direction(direction, float(direction @ model.gradient), 1.0)
@@ -78,7 +77,6 @@ class GaussNewton(Descent):
         return search._replace(verdict="failed") if unbounded else search
 
     def update(self, state: DescentState, trial: Trial) -> Linearization:
-        """Return the linear model at the trial."""
         return trial.model
 
 

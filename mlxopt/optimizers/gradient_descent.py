@@ -39,11 +39,9 @@ class GradientDescent(Descent):
     """
 
     def init_memory(self, params: Params, grad: Vector, squared: float) -> StepMemory:
-        """Return the first step size."""
         return StepMemory(squared, first_step_size(squared), True)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        """Return -gradient."""
         squared, step_size, _ = state.memory
         return Direction(-ravel(state.grad, working_dtype(state.params)), -squared, step_size)
 
@@ -54,6 +52,5 @@ class GradientDescent(Descent):
         return StepMemory(trial.gg, sy / trial.yy if sy > 0 else t, False)
 
     def restart(self, state: DescentState) -> StepMemory | None:
-        """Return the first step size at `state.params`."""
         squared, _, restarted = state.memory
         return None if restarted else StepMemory(squared, first_step_size(squared), True)

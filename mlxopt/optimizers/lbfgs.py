@@ -5,10 +5,10 @@ Notation, as in Nocedal and Wright (2006), "Numerical Optimization", section 7.2
     ρ = 1 / (sᵀy)                                          γ = sᵀy / (yᵀy)
     H = the approximate inverse Hessian                    d = -H · gradient
 
-The m pairs (s, y) and the gradient are the rows of one matrix B on the device. The host holds their
-inner products B·Bᵀ, which are all that the two-loop recursion needs; its result is a combination of
-the rows of B (the "vector-free" form of Chen, Wang and Zhou 2014, "Large-scale L-BFGS using
-MapReduce"). So a step is two matrix products and one read, for any number of pairs.
+The m pairs (s, y) and the gradient are the rows of one matrix B on the device. The two-loop
+recursion needs only their inner products B·Bᵀ, kept on the host, and gives a combination of the
+rows (Chen, Wang and Zhou 2014, "Large-scale L-BFGS using MapReduce"): two matrix products and one
+read a step, for any number of pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
-from mlxopt._tree import Params, Vector, largest_entry, move, numpy_dtype, ravel, read
+from mlxopt._tree import Tree, Vector, largest_entry, move, numpy_dtype, ravel, read
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
 
 # From this number of parameters on, three reads of the rows cost more than MKL's threads do.
@@ -63,12 +63,10 @@ class LBFGS(Descent):
     def __post_init__(self) -> None:
         check_fields(self, "memory", whole=True)
 
-    def init_memory(self, params: Params, grad: Vector, squared: float) -> Pairs:
-        """Return no pairs."""
+    def init_memory(self, params: Tree, grad: Vector, squared: float) -> Pairs:
         return no_pairs(self.memory, grad, squared)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        """Return -H · gradient."""
         rows, products, order = state.memory
         combination = two_loop(products, order)
         slope = float(combination @ products[-1])
@@ -77,39 +75,29 @@ class LBFGS(Descent):
         return Direction(vector, slope, 1.0 if order else first_step_size(products[-1, -1]))
 
     def evaluate(self, objective: Objective, state: DescentState) -> Trial:
-        """Return the trial, with its pair among the rows."""
         direction, (rows, _, order) = state.direction, state.memory
         shift = objective.compiled(move, lambda: move)
         step_size = mx.array(state.search.step_size, dtype=rows.dtype)
         params = shift(state.params, direction, step_size)
         value, grad = objective.value_and_grad(params)
         slot = free_slot(order, self.memory)
-        with_pair = objective.compiled(_with_pair, lambda: _with_pair)
         slots = mx.array([slot, self.memory + slot, 2 * self.memory])
-        rows, columns, slope, largest = with_pair(
-            params, grad, state.params, state.grad, rows, direction, slots
-        )
+        points = params, grad, state.params, state.grad
+        with_pair = objective.compiled(_with_pair, lambda: _with_pair)
+        rows, columns, slope, largest = with_pair(points, rows, direction, slots)
         mx.eval(value, rows, columns, slope, largest)  # the only wait of the step
         number, slope, largest = read(value, slope, largest)
         return Trial(params, number, grad, largest, slope, model=(slot, rows, columns))
 
     def update(self, state: DescentState, trial: Trial) -> Pairs:
-        """Return the pairs with the newest one, without the oldest."""
         return with_newest(state.memory, *trial.model)
 
     def restart(self, state: DescentState) -> Pairs | None:
-        """Return no pairs."""
         return state.memory._replace(order=()) if state.memory.order else None
 
 
 def no_pairs(memory: int, grad: Vector, squared: float) -> Pairs:
-    """Return the memory of a start with room for `memory` pairs.
-
-    Args:
-        memory: m.
-        grad: shape (p,).
-        squared: gᵀg.
-    """
+    """Return the memory of a start: room for `memory` pairs, `squared` = gᵀg."""
     size = 2 * memory + 1
     rows = mx.concatenate([mx.zeros((size - 1, grad.size), dtype=grad.dtype), grad[None]])
     products = np.zeros((size, size))
@@ -118,20 +106,16 @@ def no_pairs(memory: int, grad: Vector, squared: float) -> Pairs:
 
 
 def free_slot(order: Sequence[int], memory: int) -> int:
-    """Return where the next pair goes: to a free place, or over the oldest pair."""
+    """Return the place of the next pair: a free one, or that of the oldest pair."""
     if len(order) == memory:
         return order[0]
     return next(i for i in range(memory) if i not in order)
 
 
 def with_newest(pairs: Any, slot: int, rows: mx.array, columns: Any) -> Any:
-    """Return the memory with the pair at `slot` and the gradient of an accepted trial.
+    """Return `pairs` with the pair at `slot` and the gradient of an accepted trial, in `rows`.
 
-    Args:
-        pairs: the memory before, a `Pairs` or one with more fields.
-        slot: the place of the new pair.
-        rows: the rows with it.
-        columns: (2m + 1, 3), the products of all rows with the new s, y and gradient.
+    `columns`, shape (2m + 1, 3), are the products of all rows with the new s, y and gradient.
     """
     m = (len(pairs.products) - 1) // 2
     s, y, _ = new = [slot, m + slot, 2 * m]
@@ -174,25 +158,18 @@ def two_loop(products: np.ndarray, order: Sequence[int]) -> np.ndarray:
     return -combination
 
 
-def _with_pair(
-    trial: Params,
-    grad: Params,
-    params: Params,
-    old_grad: Params,
-    rows: mx.array,
-    direction: Vector,
-    slots: mx.array,
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+def _with_pair(points: Tree, rows: mx.array, direction: Vector, slots: mx.array) -> Any:
     """Return the rows with the trial's pair, their products with it, slope and optimality."""
-    rows, new, _, g = with_rows(trial, grad, params, old_grad, rows, slots)
-    return rows, inner_products(rows, new), mx.inner(g, direction), largest_entry(grad)
+    rows, new, _, g = with_rows(points, rows, slots)
+    return rows, inner_products(rows, new), mx.inner(g, direction), largest_entry(points[1])
 
 
-def with_rows(
-    trial: Params, grad: Params, params: Params, old_grad: Params, rows: mx.array, slots: mx.array
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """Return the rows with s, y and the gradient of a trial at `slots`, these three, s and g."""
-    dtype = rows.dtype
+def with_rows(points: Tree, rows: mx.array, slots: mx.array) -> tuple[mx.array, ...]:
+    """Return the rows with s, y and the gradient of a trial at `slots`, these three, s and g.
+
+    `points` holds the trial, its gradient, the last params and their gradient.
+    """
+    (trial, grad, params, old_grad), dtype = points, rows.dtype
     g = ravel(grad, dtype)
     s = ravel(trial, dtype) - ravel(params, dtype)  # as rounded, not as intended
     new = mx.stack([s, g - ravel(old_grad, dtype), g])
@@ -204,8 +181,8 @@ def with_rows(
 def inner_products(rows: mx.array, new: mx.array) -> mx.array:
     """Return rows · newᵀ, (2m + 1, 3).
 
-    MKL shares a product of matrices among threads however small it is, and on two cores those then
-    spin in the way of MLX's own; a product with a vector stays on one.
+    MKL runs even a small product of matrices in several threads, which compete with MLX's own; a
+    product with a vector takes a single thread.
     """
     if rows.shape[1] > _LONG:
         return rows @ new.T

@@ -7,8 +7,8 @@ optimization", section 3:
     F = the free parameters: all but those held at a bound by the gradient
     P = the projection onto the bounds: each entry moved to the nearest allowed value
 
-As in `lbfgs.py`, the pairs and the gradient are rows of one matrix on the device, and what decides
-needs only products of rows, on the host; here of their free parts too.
+As in `lbfgs.py`, the pairs and the gradient are rows of one matrix on the device; the host holds
+the inner products of the rows, and of their free parts.
 """
 
 from __future__ import annotations
@@ -24,25 +24,10 @@ from mlxopt._bounds import bound_vectors, check_bounds, check_inside, project
 from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import (
-    Params,
-    Vector,
-    numpy_dtype,
-    ravel,
-    read,
-    unravel,
-    working_dtype,
-)
+from mlxopt._tree import Tree, Vector, numpy_dtype, ravel, read, unravel, working_dtype
+from mlxopt.optimizers import lbfgs
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
 from mlxopt.optimizers._line_search import C1, NO_SEARCH, LineSearch, proceed
-from mlxopt.optimizers.lbfgs import (
-    free_slot,
-    inner_products,
-    no_pairs,
-    two_loop,
-    with_newest,
-    with_rows,
-)
 
 _NEAR = 1e-6  # relative distance from a bound at which an outward gradient holds a parameter there
 
@@ -61,14 +46,13 @@ class BoundedPairs(NamedTuple):
 class LBFGSB(Descent):
     """L-BFGS within bounds: lower ≤ params ≤ upper, never left, not even by a trial.
 
-    Parameters that the gradient presses against a bound are held there; on the others it takes the
-    quasi-Newton step of L-BFGS-B (Byrd, Lu, Nocedal and Zhu 1995, equation 5.11), and it searches
-    along the projection of that step, P(params + t·d), so that any number of bounds may be met or
-    left in one step. Which to hold, and why this converges: Bertsekas (1982), "Projected Newton
-    methods for optimization problems with simple constraints", section 3; it stands in for the
-    generalized Cauchy point, whose walk from bound to bound is sequential. One step of `minimize`
-    is one evaluation of the loss and its gradient; `optimality`, which `tol` is compared with and
-    `result.optimality` reports, is the largest entry of the projected gradient.
+    Parameters that the gradient presses against a bound are held there; the others take the
+    quasi-Newton step of L-BFGS-B (Byrd, Lu, Nocedal and Zhu 1995, equation 5.11), searched along
+    its projection, P(params + t·d): one step can meet or leave any number of bounds. The choice of
+    held parameters, in place of the generalized Cauchy point, and its convergence: Bertsekas
+    (1982), "Projected Newton methods for optimization problems with simple constraints", section 3.
+    One step of `minimize` is one evaluation of the loss and its gradient; `tol` and
+    `result.optimality` refer to the largest entry of the projected gradient.
 
     Args:
         lower: a number, or a tree like `params` of numbers, arrays (of a shape that broadcasts to
@@ -98,13 +82,11 @@ class LBFGSB(Descent):
         check_fields(self, "memory", whole=True)
         check_bounds("LBFGSB", self.lower, self.upper)
 
-    def nearest(self, params: Params) -> Params:
-        """Return `params` clipped to the bounds."""
+    def nearest(self, params: Tree) -> Tree:
         lower, upper = bound_vectors("LBFGSB", self.lower, self.upper, params)
         return unravel(project(ravel(params, working_dtype(params)), lower, upper), params)
 
-    def init(self, objective: Objective, params: Params) -> DescentState:
-        """Return the state at `params`; one evaluation."""
+    def init(self, objective: Objective, params: Tree) -> DescentState:
         bounds = bound_vectors("LBFGSB", self.lower, self.upper, params)
         check_inside("LBFGSB", params, *bounds)
         params = self.nearest(params)  # moves by a rounding error at most
@@ -113,11 +95,10 @@ class LBFGSB(Descent):
         x, g = ravel(params, dtype), ravel(grad, dtype)
         largest = mx.max(mx.abs(_projected_step(x, g, *bounds)))
         number, largest, squared = read(value, largest, mx.inner(g, g))
-        memory = BoundedPairs(*no_pairs(self.memory, g, squared), *bounds)
+        memory = BoundedPairs(*lbfgs.no_pairs(self.memory, g, squared), *bounds)
         return DescentState(params, number, grad, largest, None, False, None, NO_SEARCH, memory)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
-        """Return the quasi-Newton step of the free parameters, -gradient / θ of the others."""
         if state.optimality == 0:
             return Status.NO_PROGRESS  # nothing can move
         rows, products, order, *bounds = state.memory
@@ -132,7 +113,10 @@ class LBFGSB(Descent):
         inner = np.array(free_products, dtype=np.float64)
         held, held_slope = np.array(numbers).tolist()
         # With all parameters free the two agree; the recursion rounds less.
-        combination = free_step(products, inner, order, theta) if held else two_loop(inner, order)
+        if held:
+            combination = free_step(products, inner, order, theta)
+        else:
+            combination = lbfgs.two_loop(inner, order)
         slope = float(combination @ inner[-1]) + held_slope
         mix = mx.array(combination.astype(numpy_dtype(dtype)), dtype=dtype)
         vector = objective.compiled(_mix, lambda: _mix)(mix, free, rows, scale)
@@ -143,17 +127,16 @@ class LBFGSB(Descent):
         return Direction(vector, slope if finite else math.nan, step_size)
 
     def evaluate(self, objective: Objective, state: DescentState) -> Trial:
-        """Return the trial on the projected path, with its pair among the rows."""
         direction, (rows, _, order, *bounds) = state.direction, state.memory
         step_size = mx.array(state.search.step_size, dtype=rows.dtype)
         walk = objective.compiled(_walk, lambda: _walk)
         params = walk(state.params, direction, step_size, *bounds)
         value, grad = objective.value_and_grad(params)
-        slot = free_slot(order, self.memory)
+        slot = lbfgs.free_slot(order, self.memory)
         slots = mx.array([slot, self.memory + slot, 2 * self.memory])
-        rows, columns, numbers = objective.compiled(_measure, lambda: _measure)(
-            value, params, grad, state.params, state.grad, direction, rows, slots, *bounds
-        )
+        points = params, grad, state.params, state.grad
+        measure = objective.compiled(_measure, lambda: _measure)
+        rows, columns, numbers = measure(value, points, direction, rows, slots, *bounds)
         mx.eval(rows, columns, numbers)  # the only wait of the step
         number, largest, slope, fall, clipped = np.array(numbers).tolist()
         model = slot, rows, columns, fall, clipped > 0
@@ -175,11 +158,9 @@ class LBFGSB(Descent):
         return after._replace(slope=search.slope)
 
     def update(self, state: DescentState, trial: Trial) -> BoundedPairs:
-        """Return the pairs with the newest one, without the oldest."""
-        return with_newest(state.memory, *trial.model[:3])
+        return lbfgs.with_newest(state.memory, *trial.model[:3])
 
     def restart(self, state: DescentState) -> BoundedPairs | None:
-        """Return no pairs."""
         return state.memory._replace(order=()) if state.memory.order else None
 
 
@@ -190,12 +171,7 @@ def free_step(
 
     Byrd, Lu, Nocedal and Zhu (1995), equation 5.11, with the inverse of M (equation 3.4) in place
     of M, which joins the two systems into one; only the free part of the combination counts.
-
-    Args:
-        products: (2m + 1, 2m + 1), inner products of the rows.
-        inner: the same of the rows' free parts alone.
-        order: the pairs to use, oldest first: i stands for rows i (s) and m + i (y).
-        theta: θ, above 0.
+    `products` and `order` are as in `lbfgs.two_loop`, `inner` the products of the free parts.
     """
     m = (len(products) - 1) // 2
     combination = np.zeros(2 * m + 1)
@@ -220,52 +196,43 @@ def free_step(
 
 
 def _projected_step(x: mx.array, g: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
-    """Return P(x - g) - x, the projected gradient downhill."""
+    """Return P(x - g) - x."""
     return mx.minimum(mx.maximum(-g, lower - x), upper - x)
 
 
-def _walk(
-    params: Params, direction: mx.array, step_size: mx.array, lower: mx.array, upper: mx.array
-) -> Params:
-    """Return P(params + step_size · direction)."""
+def _walk(params: Tree, direction: Vector, step_size: mx.array, *bounds: Vector) -> Tree:
     x = ravel(params, direction.dtype) + step_size * direction
-    return unravel(project(x, lower, upper), params)
+    return unravel(project(x, *bounds), params)
 
 
 def _measure(
     value: mx.array,
-    trial: Params,
-    grad: Params,
-    params: Params,
-    old_grad: Params,
+    points: Tree,
     direction: Vector,
     rows: mx.array,
     slots: mx.array,
     *bounds: Vector,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Return new rows, their products, and the numbers that judge the trial."""
-    dtype = rows.dtype
-    lower, upper = bounds
-    rows, new, s, g = with_rows(trial, grad, params, old_grad, rows, slots)
-    x = ravel(trial, dtype)
+    (lower, upper), dtype = bounds, rows.dtype
+    rows, new, s, g = lbfgs.with_rows(points, rows, slots)
+    x = ravel(points[0], dtype)
     # Where the path has met a bound it continues without that parameter.
     clipped = ((x <= lower) & (direction < 0)) | ((x >= upper) & (direction > 0))
     slope = mx.inner(g, mx.where(clipped, 0, direction))
     largest = mx.max(mx.abs(_projected_step(x, g, lower, upper)))
-    fall = mx.inner(ravel(old_grad, dtype), s)
-    numbers = [value, largest, slope, fall, mx.sum(clipped)]
-    return rows, inner_products(rows, new), mx.stack([number.astype(dtype) for number in numbers])
+    fall = mx.inner(ravel(points[3], dtype), s)
+    numbers = [x.astype(dtype) for x in (value, largest, slope, fall, mx.sum(clipped))]
+    return rows, lbfgs.inner_products(rows, new), mx.stack(numbers)
 
 
-def _split(
-    x: mx.array, rows: mx.array, theta: mx.array, lower: mx.array, upper: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Return which parameters are free, the products of the rows there, what is held and its slope.
+def _split(x: Vector, rows: mx.array, theta: mx.array, *bounds: Vector) -> tuple[mx.array, ...]:
+    """Return which parameters are free, the rows' products there, the number held, their slope.
 
     Held are those at a bound, or near it, that the gradient presses against it (Bertsekas 1982,
     equation 32); "near" shrinks with the projected gradient.
     """
-    g = rows[-1]
+    (lower, upper), g = bounds, rows[-1]
     step = _projected_step(x, g, lower, upper)
     near = mx.minimum(mx.max(mx.abs(step)), _NEAR * (1 + mx.abs(x)))
     held = ((x <= lower + near) & (g > 0)) | ((x >= upper - near) & (g < 0))
@@ -276,5 +243,4 @@ def _split(
 
 
 def _mix(combination: mx.array, free: mx.array, rows: mx.array, theta: mx.array) -> mx.array:
-    """Return the direction: the combination of rows where free, down the gradient elsewhere."""
     return mx.where(free, combination @ rows, -rows[-1] / theta)

@@ -94,7 +94,6 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         check_fields(self, "radius", above=0)
 
     def init(self, objective: Objective, params: Params) -> LevenbergMarquardtState:
-        """Return the state at `params`; one evaluation."""
         objective = _residual.needs_residual(objective, "LevenbergMarquardt")
         model = _residual.linearize(objective, params, *_residual.evaluate(objective, params))
         state = _at(params, model, np.zeros(len(model.x)), np.inf)
@@ -102,7 +101,6 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
 
     @np.errstate(all="ignore")  # a far trial may overflow, and is then rejected
     def step(self, objective: Objective, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
-        """Evaluate one trial within the region; accept it if the loss falls as predicted."""
         objective = _residual.needs_residual(objective, "LevenbergMarquardt")
         model, radius = state.model, state.radius
         factored = state.factored or _factored(model, state.scale)

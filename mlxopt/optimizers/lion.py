@@ -42,7 +42,6 @@ class Lion(FirstOrder):
     weight_decay: float = limited(0.0, least=0)
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
-        """Return the parameters and the momentum after one step."""
         grad = wide(grad)
         direction = tree_map(mx.sign, running_mean(buffers, grad, self.beta1))
         momentum = running_mean(buffers, grad, self.beta2)

@@ -41,11 +41,9 @@ class Momentum(FirstOrder):
     nesterov: bool = False
 
     def start(self, params: Tree) -> Tree:
-        """Return a velocity of zero, a tree like `params`."""
         return tree_map(mx.zeros_like, params)
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
-        """Return the parameters and the velocity after one step."""
         direction = velocity = tree_map(lambda v, g: self.momentum * v + g, buffers, grad)
         if self.nesterov:
             direction = tree_map(lambda g, v: g + self.momentum * v, grad, velocity)

@@ -58,7 +58,6 @@ class Newton(Descent):
             )
 
     def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
-        """Return the solution of H d = -gradient."""
         found = objective.hessian(state.params, self.hessian)
         curvature = check_hessian(found, count(state.params))
         given = isinstance(curvature, mx.array)
@@ -71,7 +70,6 @@ class Newton(Descent):
 
     @staticmethod
     def measure(value: mx.array, grad: Params, old_grad: Params, direction: Vector) -> mx.array:
-        """Return value, optimality and slope of a trial as one array."""
         dtype = direction.dtype
         slope = mx.sum(ravel(grad, dtype) * direction)
         return mx.stack([value.astype(dtype), largest_entry(grad), slope])

@@ -1,4 +1,4 @@
-"""Newton's method with the linear system solved by conjugate gradients, and not to the end.
+"""Newton's method with the linear system solved roughly, by conjugate gradients.
 
 Notation, as in Nocedal and Wright (2006), section 7.1: g = gradient, B = Hessian, z = the step so
 far, r = B z + g its residual, d = the search direction inside the system, m(z) = gᵀz + ½ zᵀB z.
@@ -8,23 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlxopt._objective import Objective
-from mlxopt._tree import (
-    Params,
-    Tree,
-    Vector,
-    count,
-    epsilon,
-    is_finite,
-    ravel,
-    unravel,
-    working_dtype,
-)
+from mlxopt._tree import Tree, Vector, count, epsilon, is_finite, ravel, unravel, working_dtype
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
 
 
@@ -33,12 +23,11 @@ class NewtonCG(Descent):
     """Newton's method without the Hessian: only its products with vectors.
 
     The direction solves B d = -gradient by conjugate gradients, stopped when the residual is below
-    min(½, √‖g‖) · ‖g‖, so that early steps are cheap and late ones converge superlinearly; and
-    stopped at the first direction of negative curvature, so that the step leads down whatever the
-    Hessian (Nocedal and Wright 2006, algorithm 7.1; Dembo and Steihaug 1983, "Truncated-Newton
-    algorithms for large-scale unconstrained optimization"). A line search follows. For many
-    parameters and a loss whose curvature matters. One step of `minimize` is one evaluation of the
-    loss and its gradient; the Hessian-vector products before each new direction cost about two
+    min(½, √‖g‖) · ‖g‖ (cheap early steps, superlinear convergence) or at the first direction of
+    negative curvature, which makes it a descent direction for any Hessian (Nocedal and Wright 2006,
+    algorithm 7.1; Dembo and Steihaug 1983, "Truncated-Newton algorithms for large-scale
+    unconstrained optimization"). A line search follows. One step of `minimize` is one evaluation of
+    the loss and its gradient; the Hessian-vector products before each new direction cost about two
     gradients each and are not counted as evaluations.
 
     >>> import mlx.core as mx, mlxopt as mo
@@ -48,16 +37,13 @@ class NewtonCG(Descent):
     (True, 0.6931)
     """
 
-    def init_memory(self, params: Params, grad: Vector, squared: float) -> float:
-        """Return gᵀg."""
+    def init_memory(self, params: Tree, grad: Vector, squared: float) -> float:
         return squared
 
     def update(self, state: DescentState, trial: Trial) -> float:
-        """Return gᵀg."""
         return trial.gg
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        """Return the truncated Newton direction."""
         squared = state.memory
         norm = math.sqrt(squared)
         g = ravel(state.grad, working_dtype(state.params))
@@ -71,35 +57,25 @@ class NewtonCG(Descent):
 
 
 class TruncatedStep(NamedTuple):
-    """What `truncated_cg` found."""
+    """The result of `truncated_cg`."""
 
     step: mx.array  # (p,): z
     slope: float  # gᵀz
-    decrease: float  # -m(z), what the quadratic promises
+    decrease: float  # -m(z)
     length: float  # ‖z‖
-    curved: bool  # z leads along negative curvature, or is zero because nothing else is left
+    curved: bool  # z has negative curvature, or is 0 for lack of a direction without
 
 
 def truncated_cg(
-    objective: Objective, params: Tree, g: mx.array, squared: float, enough: float,
-    radius: float = math.inf,
-) -> TruncatedStep:  # fmt: skip
+    objective: Objective, params: Tree, g: Vector, squared: float, enough: float, radius=math.inf
+) -> TruncatedStep:
     """Return an approximate minimizer z of gᵀz + ½ zᵀB z over ‖z‖ ≤ radius.
 
-    Conjugate gradients from z = 0, ended where the residual is small, where the way leaves the
-    radius, or where the curvature is not positive (Steihaug 1983, "The conjugate gradient method
-    and trust regions in large scale optimization"; Nocedal and Wright 2006, algorithm 7.2). With an
-    infinite radius the last ends it with the z reached before (algorithm 7.1).
-
-    Every product comes out of one compiled call an iteration, and is read at once.
-
-    Args:
-        objective: gives the products B v.
-        params: where B is taken.
-        g: the gradient there, shape (p,).
-        squared: gᵀg.
-        enough: the norm of the residual to stop at.
-        radius: how far z may go.
+    Conjugate gradients from z = 0, ended at a residual of norm `enough`, at the radius, or at a
+    curvature that is not positive (Steihaug 1983, "The conjugate gradient method and trust regions
+    in large scale optimization"; Nocedal and Wright 2006, algorithm 7.2). With an infinite radius
+    the last returns the z before it (algorithm 7.1). One compiled call and one read an iteration.
+    `objective` gives the products B v at `params`; g has shape (p,), and `squared` is gᵀg.
     """
     iterate = objective.compiled(_iterate, lambda: _iterate)
     z, r, d, rr = mx.zeros_like(g), g, -g, squared
@@ -130,9 +106,7 @@ def truncated_cg(
     return TruncatedStep(z, slope, decrease, length, False)
 
 
-def _iterate(
-    g: mx.array, z: mx.array, r: mx.array, d: mx.array, product: Tree, rr: mx.array
-) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+def _iterate(g: Vector, z: Vector, r: Vector, d: Vector, product: Tree, rr: mx.array) -> Any:
     """Return z, r and d after one iteration, and the numbers that decide whether to take it."""
     Bd = ravel(product, d.dtype)
     curvature = mx.inner(d, Bd)

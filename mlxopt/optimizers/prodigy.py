@@ -68,14 +68,12 @@ class Prodigy(FirstOrder):
     distance: float = limited(1e-6, above=0)
 
     def start(self, params: Tree) -> ProdigyBuffers:
-        """Return sums of zero, and the first estimate of the distance."""
         dtype = working_dtype(params)
         m, v, s, moved = (zeros(params) for _ in range(4))
         r, d = mx.zeros((), dtype=dtype), mx.array(self.distance, dtype=dtype)
         return ProdigyBuffers(m, v, s, r, d, params, moved)
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
-        """Return the parameters and the buffers after one step."""
         m, v, s, r, d, start, moved = buffers
         grad = wide(grad)
         scaled = tree_map(lambda g: d * g, grad)

@@ -116,12 +116,10 @@ class ProximalGradient(Optimizer[ProximalState]):
             check_fields(self, "step_size", above=0)
 
     def nearest(self, params: Tree) -> Tree:
-        """Return `params` projected onto the constraints."""
         penalties = self._penalties(params)
         return from_leaves(map(_projected, leaves(params), penalties), params)
 
     def init(self, objective: Objective, params: Tree) -> ProximalState:
-        """Return the state at `params`; one evaluation."""
         penalties = self._penalties(params)
         _check_allowed(penalties, params)
         params = self.nearest(params)  # moves by a rounding error at most
@@ -140,7 +138,6 @@ class ProximalGradient(Optimizer[ProximalState]):
         )
 
     def step(self, objective: Objective, state: ProximalState) -> ProximalState:
-        """Evaluate y, or one trial from it; accept the trial if the step was not too long."""
         if state.status is not None:
             return state
         state = state._replace(moved=False)

@@ -39,7 +39,6 @@ class RMSProp(FirstOrder):
     epsilon: float = limited(1e-8, least=0)
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
-        """Return the parameters and the mean squares after one step."""
         grad = wide(grad)
         square = running_mean(buffers, tree_map(mx.square, grad), self.decay)
         direction = tree_map(lambda g, v: g / (mx.sqrt(v) + self.epsilon), grad, square)

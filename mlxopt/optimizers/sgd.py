@@ -29,9 +29,7 @@ class SGD(FirstOrder):
     learning_rate: LearningRate = 0.01
 
     def start(self, params: Tree) -> Tree:
-        """Return no buffers."""
         return ()
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: mx.array) -> Step:
-        """Return the parameters one step down the gradient."""
         return descend(params, grad, learning_rate), buffers

@@ -74,7 +74,6 @@ class TrustRegion(Optimizer[TrustRegionState]):
             raise TypeError(f"TrustRegion(exact={self.exact!r}): expected True, False or None.")
 
     def init(self, objective: Objective, params: Params) -> TrustRegionState:
-        """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
         g = ravel(grad, _tree.working_dtype(params))
         number, largest, squared = _tree.read(value, largest_entry(grad), mx.inner(g, g))
@@ -85,7 +84,6 @@ class TrustRegion(Optimizer[TrustRegionState]):
         return _with_curvature(objective, state) if is_finite(number, largest) else state
 
     def step(self, objective: Objective, state: TrustRegionState) -> TrustRegionState:
-        """Evaluate the minimizer of the quadratic; accept it if the loss falls as predicted."""
         if state.status is not None:
             return state
         direction, predicted, length = _minimizer(objective, state)
