@@ -121,8 +121,8 @@ def minimize_many(
             pass draws or keys among the data where they should differ. With LevenbergMarquardt or
             GaussNewton it returns a residual, an array, and ½ Σ rᵢ² is minimized, as
             `least_squares` does (without its polish).
-        params: the start: a tree (array, list, tuple, dict, NamedTuple) of float arrays, with the
-            problems along one axis of each, or one start for all.
+        params: the starts: a tree of float arrays, with the problems along one axis of each, or one
+            start for all.
         optimizer: any of `mlxopt.optimizers` or `mlx.optimizers`.
         *data: the arguments of the loss after its parameters, for all problems.
         in_axes: the axis that counts the problems: one number for all arguments, or one entry for
@@ -136,17 +136,16 @@ def minimize_many(
         compile: False evaluates op by op.
 
     Returns:
-        a `ManyResult`. Ctrl-C ends the run and returns the last points, INTERRUPTED.
+        a `ManyResult`; problems without a finite start are NONFINITE. Ctrl-C ends the run and
+        returns the last points, INTERRUPTED.
 
     Raises:
         TapeError: the loss reads arrays back to Python; a batch has no one value to branch on.
-        TypeError, ValueError: an argument or what the loss returns is not as described; MLX cannot
-            batch an operation of the loss, or does so wrongly; no problem has a finite start (a
-            single problem without is NONFINITE in the result).
+        TypeError, ValueError: an argument or the result of the loss is not as described; MLX cannot
+            batch an operation, or does so wrongly; no problem has a finite start.
 
     Warns:
-        ConvergenceWarning: some problems ended without converging: how many, and why; or the loss
-            ignores a leaf of `params`.
+        ConvergenceWarning: some problems failed, or the loss ignores a leaf of `params`.
 
     Two fits of a line through the origin, from one start:
 
@@ -209,8 +208,7 @@ def minimize_many(
 
     grad_norm = np.abs(grad).max(axis=1)
     result = ManyResult(found, value, grad_norm, optimality, ends.status, ends.steps, seconds, one)
-    failed = {one: number for one, number in _counts(ends.status).items() if one.is_failure}
-    if failed:
+    if failed := {one: n for one, n in _counts(ends.status).items() if one.is_failure}:
         advice = " ".join(f"{one.name}: {one.value}" for one in failed)
         number = sum(failed.values())
         warn(f"{number:,} of {len(result):,} problems failed ({_listed(failed)}). {advice}")

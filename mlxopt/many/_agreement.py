@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._tree import FLOATS, Tree, epsilon, leaves, rounded, to_numpy, widened, working_dtype
+from mlxopt._tree import FLOATS, Tree, epsilon, leaves, to_numpy, widened, working_dtype
 from mlxopt.autodiff import TapeError
 from mlxopt.autodiff._guards import is_refusal, name_of
 from mlxopt.many._problems import Problems
@@ -43,9 +43,21 @@ def check_row(
         found: the row.
         scale: the largest entry of the result.
     """
-    exact = to_numpy(at(*problems.single(index, x)))
+
+    def single(x: np.ndarray, dtype: Callable[[Tree], Tree] = lambda tree: tree) -> np.ndarray:
+        return to_numpy(at(*map(dtype, problems.single(index, x))))
+
+    exact = single(x)
     excess = np.abs(found - exact).max(initial=0.0) - _AGREEMENT * scale
-    if excess <= 0 or excess <= _MARGIN * _rounding(at, problems, index, x, exact):
+    if excess <= 0:
+        return None
+    # Rounding is estimated by a move of x by a rounding error, and by a computation in float64.
+    eps = epsilon([leaf for leaf in leaves(problems.like) if leaf.dtype in FLOATS])
+    near = [single(x + eps * np.maximum(1.0, np.abs(x)) * general_vector(len(x)))]
+    if working_dtype(problems.like) != mx.float64:
+        with mx.stream(mx.cpu):
+            near.append(single(x, widened))
+    if excess <= _MARGIN * max(np.abs(one - exact).max(initial=0.0) for one in near):
         return None
     return (
         f"differs from what single calls give (problem {index}): MLX has a wrong batching rule "
@@ -66,20 +78,3 @@ def explain_failure(error: Exception, at: At, problems: Problems, loss: Callable
         ) from error
     at(*problems.single(0, problems.start[0]))  # a mistake of the loss itself comes up here
     raise ValueError(f"MLX cannot batch {name}: {error} {_INSTEAD}") from error
-
-
-def _rounding(at: At, problems: Problems, index: int, x: np.ndarray, exact: np.ndarray) -> float:
-    """Return an estimate of the largest rounding error of `at`.
-
-    It is the change by a move of x by a rounding error, or by a computation in float64.
-    """
-    eps = epsilon([leaf for leaf in leaves(problems.like) if leaf.dtype in FLOATS])
-    shift = eps * np.maximum(1.0, np.abs(x)) * general_vector(len(x))
-    near = at(*problems.single(index, rounded(x + shift, problems.like)))
-    noise = np.abs(to_numpy(near) - exact).max(initial=0.0)
-    if working_dtype(problems.like) == mx.float64:
-        return noise
-    params, data = problems.single(index, x)
-    with mx.stream(mx.cpu):
-        wide = to_numpy(at(widened(params), widened(data)))
-    return max(noise, np.abs(wide - exact).max(initial=0.0))

@@ -43,15 +43,11 @@ class Descent(Method):
         """Return the state with directions, first trials, and a status where there is none."""
 
     def update(self, state: DescentState, trial: Points, model: Any, eps: float) -> Any:
-        """Return the memory after a step of all rows to their trials; `model` is that of the trials
-        and `eps` the relative rounding error of a gradient.
-        """
+        """Return the memory after a step of all rows; `eps` is the rounding error of a gradient."""
         return ()
 
     def restart(self, state: DescentState, rows: np.ndarray) -> DescentState:
-        """Return the state with the memory of a start in these rows, a mask; NO_PROGRESS where it
-        is that already.
-        """
+        """Return the state with the memory of a start in these rows; NO_PROGRESS if it is that."""
         status = state.status.copy()
         status[rows] = Status.NO_PROGRESS
         return state._replace(status=status)
@@ -63,7 +59,6 @@ class Descent(Method):
 
     @np.errstate(all="ignore")  # a start may be infinite, and is then NONFINITE
     def init(self, objective: BatchedObjective, x: np.ndarray) -> DescentState:
-        """Return the state at x, shape (A, p); one evaluation."""
         points, model = self.evaluate(objective, x)
         none, moved, zero = np.full(len(x), None), np.ones(len(x), bool), np.zeros(len(x))
         memory = self.init_memory(points, model)

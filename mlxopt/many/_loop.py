@@ -151,8 +151,7 @@ class Batch(Optimizer[BatchState]):
             [explain(status[i], take(i, running.start), take(i, points)) for i in range(len(rows))]
         )
         failed = (reasons == Status.DIVERGED) | (reasons == Status.NO_PROGRESS)
-        for field, values in zip(
-            self.ends.points, where(failed, running.best, points), strict=True
-        ):
+        chosen = where(failed, running.best, points)
+        for field, values in zip(self.ends.points, chosen, strict=True):
             field[rows] = values
         self.ends.status[rows], self.ends.steps[rows] = reasons, running.progress.step

@@ -59,12 +59,11 @@ class BatchedObjective:
     def keep(self, rows: np.ndarray) -> None:
         """Continue with these of the running problems, a mask of shape (A,)."""
         self.alive, self._slots = self.alive[rows], self._slots[rows]
-        few = 0 < 2 * len(self.alive) <= self._size
-        if few and self._wasted >= _WORTH_SHRINKING:
+        if 0 < 2 * len(self.alive) <= self._size and self._wasted >= _WORTH_SHRINKING:
             self._pad()
 
     def value_and_grad(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the losses (A,) and their gradients (A, p) at the points x, shape (A, p)."""
+        """Return the losses (A,) and their gradients (A, p) at x (A, p)."""
 
         def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
             return ravel(mx.value_and_grad(self.single.loss)(params, *data), working_dtype(params))
@@ -75,9 +74,7 @@ class BatchedObjective:
     def hessian(
         self, x: np.ndarray, structured: Callable[..., mx.array] | None = None
     ) -> np.ndarray:
-        """Return the Hessians at x (A, p), shape (A, p, p), in `tree_flatten` order; `structured`
-        is a function `(params, *data) -> (p, p)` of one problem.
-        """
+        """Return the Hessians at x (A, p), shape (A, p, p); `structured` computes one of them."""
         p = count(self.problems.like)
         row = hessian_row(self.single.loss)
 

@@ -25,6 +25,10 @@ class _Ask(BaseException):
     """A step needs the loss and gradient at the parameters that are its argument."""
 
 
+def _ask(params: Tree) -> Any:
+    raise _Ask(params)
+
+
 class AskedObjective(Objective):
     """The objective of one problem at a time, with losses and gradients from a batch.
 
@@ -40,24 +44,19 @@ class AskedObjective(Objective):
 
     def value_and_grad(self, params: Tree) -> tuple[mx.array, Tree]:
         """Return the recorded loss and gradient, or ask for them."""
-
-        def ask() -> Any:
-            raise _Ask(params)
-
-        return self._recorded(ask)
+        return self._recorded(_ask, params)
 
     def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """Return the compiled function, which records its results."""
         function = super().compiled(key, make)
-        return lambda *args: self._recorded(lambda: function(*args))
+        return lambda *args: self._recorded(function, *args)
 
     def hessian(self, params: Tree, structured: Callable[..., mx.array] | None = None) -> mx.array:
-        """Return the Hessian, shape (p, p), in `tree_flatten` order."""
-        return self._recorded(lambda: super(AskedObjective, self).hessian(params, structured))
+        return self._recorded(super().hessian, params, structured)
 
-    def _recorded(self, compute: Callable[[], Any]) -> Any:
+    def _recorded(self, compute: Callable[..., Any], *args: Any) -> Any:
         if self._place == len(self._results):
-            self._results.append(compute())
+            self._results.append(compute(*args))
         self._place += 1
         return self._results[self._place - 1]
 
@@ -75,7 +74,6 @@ class AskAndTell(Method):
     """Any optimizer, with a state for each problem."""
 
     def init(self, objective: BatchedObjective, x: np.ndarray) -> AskedState:
-        """Return the state at x, shape (A, p); one evaluation."""
         like, self.single = objective.problems.like, AskedObjective(objective.single)
         points = Points(x, np.zeros(len(x)), np.zeros_like(x), np.zeros(len(x)))
         none = np.full(len(x), None)
@@ -84,7 +82,6 @@ class AskAndTell(Method):
         return self._run(objective, state, lambda row: start(self.single, from_host(x[row], like)))
 
     def step(self, objective: BatchedObjective, state: AskedState) -> AskedState:
-        """Return the state after one step of each run without a status."""
         step = self.optimizer.step
         return self._run(objective, state, lambda row: step(self.single, state.states[row]))
 

@@ -33,7 +33,6 @@ class BatchedFirstOrder(Method):
     """A first-order rule."""
 
     def init(self, objective: BatchedObjective, x: np.ndarray) -> FirstOrderState:
-        """Return the state at x, shape (A, p); one evaluation."""
         rule, self._rows = self.optimizer, None
 
         def at(params: Tree, data: tuple[Any, ...]) -> mx.array:

@@ -16,15 +16,12 @@ class BatchedGaussNewton(Descent):
     """Gauss–Newton with a line search; its memory is the linear model at the parameters."""
 
     def init_memory(self, points: Points, model: Model) -> Model:
-        """Return the linear models at the start."""
         return model
 
     def update(self, state: DescentState, trial: Points, model: Model, eps: float) -> Model:
-        """Return the linear models at the trials."""
         return model
 
     def evaluate(self, objective: BatchedObjective, x: np.ndarray) -> tuple[Points, Model]:
-        """Return the points x, shape (A, p), and the linear models there."""
         return linearize(objective, x)
 
     def direction(self, objective: BatchedObjective, state: DescentState) -> DescentState:

@@ -23,7 +23,6 @@ class BatchedLBFGS(Descent):
     """Limited-memory BFGS."""
 
     def init_memory(self, points: Points, model: Any) -> Pairs:
-        """Return no pairs."""
         (A, p), m = points.x.shape, self.optimizer.memory
         return Pairs(np.zeros((A, m, p)), np.zeros((A, m, p)), np.zeros((A, m)))
 

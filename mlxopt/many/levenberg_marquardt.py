@@ -1,6 +1,4 @@
-"""Levenberg–Marquardt for many problems at once, without bounds; notation and equations are those
-of `mlxopt.optimizers.levenberg_marquardt`.
-"""
+"""Levenberg–Marquardt for many problems at once, without bounds; notation as for one."""
 
 from __future__ import annotations
 
@@ -41,7 +39,6 @@ class BatchedLevenbergMarquardt(Method):
         super().__init__(optimizer)
 
     def init(self, objective: BatchedObjective, x: np.ndarray) -> LevenbergMarquardtState:
-        """Return the state at x, shape (A, p); one evaluation."""
         points, model = linearize(objective, x)
         none, moved, radius = np.full(len(x), None), np.ones(len(x), bool), np.full(len(x), np.inf)
         return LevenbergMarquardtState(points, none, moved, model, model.measures.columns, radius)
