@@ -19,10 +19,9 @@ from mlxopt.optimizers._base import FirstOrder, LearningRate, Step
 class Grouped(FirstOrder):
     """A rule for each group of leaves, or none for frozen leaves.
 
-    Leaves have the names of messages, such as `params['layers'][0]['weight']`; `*` in a pattern
-    stands for any run of characters. The first pattern that fits a leaf decides. Frozen leaves are
-    left out of the optimality that `minimize` compares with `tol`, and `train` does not compute
-    their gradient.
+    Leaves have names such as `params['layers'][0]['weight']`; `*` in a pattern stands for any
+    characters, and the first pattern that fits a leaf decides. Frozen leaves are left out of the
+    optimality, and `train` does not compute their gradient.
 
     Args:
         rule: for the leaves that no pattern fits; None freezes them.
@@ -46,23 +45,17 @@ class Grouped(FirstOrder):
 
     def __post_init__(self) -> None:
         if not isinstance(self.groups, dict):
-            raise TypeError(
-                f"Grouped(groups={self.groups!r}): expected a dict of patterns and rules, such as "
-                f'{{"*bias*": mo.SGD(0.1)}}.'
-            )
+            example = '{"*bias*": mo.SGD(0.1)}'
+            raise TypeError(f"Grouped(groups={self.groups!r}): expected a dict such as {example}.")
         for rule in self._rules():
             if rule is not None and not isinstance(rule, FirstOrder):
-                raise TypeError(
-                    f"Grouped was given {rule!r}; expected first-order rules, such as mo.SGD(0.1), "
-                    f"or None to freeze."
-                )
+                expected = "first-order rules, such as mo.SGD(0.1), or None to freeze"
+                raise TypeError(f"Grouped was given {rule!r}; expected {expected}.")
 
     def learning_rates(self) -> tuple[Tree, ...]:
-        """Return the learning rates of each rule, 0 for frozen leaves."""
         return tuple(rule.learning_rates() if rule else 0.0 for rule in self._rules())
 
     def start(self, params: Tree) -> list[Tree]:
-        """Return the buffers of each rule, having checked the patterns against the leaves."""
         self._check_patterns(_names(params))
         shares = self._split(params)
         if not any(rule for rule, _ in shares):
@@ -70,10 +63,7 @@ class Grouped(FirstOrder):
         return [rule.start(share) if rule else () for rule, share in shares]
 
     def update(self, grad: Tree, buffers: list[Tree], params: Tree, learning_rate: Any) -> Step:
-        """Return the parameters and the buffers of each rule after one step.
-
-        `learning_rate` is a tuple with one for each rule, or a single one for all of them.
-        """
+        # A tuple has a learning rate for each rule.
         each = isinstance(learning_rate, tuple)
         rates = learning_rate if each else [learning_rate] * len(buffers)
         moved, kept = [], []
@@ -89,7 +79,6 @@ class Grouped(FirstOrder):
         return from_leaves((next(moved[self._rule_of(name)]) for name in names), params), kept
 
     def optimality(self, grad: Tree) -> mx.array:
-        """Return the largest optimality of the rules, frozen leaves left out."""
         return largest_entry([rule.optimality(share) for rule, share in self._split(grad) if rule])
 
     def _rules(self) -> list[FirstOrder | None]:
@@ -112,14 +101,11 @@ class Grouped(FirstOrder):
         for index, pattern in enumerate(self.groups):
             fits = [name for name in names if _fits(pattern, name)]
             if not fits:
-                raise ValueError(
-                    f"Grouped: the pattern {pattern!r} fits no leaf. {_suggestion(pattern, names)}"
-                )
+                hint = _suggestion(pattern, names)
+                raise ValueError(f"Grouped: the pattern {pattern!r} fits no leaf. {hint}")
             if index not in map(self._rule_of, fits):
-                raise ValueError(
-                    f"Grouped: every leaf that {pattern!r} fits was taken by a pattern before it. "
-                    f"Put it first."
-                )
+                taken = "was taken by a pattern before it. Put it first"
+                raise ValueError(f"Grouped: every leaf that {pattern!r} fits {taken}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,27 +136,23 @@ class Clipped(FirstOrder):
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, FirstOrder):
-            raise TypeError(
-                f"Clipped(rule={self.rule!r}): expected a first-order rule, such as mo.SGD(0.1)."
-            )
+            expected = "a first-order rule, such as mo.SGD(0.1)"
+            raise TypeError(f"Clipped(rule={self.rule!r}): expected {expected}.")
         if (self.norm is None) == (self.value is None):
             raise TypeError("Clipped: expected either norm or value; to clip by both, nest two.")
         check_fields(self, "norm" if self.value is None else "value", above=0)
 
     def learning_rates(self) -> Tree:
-        """Return the learning rates of the rule."""
         return self.rule.learning_rates()
 
     def start(self, params: Tree) -> Tree:
-        """Return the rule's buffers."""
         return self.rule.start(params)
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: Any) -> Step:
-        """Return the rule's step for the clipped gradient."""
         return self.rule.update(self._clip(grad), buffers, params, learning_rate)
 
     def optimality(self, grad: Tree) -> mx.array:
-        """Return the rule's optimality for the gradient before clipping."""
+        # Of the gradient before clipping.
         return self.rule.optimality(grad)
 
     def _clip(self, grad: Tree) -> Tree:

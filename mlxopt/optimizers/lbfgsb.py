@@ -206,12 +206,7 @@ def _walk(params: Tree, direction: Vector, step_size: mx.array, *bounds: Vector)
 
 
 def _measure(
-    value: mx.array,
-    points: Tree,
-    direction: Vector,
-    rows: mx.array,
-    slots: mx.array,
-    *bounds: Vector,
+    value: mx.array, points: Tree, direction: Vector, rows: mx.array, slots: mx.array, *bounds
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Return new rows, their products, and the numbers that judge the trial."""
     (lower, upper), dtype = bounds, rows.dtype

@@ -20,7 +20,7 @@ from mlxopt._status import Status
 from mlxopt._tree import Params, epsilon, from_host
 from mlxopt.optimizers import _residual
 from mlxopt.optimizers._base import Optimizer
-from mlxopt.optimizers._residual import Linearization, norm, times
+from mlxopt.optimizers._residual import Array, Linearization, norm, times
 
 _ENOUGH = 1e-4  # the least share of the predicted decrease of an accepted step
 _FLOOR = 1e-3  # the least predicted decrease, in roundings of the loss
@@ -31,13 +31,13 @@ _PROBE = 0.1  # the share of the step over which its second derivative is measur
 class Factored(NamedTuple):
     """J as Q R, and R D⁻¹ as U diag(s) Vᵀ, of the free parameters."""
 
-    free: np.ndarray  # (q,): indices of the parameters
-    r: np.ndarray  # (q, q): R
-    qtr: np.ndarray  # (q,): Qᵀ r
-    s: np.ndarray  # (q,): singular values
-    vt: np.ndarray  # (q, q): Vᵀ
-    c: np.ndarray  # (q,): -Uᵀ Qᵀ r
-    scale: np.ndarray  # (q,): their D
+    free: Array  # (q,): indices of the parameters
+    r: Array  # (q, q): R
+    qtr: Array  # (q,): Qᵀ r
+    s: Array  # (q,): singular values
+    vt: Array  # (q, q): Vᵀ
+    c: Array  # (q,): -Uᵀ Qᵀ r
+    scale: Array  # (q,): their D
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -50,7 +50,7 @@ class LevenbergMarquardtState(NamedTuple):
     status: Status | None  # why no further step is possible
     moved: bool  # whether the last trial was accepted
     model: Linearization  # the residual and its Jacobian there, on the host
-    scale: np.ndarray  # (p,): D
+    scale: Array  # (p,): D
     radius: float  # Δ; infinite before the first step
     factored: Factored | None  # of the Jacobian; None until it is needed
 
@@ -59,24 +59,22 @@ class LevenbergMarquardtState(NamedTuple):
 class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
     """Levenberg–Marquardt with Moré's scaling: the method for sums of squares, `least_squares`.
 
-    Each step minimizes the linear model of the residual within a region that grows while the model
-    predicts well and shrinks where it does not (Moré 1978; by a singular value decomposition of the
-    triangular factor of J, so J may be singular). The region is an ellipsoid whose axes follow the
-    Jacobian: the units of the parameters do not matter. One step is one evaluation of the residual;
-    an accepted one also computes its Jacobian.
+    Each step minimizes the linear model of the residual within an ellipsoid scaled by the Jacobian,
+    so that the units of the parameters do not matter (Moré 1978; by a singular value decomposition
+    of the triangular factor of J, which may be singular). One step is one evaluation of the
+    residual; an accepted step also computes its Jacobian.
 
-    Bounds are kept by projection: parameters at a bound that the loss pushes against are held; a
-    step of the others is cut off at the faces of the box and the rest solved again (after Kanzow,
-    Yamashita and Fukushima 2004, "Levenberg-Marquardt methods with strong local convergence
-    properties for solving nonlinear equations with convex constraints").
+    Bounds: parameters at a bound that the loss pushes against are held; a step of the others is cut
+    off at the bounds and the rest solved again (after Kanzow, Yamashita and Fukushima 2004,
+    "Levenberg-Marquardt methods with strong local convergence properties for solving nonlinear
+    equations with convex constraints").
 
     Args:
-        geodesic: correct each step by the curvature of the residual along it (Transtrum and Sethna
-            2012, "Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares
-            minimization", equation 5), for one more evaluation a step: fewer steps in narrow,
-            curved valleys.
-        radius: the first radius over the (scaled) size of the start; 0.1 to 100, smaller where the
-            first step overshoots.
+        geodesic: correct each step by the curvature of the residual along it, for one more
+            evaluation a step and fewer steps in curved valleys (Transtrum and Sethna 2012,
+            "Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares
+            minimization", equation 5).
+        radius: the first radius over the scaled size of the start; 0.1 to 100.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> residual = lambda x: mx.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])  # Rosenbrock
@@ -151,17 +149,12 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         return _at(trial, found, state.scale, radius)
 
 
-def _at(
-    params: Params, model: Linearization, scale: np.ndarray, radius: float
-) -> LevenbergMarquardtState:
-    grad, scale = from_host(model.gradient, params), np.maximum(scale, model.columns)
-    return LevenbergMarquardtState(
-        params, model.value, grad, model.optimality, None, True, model, scale, radius, None
-    )
+def _at(params: Params, model: Linearization, scale: Array, radius) -> LevenbergMarquardtState:
+    point = params, model.value, from_host(model.gradient, params), model.optimality, None, True
+    return LevenbergMarquardtState(*point, model, np.maximum(scale, model.columns), radius, None)
 
 
-def _factored(model: Linearization, scale: np.ndarray) -> Factored:
-    """Return the factors of the Jacobian's columns that are free to move, scaled by D."""
+def _factored(model: Linearization, scale: Array) -> Factored:
     free = np.flatnonzero(~model.fixed)
     scale = np.where(scale > 0, scale, 1.0)[free]
     q, r = np.linalg.qr(model.jacobian[:, free])
@@ -170,9 +163,7 @@ def _factored(model: Linearization, scale: np.ndarray) -> Factored:
     return Factored(free, r, qtr, s, vt, -(u.T @ qtr), scale)
 
 
-def _accelerated(
-    objective: ResidualObjective, state: Any, step: np.ndarray, multiplier: float
-) -> np.ndarray:
+def _accelerated(objective: ResidualObjective, state: Any, step: Array, multiplier: float) -> Array:
     """Return the step bent along the residual's second derivative in its direction."""
     model, factored = state.model, state.factored
     probe, x = _residual.trial_at(objective, state.params, model.x + _PROBE * step)
@@ -193,7 +184,7 @@ def _accelerated(
     return bent
 
 
-def region_step(factored: Factored, radius: Any) -> tuple[np.ndarray, Any]:
+def region_step(factored: Factored, radius: Any) -> tuple[Array, Any]:
     """Return D p of the free parameters, shape (..., q), within the region, and λ, shape (...).
 
     Moré (1978), section 4 and algorithm 5.5: λ is zero or such that ‖D p‖ is within a tenth of Δ.
@@ -201,7 +192,7 @@ def region_step(factored: Factored, radius: Any) -> tuple[np.ndarray, Any]:
     """
     s, c, radius = factored.s, factored.c, np.asarray(radius)
 
-    def at(multiplier: np.ndarray) -> np.ndarray:
+    def at(multiplier: Array) -> Array:
         return c * s * _inverse(s * s + multiplier[..., None], s[..., :1] ** 2)
 
     multiplier = np.zeros_like(radius)
@@ -227,15 +218,13 @@ def region_step(factored: Factored, radius: Any) -> tuple[np.ndarray, Any]:
     return times(factored.vt.mT, z), multiplier
 
 
-def _inverse(curvature: Any, largest: Any) -> np.ndarray:
+def _inverse(curvature: Any, largest: Any) -> Array:
     """Return 1 / curvature, and zero where that is rounding: the step of least length."""
     floor = (curvature.shape[-1] * np.finfo(float).eps) ** 2 * largest
     return np.where(curvature > floor, 1 / curvature, 0.0)
 
 
-def _within(
-    bounds: Bounds, x: np.ndarray, factored: Factored, step: np.ndarray, multiplier: float
-) -> np.ndarray:
+def _within(bounds: Bounds, x: Array, factored: Factored, step: Array, multiplier: float) -> Array:
     """Return the step cut off at the faces of the box, with the other parameters solved again."""
     lower, upper = bounds.lower - x, bounds.upper - x
     free, r, scale = factored.free, factored.r, factored.scale
@@ -257,9 +246,7 @@ def _within(
     return np.clip(step, lower, upper)
 
 
-def new_radius(
-    radius: Any, length: Any, multiplier: Any, ratio: Any, slope: Any, actual: Any
-) -> Any:
+def new_radius(radius: Any, length: Any, multiplier: Any, ratio: Any, slope: Any, actual: Any):
     """Return Δ after a trial, or after many (Moré 1978, algorithm 7.1, steps d and e)."""
     # Where the loss grew: to the minimum of the parabola through both values and the slope.
     parabola = np.minimum(0.5, np.maximum(0.1, 0.5 * slope / (slope + actual)))

@@ -63,7 +63,7 @@ class TruncatedStep(NamedTuple):
     slope: float  # gᵀz
     decrease: float  # -m(z)
     length: float  # ‖z‖
-    curved: bool  # z has negative curvature, or is 0 for lack of a direction without
+    curved: bool  # whether z ends along negative curvature, or is 0 because of it
 
 
 def truncated_cg(

@@ -19,11 +19,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+from mlxopt import _tree
 from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
-    EPSILON,
     Tree,
     epsilon,
     from_leaves,
@@ -33,7 +33,6 @@ from mlxopt._tree import (
     leaves_with_paths,
     ravel,
     read,
-    spread,
     working_dtype,
 )
 from mlxopt.optimizers._base import Optimizer
@@ -47,7 +46,7 @@ Penalties = list[Penalty | None]  # of the leaves, in `tree_flatten` order
 
 
 class Point(NamedTuple):
-    """The point of the model."""
+    """The point of the quadratic model."""
 
     params: Tree  # y
     value: float  # f(y)
@@ -74,12 +73,11 @@ class ProximalState(NamedTuple):
 class ProximalGradient(Optimizer[ProximalState]):
     """FISTA with restart: minimizes loss + penalty, the penalty not smooth, or a constraint.
 
-    Each trial is a gradient step on the loss followed by the proximal operator of the penalty,
-    x⁺ = prox(y - t ∇f(y), t), from a point y beyond x (Beck and Teboulle 2009). The step size t is
-    halved, or more, where the loss rises above its quadratic model. The momentum is dropped where
-    it points uphill (the gradient scheme of O'Donoghue and Candès 2015, "Adaptive restart for
-    accelerated gradient schemes", section 3.2), or where loss + penalty would rise, which it never
-    does unless `step_size` is fixed. One step of `minimize` is one evaluation, at y or at x⁺, so an
+    A trial is x⁺ = prox(y - t ∇f(y), t) from a point y beyond x (Beck and Teboulle 2009). The step
+    size t shrinks where the loss rises above its quadratic model. The momentum is dropped where it
+    points uphill (the gradient scheme of O'Donoghue and Candès 2015, "Adaptive restart for
+    accelerated gradient schemes", section 3.2) or loss + penalty would rise, which it never does
+    unless `step_size` is fixed. One step of `minimize` is one evaluation, at y or at x⁺, so an
     accelerated step takes two.
 
     `result.value` is loss + penalty, and `result.optimality` the largest entry of the prox-gradient
@@ -124,18 +122,14 @@ class ProximalGradient(Optimizer[ProximalState]):
         _check_allowed(penalties, params)
         params = self.nearest(params)  # moves by a rounding error at most
         value, grad = objective.value_and_grad(params)
-        g = ravel(grad, working_dtype(params))
+        dtype = working_dtype(params)
+        g = ravel(grad, dtype)
         loss, squared = read(value, mx.inner(g, g))
         t = self.step_size or (min(1.0, squared**-0.5) if 0 < squared < math.inf else 1.0)
-        dtype = working_dtype(params)
-        extra, optimality = read(
-            _total(penalties, params, dtype),
-            _optimality(penalties, params, grad, dtype),
-        )
-        model = Point(params, loss, grad)
-        return ProximalState(
-            params, loss + extra, grad, optimality, None, False, loss, t, 1.0, None, model
-        )
+        total, gap = _total(penalties, params, dtype), _optimality(penalties, params, grad, dtype)
+        extra, optimality = read(total, gap)
+        point = params, loss + extra, grad, optimality, None, False
+        return ProximalState(*point, loss, t, 1.0, None, Point(params, loss, grad))
 
     def step(self, objective: Objective, state: ProximalState) -> ProximalState:
         if state.status is not None:
@@ -180,9 +174,8 @@ class ProximalGradient(Optimizer[ProximalState]):
 
         if self.step_size is None and state.before is None:
             t = dd / dy if dy > 0 else 10 * t  # the first trial knew no scale
-        kept = ProximalState(
-            trial, total, grad, optimality, None, True, loss, t, state.theta, state.params, None
-        )
+        point = trial, total, grad, optimality, None, True
+        kept = ProximalState(*point, loss, t, state.theta, state.params, None)
         if uphill > 0 or state.before is None:
             # Try a longer step, as the restart saves an evaluation.
             grown = 2 * t if self.step_size is None and state.before is not None else t
@@ -190,8 +183,8 @@ class ProximalGradient(Optimizer[ProximalState]):
         return kept
 
     def _penalties(self, params: Tree) -> list[Penalty | None]:
-        """Return the penalty of each leaf of `params`."""
-        entries = spread(self.penalty, params, _is_penalty, "ProximalGradient's penalty", "penalty")
+        names = "ProximalGradient's penalty", "penalty"
+        entries = _tree.spread(self.penalty, params, _is_penalty, *names)
         pairs = zip(entries, leaves(params), strict=True)
         return [entry and entry.in_dtype(leaf.dtype) for entry, leaf in pairs]
 
@@ -226,7 +219,6 @@ def _check_allowed(penalties: Penalties, params: Tree) -> None:
 
 
 def _projected(leaf: mx.array, penalty: Penalty | None) -> mx.array:
-    """Return a leaf projected onto its constraint, if it has one."""
     if penalty is None or not penalty.is_constraint:
         return leaf
     dtype = working_dtype(leaf)
@@ -239,7 +231,6 @@ def _restarted(state: ProximalState) -> ProximalState:
 
 
 def _beyond(params: Tree, before: Tree, share: mx.array) -> Tree:
-    """Return x + share · (x - before), each leaf in its dtype."""
     return tree_map(lambda x, old: (x + share * (x - old)).astype(x.dtype), params, before)
 
 
@@ -270,7 +261,7 @@ def _optimality(penalties: Penalties, params: Tree, grad: Tree, dtype: mx.Dtype)
             gaps.append(slope)
             continue
         # Else a gradient below the rounding of a large parameter would vanish in the difference.
-        shake = EPSILON[dtype] * mx.abs(x)
+        shake = _tree.EPSILON[dtype] * mx.abs(x)
         gaps += [x - penalty.prox(x - slope + shift, one) for shift in (-shake, shake)]
     return largest_entry(gaps)
 
@@ -278,17 +269,11 @@ def _optimality(penalties: Penalties, params: Tree, grad: Tree, dtype: mx.Dtype)
 def _measure(penalties: Penalties, value: mx.array, t: mx.array, *points: Tree) -> mx.array:
     """Return the numbers that decide about a trial, from x⁺, ∇f(x⁺), y, ∇f(y) and x."""
     dtype = t.dtype
-    trial, grad = points[:2]
     new, g, y, old, x = (ravel(tree, dtype) for tree in points)
     d = new - y
-    numbers = [
-        value,
-        _total(penalties, trial, dtype),
-        _optimality(penalties, trial, grad, dtype),
-        mx.inner(old, d),
-        mx.inner(d, d),
-        mx.inner(g - old, d),
-        mx.inner(-d, new - x),
-        mx.max(mx.abs(new - x)),
-    ]
+    total = _total(penalties, points[0], dtype)
+    gap = _optimality(penalties, *points[:2], dtype)
+    pairs = [(old, d), (d, d), (g - old, d), (-d, new - x)]
+    products = [mx.inner(a, b) for a, b in pairs]
+    numbers = [value, total, gap, *products, mx.max(mx.abs(new - x))]
     return mx.stack([number.astype(dtype) for number in numbers])

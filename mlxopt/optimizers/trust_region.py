@@ -46,17 +46,16 @@ class TrustRegionState(NamedTuple):
 class TrustRegion(Optimizer[TrustRegionState]):
     """A trust-region Newton method: the minimum of the local quadratic within a trusted radius.
 
-    The radius shrinks or doubles as the quadratic proves wrong or right (Nocedal and Wright 2006,
-    algorithm 4.1). Up to 200 parameters the step is the exact minimum, from an eigendecomposition
-    of the Hessian (Moré and Sorensen 1983, "Computing a trust region step"): it uses negative
-    curvature in full, leaves saddles even from a start on one, and counts a point as a minimum only
-    if its Hessian has no negative eigenvalue beyond rounding. With more parameters it is Steihaug's
+    The radius follows the quality of the quadratic (Nocedal and Wright 2006, algorithm 4.1). Up to
+    200 parameters the step is exact, from an eigendecomposition of the Hessian (Moré and Sorensen
+    1983, "Computing a trust region step"): it leaves saddles, even from a start on one, and ends
+    only where the Hessian has no negative eigenvalue beyond rounding. With more it is Steihaug's
     truncated conjugate gradients. One step of `minimize` is one evaluation of the loss and its
     gradient; Hessians and Hessian-vector products are not counted.
 
     Args:
         radius: the largest length of the first step, in the Euclidean norm.
-        exact: True or False selects the kind of step; None does by the number of parameters.
+        exact: whether the step is exact; None decides by the number of parameters.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2
@@ -111,8 +110,8 @@ class TrustRegion(Optimizer[TrustRegionState]):
             radius = 2 * radius
         if not ratio > _ACCEPTED:
             (size,) = _tree.read(largest_entry(state.params))
-            still = radius <= eps * max(size, float(np.finfo(np.float32).tiny))
-            status = Status.NO_PROGRESS if still else None
+            least = eps * max(size, float(np.finfo(np.float32).tiny))
+            status = Status.NO_PROGRESS if radius <= least else None
             return state._replace(radius=radius, status=status, moved=False)
         status = Status.UNBOUNDED if radius > _FAR * self.radius else None
         curvature = state.eigenvalues, state.eigenvectors
@@ -123,7 +122,7 @@ class TrustRegion(Optimizer[TrustRegionState]):
 
 
 def _with_curvature(objective: Objective, state: TrustRegionState) -> TrustRegionState:
-    """Return the state with the eigendecomposition of the Hessian, for the exact method."""
+    """Add the eigendecomposition of the Hessian, for the exact method."""
     if not len(state.eigenvalues):
         return state
     matrix = to_numpy(objective.hessian(state.params))
@@ -156,13 +155,8 @@ def exact_step(eigenvalues: np.ndarray, components: np.ndarray, radius: float) -
     """Return the minimizer of aᵀs + ½ Σ λᵢ sᵢ² over ‖s‖ ≤ radius, in the Hessian's eigenbasis.
 
     It is s(λ) = -aᵢ / (λᵢ + λ) with λ ≥ 0, λ ≥ -λ₁ and λ (radius - ‖s‖) = 0 (Nocedal and Wright
-    2006, theorem 4.1). Newton's method finds the root of 1/‖s(λ)‖ - 1/radius, which is nearly
-    linear in λ (Moré and Sorensen 1983; algorithm 4.3), within a bracket.
-
-    Args:
-        eigenvalues: λ, ascending, shape (p,).
-        components: a, the gradient in the eigenbasis, shape (p,).
-        radius: above 0.
+    2006, theorem 4.1), a root of 1/‖s(λ)‖ - 1/radius, nearly linear in λ (Moré and Sorensen 1983;
+    algorithm 4.3). `eigenvalues`, ascending, and `components`, a, have shape (p,).
     """
     # All in μ = λ + λ₁ ≥ 0, the distance to the pole, near which λ itself would lose its digits.
     gaps = eigenvalues - eigenvalues[0]
@@ -199,6 +193,5 @@ def exact_step(eigenvalues: np.ndarray, components: np.ndarray, radius: float) -
 
 
 def _measure(value: mx.array, grad: Params, direction: mx.array) -> mx.array:
-    """Return the trial's value, largest gradient entry and gᵀg as one array to read."""
     g = ravel(grad, direction.dtype)
     return mx.stack([value.astype(g.dtype), largest_entry(grad), mx.inner(g, g)])
