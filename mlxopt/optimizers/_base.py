@@ -30,7 +30,6 @@ from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
     HALF,
-    Params,
     Tree,
     describe_structure,
     is_finite,
@@ -44,42 +43,29 @@ class State(Protocol):
     """The fields that the loop reads in the state of any optimizer."""
 
     @property
-    def params(self) -> Params:
-        """The parameters, a tree of arrays."""
-        ...
+    def params(self) -> Tree: ...  # a tree of floating-point arrays
 
     @property
-    def value(self) -> float:
-        """The loss at `params`."""
-        ...
+    def value(self) -> float: ...  # the loss at `params`
 
     @property
-    def grad(self) -> Params:
-        """The gradient at `params`, a tree like it."""
-        ...
+    def grad(self) -> Tree: ...  # the gradient at `params`, a tree like it
 
     @property
-    def optimality(self) -> float:
-        """The number that `tol` tests: by default the largest absolute entry of `grad`."""
-        ...
+    def optimality(self) -> float: ...  # the number that `tol` tests
 
     @property
-    def status(self) -> Status | None:
-        """Why no further step is possible; None while one is."""
-        ...
+    def status(self) -> Status | None: ...  # why no further step is possible
 
     @property
-    def moved(self) -> bool:
-        """Whether the last step accepted its trial; `params` is unchanged where it did not."""
-        ...
+    def moved(
+        self,
+    ) -> bool: ...  # whether the last step accepted its trial; else `params` is as before
 
-    def _replace(self, **fields: Any) -> Any:
-        """Return the state with other values in these fields, as a NamedTuple does."""
-        ...
+    def _replace(self, **fields: Any) -> Any: ...  # as of a NamedTuple
 
 
 STATE_FIELDS = ("params", "value", "grad", "optimality", "status", "moved")
-
 
 S = TypeVar("S", bound=State)
 
@@ -97,14 +83,14 @@ class Optimizer(ABC, Generic[S]):
     """Accepted steps in a row without a lower loss or optimality that mean no progress."""
 
     @abstractmethod
-    def init(self, objective: Objective, params: Params) -> S:
+    def init(self, objective: Objective, params: Tree) -> S:
         """Return the state at `params`; one evaluation."""
 
     @abstractmethod
     def step(self, objective: Objective, state: S) -> S:
         """Return the state after one evaluation at one trial point."""
 
-    def nearest(self, params: Params) -> Params:
+    def nearest(self, params: Tree) -> Tree:
         """Return the feasible point nearest to `params`, which rounding may have moved off it."""
         return params
 
@@ -145,9 +131,8 @@ Step = tuple[Tree, Tree]  # the parameters and the buffers after a step
 class FirstOrder(Optimizer[FirstOrderState]):
     """A rule that computes a step from the gradient by arithmetic alone; subclasses define it.
 
-    Both loops run it in compiled calls of several steps, so `start` and `update` must consist of
-    MLX operations. A rule that depends on the number of steps keeps the count as a buffer. A rule
-    made of other rules returns their learning rates from `learning_rates`.
+    Several steps are compiled together: `start` and `update` must consist of MLX operations, with
+    the number of steps, if needed, as a buffer.
     """
 
     stride: ClassVar[int] = 10
@@ -186,7 +171,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
         return largest_entry(grad)
 
     def learning_rates(self) -> Tree:
-        """Return the learning rate, or a tree of those of the rules that this one is made of."""
+        """Return the learning rate, or a tree of those of the rules that make up this rule."""
         return self.learning_rate
 
     def reads_losses(self) -> bool:
@@ -209,7 +194,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
             return [arrays(step)] * count
         return [arrays(step + i) for i in range(count)]
 
-    def init(self, objective: Objective, params: Params) -> FirstOrderState:
+    def init(self, objective: Objective, params: Tree) -> FirstOrderState:
         """Return the state at `params`; one evaluation."""
         buffers = initial_buffers(self, params)
         value, grad = objective.value_and_grad(params)
@@ -218,7 +203,6 @@ class FirstOrder(Optimizer[FirstOrderState]):
         return FirstOrderState(params, number, grad, largest, None, False, 0, buffers, losses)
 
     def step(self, objective: Objective, state: FirstOrderState) -> FirstOrderState:
-        """Return the state after one update and one evaluation."""
         return self.advance(objective, state, 1)[0]
 
     def advance(
@@ -279,17 +263,15 @@ def as_rule(optimizer: Any) -> Any:
     return FromMLX(optimizer)
 
 
-def initial_buffers(rule: FirstOrder, params: Params) -> Tree:
+def initial_buffers(rule: FirstOrder, params: Tree) -> Tree:
     """Return `rule.start(params)`; TypeError if `rule.update` changes structure, shape or dtype."""
     buffers = rule.start(params)
     # Nothing is evaluated: structure, shapes and dtypes are known from the graph.
     after = rule.update(params, buffers, params, mx.array(0.0, dtype=working_dtype(params)))
     name = type(rule).__name__
     if not (isinstance(after, tuple) and len(after) == 2):
-        raise TypeError(
-            f"{name}.update returned {type(after).__qualname__}; expected a tuple of two: the "
-            f"parameters and the buffers."
-        )
+        found = type(after).__qualname__
+        raise TypeError(f"{name}.update returned {found}; expected a tuple (parameters, buffers).")
     for what, old, new in zip(("parameters", "buffers"), (params, buffers), after, strict=True):
         expected, found = (tree_map(describe_structure, tree) for tree in (old, new))
         # By paths: a list is as good as a tuple.

@@ -1,19 +1,18 @@
-"""A line search that asks for one trial at a time: host floats in, host floats out.
+"""A line search, one trial at a time: host floats in, host floats out.
 
-The function along the line is φ(t) = loss(params + t · direction), with slope φ'(t). The search
-looks for a step size that satisfies the strong Wolfe conditions
+The function along the line is φ(t) = loss(params + t · direction), with slope φ'(t). A step size is
+accepted under the strong Wolfe conditions
 
     φ(t) ≤ φ(0) + c1 · t · φ'(0)        enough decrease      (Nocedal and Wright 2006, eq. 3.7a)
     |φ'(t)| ≤ c2 · |φ'(0)|              a flatter slope      (eq. 3.7b)
 
-or, where the decrease is too small for the rounding of φ to show it, the approximate Wolfe
-condition of Hager and Zhang (2005, "A new conjugate gradient method with guaranteed descent and an
-efficient line search", eq. 4.1), which judges by slopes alone and so gets past the point where a
-float32 search by values stalls.
+or, where rounding of φ hides the decrease, the approximate Wolfe condition of Hager and Zhang
+(2005, "A new conjugate gradient method with guaranteed descent and an efficient line search", eq.
+4.1), on slopes alone.
 
-It keeps a bracket: at `low` the slope is negative and the decrease enough, at `high` (infinite
-until found) the slope is positive or the value too high, so a Wolfe point lies between (Hager and
-Zhang, section 4). Trials inside it are minimizers of cubics, kept away from its ends.
+A Wolfe point lies between `low`, with a negative slope and enough decrease, and `high` (infinite
+until found), with a positive slope or too high a value (Hager and Zhang, section 4). Trials in
+between are minimizers of cubics, kept away from the ends.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from typing import Any, NamedTuple
 C1 = 1e-4
 C2 = 0.9
 _MOST_TRIALS = 40
-_NOISE = 10.0  # a mean over examples loses a digit more than one operation does
-_SUM = 100.0  # and one over very many, summed naively, two more
+_NOISE = 10.0  # roundings in a mean over examples
+_SUM = 100.0  # times as many in a long naive sum
 _EXPAND_LEAST, _EXPAND_MOST = 2.0, 10.0
 _MARGIN = 0.1  # a trial keeps this share of the bracket's width from its ends
 
 
 class LineSearch(NamedTuple):
-    """Where a search stands; every field a host number."""
+    """The state of a search, in host numbers."""
 
     value: float  # φ(0)
     slope: float  # φ'(0), negative
@@ -67,8 +66,8 @@ def judge(search: LineSearch, value: Any, slope: Any) -> tuple[Any, Any, Any]:
     """
     t, finite = search.step_size, (abs(value) < math.inf) & (abs(slope) < math.inf)
     enough = finite & (value <= search.value + C1 * t * search.slope)
-    # Too close to call by value: the slope decides, if the value did not visibly rise. A long naive
-    # sum may be off by more than the noise, but then by more than the slopes at both ends explain.
+    # Where rounding hides the difference, the slope decides. The error of a long naive sum can
+    # exceed the noise, but the difference then exceeds what the slopes at both ends explain.
     difference = abs(value - search.value)
     beyond = (2 * t * abs(search.slope) < difference) & (2 * t * abs(slope) < difference)
     level = (difference <= search.noise) | (beyond & (difference <= _SUM * search.noise))
@@ -98,7 +97,7 @@ def proceed(search: LineSearch, value: float, slope: float) -> LineSearch:
         search = search._replace(trials=trials, high=t, high_value=math.inf, high_slope=math.nan)
 
     if trials >= _MOST_TRIALS or search.high - search.low <= 1e-15 * search.high:
-        # A point with a real decrease is worth having even if its slope is steep.
+        # A decrease is accepted even if the slope is steep.
         return search._replace(verdict="accepted" if enough else "failed")
     return search._replace(step_size=_inside(search))
 
@@ -109,30 +108,29 @@ def _expand(previous: LineSearch, search: LineSearch) -> float:
     guess = cubic_minimizer(
         a, previous.low_value, previous.low_slope, b, search.low_value, search.low_slope
     )
-    if not guess > b:  # NaN, or behind us: the slope is still growing, go as far as allowed
+    if not guess > b:  # NaN, or the slope still grows
         return _EXPAND_MOST * b
     return min(max(guess, _EXPAND_LEAST * b), _EXPAND_MOST * b)
 
 
 def _inside(search: LineSearch) -> float:
-    """Return a trial inside the bracket."""
     a, b = search.low, search.high
     width = b - a
-    if math.isinf(search.high_value):  # nothing is known at the right end but that it is too far
+    if math.isinf(search.high_value):  # no value to interpolate
         return a + _MARGIN * width
     guess = cubic_minimizer(
         a, search.low_value, search.low_slope, b, search.high_value, search.high_slope
     )
-    if not math.isfinite(guess) or search.trials % 4 == 3:  # now and then halve, so that it ends
+    if (
+        not math.isfinite(guess) or search.trials % 4 == 3
+    ):  # every fourth trial halves, so that it ends
         return a + 0.5 * width
     return min(max(guess, a + _MARGIN * width), b - _MARGIN * width)
 
 
 def cubic_minimizer(a: float, fa: float, da: float, b: float, fb: float, db: float) -> float:
-    """Return the minimizer of the cubic with values fa, fb and slopes da, db at a and b.
-
-    Nocedal and Wright (2006), equation 3.59; NaN where it has none.
-    """
+    """Return the minimizer of the cubic with values fa, fb and slopes da, db at a and b, or NaN."""
+    # Nocedal and Wright (2006), equation 3.59.
     d1 = da + db - 3 * (fa - fb) / (a - b)
     square = d1 * d1 - da * db
     if not square >= 0:

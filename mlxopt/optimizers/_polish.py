@@ -1,8 +1,7 @@
 """Newton's method on the exact Hessian, for the last digits of a sum of squares.
 
-Gauss–Newton's JᵀJ leaves out Σ rᵢ ∇²rᵢ, so that with a large residual it converges slowly; and the
-loss, good to 1e-16 of itself, tells only half of the digits of the parameters. Here the gradient
-decides, with the whole Hessian, which also tells a minimum from a saddle, as JᵀJ cannot.
+Gauss–Newton's JᵀJ leaves out Σ rᵢ ∇²rᵢ: slow with a large residual, and blind to saddles. The loss,
+with a relative error of 1e-16, determines half of the digits of the parameters; the gradient all.
 """
 
 from __future__ import annotations
@@ -54,11 +53,10 @@ class PolishState(NamedTuple):
 class Polish(Optimizer[PolishState]):
     """Newton steps on the exact Hessian, as long as they converge; or a step off a saddle.
 
-    A Newton step is accepted if the next one is less than half as long and the loss does not
-    visibly rise. The next one is measured with the Hessian of this one, which no change of the
-    parameters' units affects (Deuflhard 2004, "Newton methods for nonlinear problems", section
-    3.3: natural monotonicity); the gradient may grow in a step that gains four digits. Where the
-    Hessian has a negative eigenvalue, a search along its eigenvector ends at the first lower point.
+    A Newton step is accepted if the next step, with the same Hessian, is less than half as long and
+    the loss does not rise beyond rounding (natural monotonicity, which does not depend on units:
+    Deuflhard 2004, "Newton methods for nonlinear problems", section 3.3). Where the Hessian has a
+    negative eigenvalue, a search along its eigenvector ends at the first lower point.
     """
 
     def init(self, objective: Objective, params: Params) -> PolishState:
@@ -100,7 +98,6 @@ class Polish(Optimizer[PolishState]):
 
 
 def _leave(objective: ResidualObjective, state: PolishState, escape: Escape) -> PolishState:
-    """Try one step off the saddle."""
     t = escape.reach
     trial = _try(objective, state, t * escape.direction)
     predicted = t * escape.slope + 0.5 * t * t * escape.curvature
@@ -113,9 +110,7 @@ def _leave(objective: ResidualObjective, state: PolishState, escape: Escape) -> 
     return state._replace(escape=escape._replace(reach=0.5 * t))
 
 
-def _try(
-    objective: ResidualObjective, state: PolishState, step: np.ndarray
-) -> tuple[Params, np.ndarray, float]:
+def _try(objective: ResidualObjective, state: PolishState, step: np.ndarray) -> tuple:
     """Return the point after a step, its residual and its loss."""
     trial, _ = _residual.trial_at(objective, state.params, state.model.x + step)
     return trial, *_residual.evaluate(objective, trial)

@@ -62,9 +62,8 @@ def needs_residual(objective: Objective, name: str) -> ResidualObjective:
     if isinstance(objective, ResidualObjective):
         return objective
     raise TypeError(
-        f"{name} minimizes sums of squares and needs their terms; expected a residual. Write "
-        f"least_squares(residual, params, *data, optimizer={name}()), where residual returns an "
-        f"array such as predictions - y; or use LBFGS() for any other loss."
+        f"{name} minimizes sums of squares; expected a residual, such as predictions - y. Write "
+        f"least_squares(residual, params, *data, optimizer={name}()), or use LBFGS()."
     )
 
 
@@ -118,7 +117,6 @@ def measure(x: Array, value: Any, r: Array, J: Array, eps: float, bounds: Any = 
 
 
 def norm(vector: Array) -> Any:
-    """Return the lengths of vectors (..., p)."""
     return np.sqrt(np.vecdot(vector, vector))
 
 

@@ -13,14 +13,8 @@ import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._tree import Params, Vector, numpy_dtype, to_host, working_dtype
-from mlxopt.optimizers._descent import (
-    Descent,
-    DescentState,
-    Direction,
-    Trial,
-    along,
-    first_step_size,
-)
+from mlxopt.optimizers import _descent
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
 
 _MOST_PARAMETERS = 20_000  # H then takes 3.2 GB
 
@@ -35,7 +29,7 @@ class BFGSMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BFGS(Descent):
-    """BFGS (Broyden, Fletcher, Goldfarb, Shanno): an inverse Hessian learnt from every step.
+    """BFGS (Broyden, Fletcher, Goldfarb, Shanno): an inverse Hessian updated in every step.
 
         d = -H · gradient
         H ← (I - ρ s yᵀ) H (I - ρ y sᵀ) + ρ s sᵀ
@@ -60,8 +54,8 @@ class BFGS(Descent):
     def init_memory(self, params: Params, grad: Vector, squared: float) -> BFGSMemory:
         if grad.size > _MOST_PARAMETERS:
             raise ValueError(
-                f"BFGS keeps a matrix of {grad.size} × {grad.size} numbers for {grad.size} "
-                f"parameters; expected at most {_MOST_PARAMETERS} parameters. Use LBFGS()."
+                f"BFGS keeps a matrix of {grad.size} × {grad.size} numbers; expected at most "
+                f"{_MOST_PARAMETERS} parameters. Use LBFGS()."
             )
         return BFGSMemory(np.eye(grad.size), False, squared)
 
@@ -70,8 +64,8 @@ class BFGS(Descent):
         gradient = to_host(state.grad)
         direction = -(H @ gradient)
         # Once scaled, H sets the length too.
-        step_size = 1.0 if scaled else first_step_size(squared)
-        return along(direction, gradient, state.params, step_size)
+        step_size = 1.0 if scaled else _descent.first_step_size(squared)
+        return _descent.along(direction, gradient, state.params, step_size)
 
     def update(self, state: DescentState, trial: Trial) -> BFGSMemory:
         s = to_host(trial.params) - to_host(state.params)  # as rounded, not as intended
@@ -94,12 +88,7 @@ class BFGS(Descent):
 def updated(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return (I - ρ s yᵀ) H (I - ρ y sᵀ) + ρ s sᵀ, Nocedal and Wright (2006), equation 6.17.
 
-    Multiplied out, it takes one product with H instead of two of matrices.
-
-    Args:
-        H: (p, p), symmetric.
-        s: (p,).
-        y: (p,), with sᵀy > 0.
+    Multiplied out: one product with H in place of two of matrices. H must be symmetric, sᵀy > 0.
     """
     rho = 1 / (s @ y)
     Hy = H @ y

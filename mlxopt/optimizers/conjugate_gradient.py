@@ -59,10 +59,8 @@ class ConjugateGradient(Descent):
 
     def __post_init__(self) -> None:
         if self.method not in ("hager-zhang", "polak-ribiere"):
-            raise ValueError(
-                f"ConjugateGradient(method={self.method!r}): expected 'hager-zhang' or "
-                f"'polak-ribiere'."
-            )
+            expected = "'hager-zhang' or 'polak-ribiere'"
+            raise ValueError(f"ConjugateGradient(method={self.method!r}): expected {expected}.")
 
     def init_memory(self, params: Params, grad: Vector, squared: float) -> ConjugateMemory:
         line = Direction(-grad, -squared, first_step_size(squared))

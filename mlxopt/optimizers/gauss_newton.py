@@ -12,27 +12,21 @@ import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._tree import Params, from_host
+from mlxopt.optimizers import _residual
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
 from mlxopt.optimizers._line_search import NO_SEARCH, LineSearch
-from mlxopt.optimizers._residual import (
-    Linearization,
-    evaluate,
-    linearize,
-    needs_residual,
-    trial_at,
-)
+from mlxopt.optimizers._residual import Linearization, linearize, needs_residual
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussNewton(Descent):
-    """Gauss–Newton: linear least squares on the linear model, again and again, for `least_squares`.
+    """Gauss–Newton: repeated linear least squares on the linear model, for `least_squares`.
 
-    The direction is found by a singular value decomposition of the Jacobian, whose columns are
-    first scaled to length one; singular values that are rounding are left out. A line search for
-    the strong Wolfe conditions takes the full step if it can. For fits close to linear and good
-    starts it needs the fewest steps, and the textbook is short; where J loses rank on the way it
-    gets stuck, and `LevenbergMarquardt` does not. It knows no bounds. One step is one evaluation of
-    the residual and its Jacobian.
+    The direction comes from a singular value decomposition of the Jacobian, its columns scaled to
+    length one, without the singular values that are rounding; a line search for the strong Wolfe
+    conditions follows. It needs the fewest steps for fits close to linear and good starts, but
+    fails where J loses rank, unlike `LevenbergMarquardt`, and takes no bounds. One step is one
+    evaluation of the residual and its Jacobian.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> residual = lambda x: mx.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])  # Rosenbrock
@@ -46,11 +40,9 @@ class GaussNewton(Descent):
         objective = needs_residual(objective, "GaussNewton")
         if objective.bounds is not None:
             raise ValueError("GaussNewton knows no bounds; use LevenbergMarquardt().")
-        model = linearize(objective, params, *evaluate(objective, params))
-        grad = from_host(model.gradient, params)
-        return DescentState(
-            params, model.value, grad, model.optimality, None, False, None, NO_SEARCH, model
-        )
+        model = linearize(objective, params, *_residual.evaluate(objective, params))
+        point = params, model.value, from_host(model.gradient, params), model.optimality
+        return DescentState(*point, None, False, None, NO_SEARCH, model)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
         model = state.memory
@@ -62,10 +54,10 @@ class GaussNewton(Descent):
         """Return the trial, with the linear model there; None if it rounds to `state.params`."""
         objective = needs_residual(objective, "GaussNewton")
         x = state.memory.x + state.search.step_size * state.direction
-        params, rounded = trial_at(objective, state.params, x)
+        params, rounded = _residual.trial_at(objective, state.params, x)
         if (rounded == state.memory.x).all():
             return None
-        model = linearize(objective, params, *evaluate(objective, params))
+        model = linearize(objective, params, *_residual.evaluate(objective, params))
         slope = float(model.gradient @ state.direction)
         grad = from_host(model.gradient, params)
         return Trial(params, model.value, grad, model.optimality, slope, model=model)

@@ -12,16 +12,7 @@ import numpy as np
 from mlxopt._dense import newton_direction
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import (
-    Params,
-    Vector,
-    count,
-    epsilon,
-    largest_entry,
-    ravel,
-    to_host,
-    to_numpy,
-)
+from mlxopt._tree import Tree, Vector, count, epsilon, largest_entry, ravel, to_host, to_numpy
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, along
 
 
@@ -52,10 +43,9 @@ class Newton(Descent):
 
     def __post_init__(self) -> None:
         if self.hessian is not None and not callable(self.hessian):
-            raise TypeError(
-                f"Newton(hessian=...) is {type(self.hessian).__qualname__}; expected a function "
-                f"hessian(params, *data), or None."
-            )
+            found = type(self.hessian).__qualname__
+            expected = "a function hessian(params, *data), or None"
+            raise TypeError(f"Newton(hessian=...) is {found}; expected {expected}.")
 
     def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
         found = objective.hessian(state.params, self.hessian)
@@ -69,7 +59,7 @@ class Newton(Descent):
         return along(direction, gradient, state.params, 1.0)
 
     @staticmethod
-    def measure(value: mx.array, grad: Params, old_grad: Params, direction: Vector) -> mx.array:
+    def measure(value: mx.array, grad: Tree, old_grad: Tree, direction: Vector) -> mx.array:
         dtype = direction.dtype
         slope = mx.sum(ravel(grad, dtype) * direction)
         return mx.stack([value.astype(dtype), largest_entry(grad), slope])

@@ -23,18 +23,7 @@ from mlxopt import _tree
 from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import (
-    Tree,
-    epsilon,
-    from_leaves,
-    is_finite,
-    largest_entry,
-    leaves,
-    leaves_with_paths,
-    ravel,
-    read,
-    working_dtype,
-)
+from mlxopt._tree import Tree, from_leaves, is_finite, largest_entry, leaves, read, working_dtype
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.prox import Penalty
 
@@ -103,7 +92,7 @@ class ProximalGradient(Optimizer[ProximalState]):
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        for path, leaf in leaves_with_paths(self.penalty):
+        for path, leaf in _tree.leaves_with_paths(self.penalty):
             if leaf is not None and not isinstance(leaf, Penalty):
                 hint = f" Write {leaf.__name__}(...)." if isinstance(leaf, type) else ""
                 raise TypeError(
@@ -123,7 +112,7 @@ class ProximalGradient(Optimizer[ProximalState]):
         params = self.nearest(params)  # moves by a rounding error at most
         value, grad = objective.value_and_grad(params)
         dtype = working_dtype(params)
-        g = ravel(grad, dtype)
+        g = _tree.ravel(grad, dtype)
         loss, squared = read(value, mx.inner(g, g))
         t = self.step_size or (min(1.0, squared**-0.5) if 0 < squared < math.inf else 1.0)
         total, gap = _total(penalties, params, dtype), _optimality(penalties, params, grad, dtype)
@@ -153,7 +142,7 @@ class ProximalGradient(Optimizer[ProximalState]):
 
         finite = is_finite(loss, extra, optimality, dd, dy)
         has_momentum = state.theta > 1
-        noise = _NOISE * epsilon(state.params) * (abs(loss) + abs(extra))
+        noise = _NOISE * _tree.epsilon(state.params) * (abs(loss) + abs(extra))
         # ½ L of the loss along the step; by slopes where rounding hides it in the values, as in
         # Becker, Candès and Grant (2011), "Templates for convex cone problems", section 5.3.
         allowed = dd / (2 * t)
@@ -208,10 +197,10 @@ def _is_penalty(penalty: Any, _: Tree) -> bool:
 def _check_allowed(penalties: Penalties, params: Tree) -> None:
     """Raise ValueError unless `params` satisfies the constraints, give or take a rounding."""
     dtype = working_dtype(params)
-    for (path, leaf), penalty in zip(leaves_with_paths(params), penalties, strict=True):
+    for (path, leaf), penalty in zip(_tree.leaves_with_paths(params), penalties, strict=True):
         x, nearest = leaf.astype(dtype), _projected(leaf, penalty).astype(dtype)
         distance, size = read(mx.max(mx.abs(nearest - x)), mx.max(mx.abs(x)))
-        if distance > 10 * epsilon(params) * max(1.0, size):
+        if distance > 10 * _tree.epsilon(params) * max(1.0, size):
             raise ValueError(
                 f"ProximalGradient: params{path} starts {distance:.3g} outside of {penalty}. "
                 f"Start inside, for instance at its .prox(params{path}, 1.0)."
@@ -269,10 +258,10 @@ def _optimality(penalties: Penalties, params: Tree, grad: Tree, dtype: mx.Dtype)
 def _measure(penalties: Penalties, value: mx.array, t: mx.array, *points: Tree) -> mx.array:
     """Return the numbers that decide about a trial, from x⁺, ∇f(x⁺), y, ∇f(y) and x."""
     dtype = t.dtype
-    new, g, y, old, x = (ravel(tree, dtype) for tree in points)
+    new, g, y, old, x = (_tree.ravel(tree, dtype) for tree in points)
     d = new - y
     total = _total(penalties, points[0], dtype)
-    gap = _optimality(penalties, *points[:2], dtype)
+    gap = _optimality(penalties, points[0], points[1], dtype)
     pairs = [(old, d), (d, d), (g - old, d), (-d, new - x)]
     products = [mx.inner(a, b) for a, b in pairs]
     numbers = [value, total, gap, *products, mx.max(mx.abs(new - x))]
