@@ -40,15 +40,8 @@ from mlxopt._tree import (
     unravel,
     working_dtype,
 )
-from mlxopt.autodiff import (
-    TapeError,
-    check_is_callable,
-    checked_loss,
-    grad,
-    hessian,
-    hvp,
-    with_fixed_draw,
-)
+from mlxopt.autodiff import TapeError, grad, hessian, hvp
+from mlxopt.autodiff._guards import check_is_callable, checked_loss, with_fixed_draw
 from mlxopt.optimizers import Optimizer
 
 _DENSE = 1000  # parameters up to which the Hessian is factored: half a second, 8 MB in float64

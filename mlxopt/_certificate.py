@@ -30,7 +30,7 @@ from mlxopt._tree import (
     widened,
     working_dtype,
 )
-from mlxopt.autodiff import check_is_callable
+from mlxopt.autodiff._guards import check_is_callable
 
 _DENSE = 200  # parameters up to which the whole Hessian is computed
 _PRODUCTS = 30  # Hessian-vector products beyond that

@@ -40,7 +40,7 @@ from mlxopt._tree import (
     to_numpy,
     widened,
 )
-from mlxopt.autodiff import check_is_callable
+from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._descent import DescentState
 from mlxopt.optimizers._polish import Polish

@@ -24,7 +24,7 @@ from mlxopt._result import History, Result
 from mlxopt._status import Status, warn
 from mlxopt._stop import StopRule, check_stop, stop_rules, with_user
 from mlxopt._tree import Tree, as_data, check_params, count, default_tol, from_host
-from mlxopt.autodiff import check_is_callable
+from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.many._loop import Batch
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Axes, sort

@@ -20,7 +20,7 @@ from mlxopt._resume import check_init
 from mlxopt._status import SETTLED, Status, warn
 from mlxopt._stop import AllSteps, Stall, StopRule, check_stop, stop_rules
 from mlxopt._tree import Params, as_data, check_params, count, default_tol, first_tol, widened
-from mlxopt.autodiff import check_is_callable
+from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.optimizers import Newton, Optimizer, State
 from mlxopt.optimizers._base import as_rule
 

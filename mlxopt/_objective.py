@@ -17,18 +17,8 @@ from mlx.utils import tree_map
 from mlxopt._platform import blas
 from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import Params, count, from_leaves, leaves_with_paths, read, working_dtype
-from mlxopt.autodiff import (
-    can_batch,
-    checked_loss,
-    hessian_product,
-    hessian_row,
-    kept_random_state,
-    over_rows,
-    sample_rows,
-    tape_guard,
-    unit_rows,
-    with_fixed_draw,
-)
+from mlxopt.autodiff import _rows
+from mlxopt.autodiff._guards import checked_loss, kept_random_state, tape_guard, with_fixed_draw
 
 Loss = Callable[..., mx.array]  # loss(params, *data), a scalar array
 Hessian = Callable[..., mx.array]  # hessian(params, *data), shape (p, p)
@@ -127,7 +117,9 @@ class Objective:
 
         Reverse over reverse, which works for every operation that has a gradient.
         """
-        return self.compiled("hvp", lambda: hessian_product(self.loss))(params, vector, *self.data)
+        return self.compiled("hvp", lambda: _rows.hessian_product(self.loss))(
+            params, vector, *self.data
+        )
 
     def hessian(self, params: Params, structured: Hessian | None = None) -> mx.array:
         """Return the Hessian, shape (p, p), in `tree_flatten` order.
@@ -142,11 +134,11 @@ class Objective:
         if self._hessian_rows is None:
             # Compiling it gains nothing, may take seconds, and fails for some batched derivatives
             # in MLX 0.32.
-            row = hessian_row(self.loss)
-            batched = can_batch(row, sample_rows(size, dtype), params, self.data)
-            self._hessian_rows = over_rows(row, batched)
+            row = _rows.hessian_row(self.loss)
+            batched = _rows.can_batch(row, _rows.sample_rows(size, dtype), params, self.data)
+            self._hessian_rows = _rows.over_rows(row, batched)
         rows = self._hessian_rows
-        return unit_rows(lambda units: rows(units, params, self.data), size, dtype)
+        return _rows.unit_rows(lambda units: rows(units, params, self.data), size, dtype)
 
     def ignored_leaves(self, params: Params, grad: Params) -> list[str]:
         """Return the paths of the leaves that the loss does not depend on.

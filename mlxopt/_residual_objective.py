@@ -16,7 +16,8 @@ import numpy as np
 from mlxopt._bounds import Bounds
 from mlxopt._objective import Objective
 from mlxopt._tree import FLOATS, Tree, count, dtype_name, ravel, working_dtype
-from mlxopt.autodiff import can_batch, over_rows, sample_rows, unit_rows, with_fixed_draw
+from mlxopt.autodiff._guards import with_fixed_draw
+from mlxopt.autodiff._rows import can_batch, over_rows, sample_rows, unit_rows
 
 
 def _squares(z: Any, xp: Any) -> tuple[Any, Any, Any]:

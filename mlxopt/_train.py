@@ -30,7 +30,7 @@ from mlxopt._tree import (
     to_data,
     working_dtype,
 )
-from mlxopt.autodiff import check_is_callable
+from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder, Optimizer
 from mlxopt.optimizers._base import as_rule, initial_buffers

@@ -12,9 +12,6 @@ that returns one value for each example; minimize its mean, and pass the functio
 A function that returns one number is evaluated on parts of the data, and refused if it is a mean.
 """
 
-from mlxopt.inference._covariance import covariance
-from mlxopt.inference._delta import delta
-from mlxopt.inference._estimates import Estimates, Intervals
-from mlxopt.inference._profile import profile
+import lazy_loader
 
-__all__ = ["Estimates", "Intervals", "covariance", "delta", "profile"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # of __init__.pyi

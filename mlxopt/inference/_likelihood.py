@@ -13,7 +13,8 @@ from mlx.utils import tree_map
 from mlxopt._result import Result
 from mlxopt._status import Status
 from mlxopt._tree import check_params, dtype_name, from_host, leaves, to_data, to_host, widened
-from mlxopt.autodiff import check_is_callable, hessian, hvp, jacobian, value_and_grad
+from mlxopt.autodiff import hessian, hvp, jacobian, value_and_grad
+from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.inference._estimates import Vector, entry_names
 
 Function = Callable[..., mx.array]

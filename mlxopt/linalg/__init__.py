@@ -7,23 +7,6 @@ work over leading axes; they run on the CPU under any default device. A failure 
 is NaN instead, which a line search rejects.
 """
 
-from mlxopt.linalg._cholesky import cholesky, logdet
-from mlxopt.linalg._lu import inv, slogdet, solve
-from mlxopt.linalg._qr import lstsq, qr
-from mlxopt.linalg._rules import LinAlgError
-from mlxopt.linalg._spectral import eigh, svd
-from mlxopt.linalg._triangular import solve_triangular
+import lazy_loader
 
-__all__ = [
-    "LinAlgError",
-    "cholesky",
-    "eigh",
-    "inv",
-    "logdet",
-    "lstsq",
-    "qr",
-    "slogdet",
-    "solve",
-    "solve_triangular",
-    "svd",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # of __init__.pyi

@@ -18,8 +18,8 @@ import numpy as np
 from mlxopt._objective import Objective
 from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import Tree, count, ravel, to_device, to_numpy, unravel, working_dtype
-from mlxopt.autodiff import hessian_row
 from mlxopt.autodiff._guards import name_of
+from mlxopt.autodiff._rows import hessian_row
 from mlxopt.many._agreement import At, check_row, explain_failure, general_vector
 from mlxopt.many._problems import Problems
 from mlxopt.optimizers.newton import check_hessian

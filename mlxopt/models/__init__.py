@@ -1,13 +1,5 @@
 """Reference models with scikit-learn's conventions, and warnings that say what to distrust."""
 
-from mlxopt.models._base import NotFittedError, RankWarning, SeparationWarning
-from mlxopt.models.linear import LinearRegression
-from mlxopt.models.logistic import LogisticRegression
+import lazy_loader
 
-__all__ = [
-    "LinearRegression",
-    "LogisticRegression",
-    "NotFittedError",
-    "RankWarning",
-    "SeparationWarning",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # of __init__.pyi
