@@ -25,18 +25,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from mlxopt import _tree
 from mlxopt._checks import check_limits, check_number
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import (
-    HALF,
-    Tree,
-    describe_structure,
-    is_finite,
-    largest_entry,
-    read,
-    working_dtype,
-)
+from mlxopt._tree import Tree, is_finite, largest_entry, read, working_dtype
 
 
 class State(Protocol):
@@ -58,9 +51,7 @@ class State(Protocol):
     def status(self) -> Status | None: ...  # why no further step is possible
 
     @property
-    def moved(
-        self,
-    ) -> bool: ...  # whether the last step accepted its trial; else `params` is as before
+    def moved(self) -> bool: ...  # whether the last step accepted its trial
 
     def _replace(self, **fields: Any) -> Any: ...  # as of a NamedTuple
 
@@ -273,7 +264,7 @@ def initial_buffers(rule: FirstOrder, params: Tree) -> Tree:
         found = type(after).__qualname__
         raise TypeError(f"{name}.update returned {found}; expected a tuple (parameters, buffers).")
     for what, old, new in zip(("parameters", "buffers"), (params, buffers), after, strict=True):
-        expected, found = (tree_map(describe_structure, tree) for tree in (old, new))
+        expected, found = (tree_map(_tree.describe_structure, tree) for tree in (old, new))
         # By paths: a list is as good as a tuple.
         if dict(tree_flatten(found)) != dict(tree_flatten(expected)):
             raise TypeError(
@@ -285,7 +276,7 @@ def initial_buffers(rule: FirstOrder, params: Tree) -> Tree:
 
 def wide(tree: Tree) -> Tree:
     """Return a tree with 16-bit leaves in float32, for sums over many steps."""
-    return tree_map(lambda x: x.astype(mx.float32) if x.dtype in HALF else x, tree)
+    return tree_map(lambda x: x.astype(mx.float32) if x.dtype in _tree.HALF else x, tree)
 
 
 def zeros(params: Tree) -> Tree:

@@ -37,9 +37,8 @@ class BFGS(Descent):
     Nocedal and Wright (2006), algorithm 6.1. H starts as a multiple of the identity that the first
     pair sets: ‖s‖ / ‖y‖, the geometric mean of the two scales that fit it, sᵀy / yᵀy (equation
     6.20) and sᵀs / sᵀy (Oren and Luenberger 1974, "Self-scaling variable metric algorithms"). It is
-    kept on the host in float64 and costs p² numbers, so: for up to a few thousand parameters, and
-    fewer steps than LBFGS where they are more than LBFGS's memory. One step of `minimize` is one
-    evaluation of the loss and its gradient.
+    kept on the host, p² float64 numbers: for up to a few thousand parameters. One step of
+    `minimize` is one evaluation of the loss and its gradient.
 
     Raises:
         ValueError: more than 20,000 parameters.

@@ -20,16 +20,14 @@ class StepMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GradientDescent(Descent):
-    """Steepest descent: straight down the gradient, as far as a line search says.
+    """Steepest descent: along -gradient, with a line search.
 
         params ← params - t · gradient,   t by the strong Wolfe conditions
 
     The first trial is t = sᵀy / yᵀy, from the last changes of the parameters (s) and of the
     gradient (y): the shorter of the two of Barzilai and Borwein (1988), "Two-point step size
-    gradient methods". That takes far fewer steps than Cauchy's choice, the best t on each line,
-    which zigzags. Still the slowest of the methods with a line search: good to learn by and to
-    compare with; LBFGS costs the same per step. One step of `minimize` is one evaluation of the
-    loss and its gradient.
+    gradient methods". It is the slowest of the methods with a line search, for comparisons; LBFGS
+    costs the same per step. One step of `minimize` is one evaluation of the loss and its gradient.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 10.0]) * (w - 3.0) ** 2)

@@ -44,7 +44,7 @@ class BoundedPairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LBFGSB(Descent):
-    """L-BFGS within bounds: lower ≤ params ≤ upper, never left, not even by a trial.
+    """L-BFGS within bounds: lower ≤ params ≤ upper, at every trial too.
 
     Parameters that the gradient presses against a bound are held there; the others take the
     quasi-Newton step of L-BFGS-B (Byrd, Lu, Nocedal and Zhu 1995, equation 5.11), searched along

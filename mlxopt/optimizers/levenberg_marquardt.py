@@ -74,7 +74,7 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
             evaluation a step and fewer steps in curved valleys (Transtrum and Sethna 2012,
             "Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares
             minimization", equation 5).
-        radius: the first radius over the scaled size of the start; 0.1 to 100.
+        radius: the first radius over the scaled start; 0.1 to 100, smaller if steps overshoot.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> residual = lambda x: mx.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])  # Rosenbrock
