@@ -86,7 +86,5 @@ def _check_shapes(params: Tree, expected: dict[str, Any], module: str) -> None:
         if expected.get(name) != found.get(name):
             wanted = f"shape {expected[name]}" if name in expected else "no such parameter"
             got = f"shape {found[name]}" if name in found else "none"
-            raise ValueError(
-                f"apply, whose first argument is the parameters of {module}, expected for {name!r} "
-                f"{wanted}, got {got}."
-            )
+            reason = f"expected for {name!r} {wanted}, got {got}"
+            raise ValueError(f"params, the first argument of {module}'s apply: {reason}.")

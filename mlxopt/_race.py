@@ -64,11 +64,7 @@ class Race:
         return self._of(problem)[1][self.optimizers.index(optimizer)]
 
     def costs(self, by: str = "evaluations") -> dict[str, np.ndarray]:
-        """Return the cost of each problem, float64, infinite if not solved, by optimizer.
-
-        Args:
-            by: "evaluations" or "seconds".
-        """
+        """Return each problem's cost, float64, infinite if not solved, by optimizer; see `plot`."""
         check_choice(by, "by", _UNITS)
         costs = [float(getattr(row, by)) if row.solved else np.inf for row in self.rows]
         columns = np.reshape(costs, (len(self.problems), -1)).T
@@ -195,9 +191,9 @@ def race(
     max_steps = check_count(max_steps, "max_steps")
     if not entered:
         raise ValueError("there are no problems; expected one or more of mlxopt.problems.")
-    if other := [item for item in entered if not isinstance(item, Problem)]:
-        kind = describe_type(other[0])
-        raise TypeError(f"a problem is {kind}; expected records such as problems.get('Beale').")
+    for item in entered:
+        if not isinstance(item, Problem):
+            raise TypeError(f"a problem is {describe_type(item)}; expected one of mlxopt.problems.")
     names = [known.name for known in entered]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"these problems came twice: {', '.join(sorted(twice))}.")

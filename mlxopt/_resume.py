@@ -30,7 +30,7 @@ def check_init(init: Any, params: Tree) -> None:
         path, came, expected = found
         raise ValueError(
             f"init.params{path} is {came}, but params{path} is {expected}; expected two trees of "
-            f"the same structure, shapes and dtypes. Pass init.params: their values are not used."
+            f"the same structure, shapes and dtypes. Pass init.params as params."
         )
 
 
@@ -38,10 +38,8 @@ def check_state(optimizer: Any, init: Any, fresh: Any) -> None:
     """Raise TypeError or ValueError unless `init` is a state of this optimizer, as `fresh` is."""
     name, came, expected = (type(one).__name__ for one in (optimizer, init, fresh))
     if came != expected:
-        raise TypeError(
-            f"init is of type {came}; {name} resumes from a {expected}. To start {name} from the "
-            f"parameters of another method, {_ANEW}."
-        )
+        kinds = f"init is of type {came}; {name} resumes from a {expected}"
+        raise TypeError(f"{kinds}. To start from its parameters, {_ANEW}.")
     found = difference(init, fresh, optional=True)
     if found is not None:
         path, came, expected = found

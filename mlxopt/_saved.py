@@ -71,11 +71,8 @@ def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
     array([1, 1], dtype=float32)
     """
     if not is_state(state):
-        hint = "The optimizer comes before it" if is_state(optimizer) else "Pass result.state"
-        raise TypeError(
-            f"state is {describe_type(state)}; expected an optimizer's state. {hint}: "
-            f"save(path, optimizer, state)."
-        )
+        hint = "The optimizer comes before it." if is_state(optimizer) else "Pass result.state."
+        raise TypeError(f"state is {describe_type(state)}; expected an optimizer's state. {hint}")
     arrays: dict[str, mx.array] = {}
     classes: dict[str, type] = {}
     both = (optimizer, "optimizer"), (state, "state")
@@ -106,8 +103,7 @@ def load(path: str | os.PathLike[str], classes: Iterable[type] = ()) -> tuple[An
         (optimizer, state); the optimizer is None if it was saved as None.
 
     Raises:
-        ValueError: the file is not of `save`, or of another format, or damaged; or it holds a class
-            that is not in `classes`, or whose fields have changed.
+        ValueError: the file is damaged or not of `save`, or a class in it is unknown or changed.
         OSError: the file cannot be read.
     """
     named = _known() | _by_name(classes)
@@ -159,7 +155,14 @@ def _encode(item: Any, path: str, arrays: dict[str, mx.array], classes: dict[str
     elif cls in (dict, list, tuple):
         members = children(item) or []
     else:
-        raise TypeError(_refusal(item, path))
+        kind = f"of type {cls.__module__}.{cls.__qualname__}"
+        if hasattr(item, "__qualname__"):
+            kind = f"the function {item.__qualname__}"
+        raise TypeError(
+            f"{path} is {kind}, which cannot be saved; expected numbers, strings, arrays, and "
+            f"trees, dataclasses and NamedTuples of these. For a learning rate take one of "
+            f"mo.schedules; else write mo.save(path, None, state), and build the optimizer again."
+        )
     values = [_encode(member, path + step, arrays, classes) for step, member in members]
     if fields is not None:
         if classes.setdefault(_name(cls), cls) is not cls:
@@ -245,15 +248,3 @@ def _checksum(tree: str, arrays: dict[str, mx.array]) -> str:
         buffer: Any = mx.contiguous(array)
         total = zlib.crc32(buffer, total)
     return f"{total:08x}"
-
-
-def _refusal(item: Any, path: str) -> str:
-    """Return the message for an item that cannot be saved."""
-    kind = f"of type {type(item).__module__}.{type(item).__qualname__}"
-    if hasattr(item, "__qualname__"):
-        kind = f"the function {item.__qualname__}"
-    return (
-        f"{path} is {kind}, which cannot be saved; expected numbers, strings, arrays, and trees, "
-        f"dataclasses and NamedTuples of these. For a learning rate take one of mo.schedules; else "
-        f"write mo.save(path, None, state), and build the optimizer again."
-    )

@@ -17,18 +17,17 @@ if TYPE_CHECKING:
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
-def history(history: Any, ax: Axes | None = None, label: str = "loss") -> Axes:
+def history(history: Any, ax: Axes | None = None) -> Axes:
     """Draw loss and gradient norm of a run against its steps; return the axes.
 
     Args:
         history: with arrays `step`, `value` and `optimality`, such as `Result.history`.
         ax: axes to draw on; None: a new figure.
-        label: name of the loss.
     """
     ax = _axes(ax)
     marker = "o" if len(history.step) < 30 else None
-    lines = ax.plot(history.step, history.value, marker=marker, markersize=3, label=label)
-    _finish(ax, "step", label)
+    lines = ax.plot(history.step, history.value, marker=marker, markersize=3, label="loss")
+    _finish(ax, "step", "loss")
     below = ax.twinx()
     style = {"color": "tab:orange", "linestyle": "--", "linewidth": 1}
     name = "largest gradient entry"
@@ -46,8 +45,6 @@ def loss_curves(
     histories: Mapping[str, Any], lowest: float = 0.0, floor: float = 0.0, ax: Axes | None = None
 ) -> Axes:
     """Draw how far losses are above the lowest, against steps, both logarithmic; return the axes.
-
-    Step 0 is at the left edge.
 
     Args:
         histories: a history of each run, such as `Result.history`, by name.
@@ -171,9 +168,8 @@ def performance_profile(
 ) -> Axes:
     """Draw the share of problems solved within a factor of the best cost; return the axes.
 
-    At 1 a curve is the share of problems on which the solver was the best, at the right end the
-    share that it solved (Dolan and Moré 2002, "Benchmarking optimization software with performance
-    profiles").
+    A curve begins with the share on which the solver was the best and ends with the share it solved
+    (Dolan and Moré 2002, "Benchmarking optimization software with performance profiles").
 
     Args:
         costs: of each problem, shape (problems,), by solver; infinite if not solved.

@@ -45,10 +45,9 @@ def facts() -> list[tuple[str, str]]:
     if sys.platform == "linux":
         compiler = shutil.which("g++")
         rows.append(("compiler", compiler or "none: compiled functions run op by op"))
-        if compiler and precompiled_header().exists():
-            rows.append(("its header", "precompiled, which makes kernels quick to compile"))
-        elif compiler:
-            rows.append(("its header", "not precompiled yet: the first run does it"))
+        if compiler:
+            made = precompiled_header().exists()
+            rows.append(("its header", "precompiled" if made else "precompiled by the first run"))
     return rows
 
 

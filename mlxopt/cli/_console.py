@@ -53,12 +53,11 @@ def check_writable(path: Path | None) -> None:
     """Fail, before the work, unless a file can be written at `path`."""
     if path is None:
         return
-    folder = path.parent
     if path.is_dir():
         fail(f"{path} is a folder; name a file in it.")
-    if not folder.is_dir():
-        fail(f"{path} cannot be written: there is no folder {folder}.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    if not path.parent.is_dir():
+        fail(f"{path} cannot be written: there is no folder {path.parent}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
         fail(f"{path} cannot be written: permission denied.")
 
 

@@ -19,8 +19,7 @@ from mlxopt._report import counted
 from mlxopt.cli._cells import CellError, is_missing, is_number, marked_number, read_numbers
 
 _BLOCK = 20_000  # rows converted at once: text takes ten times the memory of numbers
-_SHOWN = 5  # columns named in a message
-MOST_NAMES = 12  # in a list of columns
+_MOST_NAMES = 12  # in a list of columns
 
 Records = Iterator[tuple[int, list[str]]]  # each with the line at which it begins
 
@@ -83,11 +82,9 @@ def read_table(
         raise TableError(f"{path}: there are no rows below the header (line {header_line}).")
     if not table.lines:
         absent = Counter(name for _, names in table.left_out for name in names)
-        counts = ", ".join(f"{name} in {count:,}" for name, count in absent.most_common(_SHOWN))
-        raise TableError(
-            f"{path}: none of the {table.rows_read:,} rows is complete; missing are {counts}. "
-            f"Leave such a column out with --features, or fill its cells in."
-        )
+        counts = some([f"{name} in {count:,}" for name, count in absent.most_common()], 5)
+        reason = f"none of the {table.rows_read:,} rows is complete; missing are {counts}"
+        raise TableError(f"{path}: {reason}. Leave a column out with --features.")
     table.values = np.concatenate(values)
     return table
 
@@ -161,7 +158,7 @@ def more_marked(cells: Sequence[str]) -> str:
 
 def _features(names: list[str]) -> str:
     """Return the option that selects these columns, quoted for a shell."""
-    if len(names) > MOST_NAMES:
+    if len(names) > _MOST_NAMES:
         return f"--features and the names of the others ({listed(names)})"
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(names)
@@ -171,10 +168,7 @@ def _features(names: list[str]) -> str:
 def _check_text(path: Path, data: bytes) -> None:
     """Raise TableError unless the bytes are UTF-8 text, and not blank."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise TableError(
-            f"{path}, line 1: the file is in UTF-16. Save it as UTF-8, which Excel calls "
-            f"'CSV UTF-8'."
-        )
+        raise TableError(f"{path}, line 1: the file is in UTF-16. Save it as UTF-8.")
     nul = data.find(b"\0")
     if nul >= 0:
         where = f"{path}, line {_line_at(data, nul)}"
@@ -182,11 +176,9 @@ def _check_text(path: Path, data: bytes) -> None:
     try:
         blank = not data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise TableError(
-            f"{path}, line {_line_at(error.object, error.start)}: the byte "
-            f"0x{error.object[error.start]:02x} is not UTF-8. Save the file as UTF-8 (it may be in "
-            f"Windows-1252 or Latin-1)."
-        ) from None
+        line, byte = _line_at(error.object, error.start), f"0x{error.object[error.start]:02x}"
+        remedy = "Save the file as UTF-8 (it may be in Windows-1252)."
+        raise TableError(f"{path}, line {line}: the byte {byte} is not UTF-8. {remedy}") from None
     if blank:
         raise TableError(f"{path}: the file is empty. A header line and rows were expected.")
 
@@ -233,17 +225,13 @@ def _is_blank(cells: list[str]) -> bool:
 def _check_header(path: Path, line: int, names: list[str], target: str, delimiter: str) -> None:
     where = f"{path}, line {line}"
     if all(is_number(name) for name in names):
-        raise TableError(
-            f"{where}: the header holds numbers ({listed(names)}) where column names were "
-            f"expected. Add a first line that names the columns."
-        )
+        remedy = "Add a first line that names the columns."
+        raise TableError(f"{where}: the header holds numbers ({listed(names)}). {remedy}")
     if target not in names:
         raise TableError(_no_column(where, target, names, delimiter))
     if "" in names:
-        raise TableError(
-            f"{where}: column {names.index('') + 1} has no name. Name it, or delete the column (it "
-            f"may hold row numbers, or come from a delimiter at the end of lines)."
-        )
+        remedy = "Name it, or delete it (such as row numbers)."
+        raise TableError(f"{where}: column {names.index('') + 1} has no name. {remedy}")
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         remedy = "Give each column a name of its own."
@@ -269,10 +257,9 @@ def _choose(path: Path, names: list[str], target: str, features: list[str] | Non
     for index, name in enumerate(features):
         if name not in names:
             raise TableError(_no_column(f"{path}, --features", name, names, ","))
-        if name == target:
-            raise TableError(f"--features holds the target {name}: leave it out.")
-        if name in features[:index]:
-            raise TableError(f"--features names {name} twice.")
+        if name in (target, *features[:index]):
+            what = f"holds the target {name}" if name == target else f"names {name} twice"
+            raise TableError(f"--features {what}: leave it out.")
     return features
 
 
@@ -280,8 +267,12 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def listed(names: list[str], most: int = MOST_NAMES) -> str:
+def listed(names: list[str], most: int = _MOST_NAMES) -> str:
     """Return the first names, and the number of the others, in words."""
-    shown = [name if len(name) <= 40 else name[:37] + "..." for name in names[:most]]
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(shown) + more
+    return some([name if len(name) <= 40 else name[:37] + "..." for name in names], most)
+
+
+def some(texts: list[str], most: int) -> str:
+    """Return the first texts, and the number of the others, in words."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more

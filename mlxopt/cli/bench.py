@@ -37,10 +37,8 @@ def bench(
     and needs an idle machine.
     """
     if not (_TESTS / "benchmarks" / "run.py").is_file():
-        fail(
-            "the installed package does not hold the benchmarks. Clone the repository, run "
-            "`pip install -e '.[bench]'` in it, and then `mlxopt bench`."
-        )
+        remedy = "Clone the repository and run `pip install -e '.[bench]'` in it."
+        fail(f"the installed package does not hold the benchmarks. {remedy}")
     check_writable(json_file)
     check_picture(plot)
     sys.path.insert(0, str(_TESTS))

@@ -157,10 +157,8 @@ def _methods(problem: Problem) -> dict[str, Callable[[], Answer]]:
     X, y, rate = problem.X, problem.y, problem.learning_rate
 
     def ours(optimizer: Optimizer[Any], tol: float | None = None) -> Answer:
-        start = mx.zeros(X.shape[1])
-        result = minimize(
-            problem.loss, start, optimizer, X, y, tol=tol, max_steps=STEPS, progress=False
-        )
+        start, options = mx.zeros(X.shape[1]), {"max_steps": STEPS, "progress": False}
+        result = minimize(problem.loss, start, optimizer, X, y, tol=tol, **options)
         if result.status is Status.INTERRUPTED:  # a command ends where `minimize` returns
             raise KeyboardInterrupt
         return Answer(result.params, result.steps, result.history)

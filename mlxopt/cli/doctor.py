@@ -6,7 +6,7 @@ import platform
 import shutil
 import statistics
 import sys
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -53,12 +53,7 @@ def _speeds() -> list[tuple[str, str]]:
 def _seconds(run: Callable[[], Any]) -> float:
     """Return the median time of a call after the first."""
     run()
-    times = []
-    for _ in range(_REPEATS):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return statistics.median(timeit.repeat(run, number=1, repeat=_REPEATS))
 
 
 def _accuracy() -> tuple[str, str]:
@@ -76,9 +71,7 @@ def _advice() -> list[str]:
         return []
     lines = []
     if shutil.which("g++") is None:
-        lines.append(
-            "Install g++ (on Debian: apt-get install g++), so that MLX can fuse operations."
-        )
+        lines.append("Install g++ (apt-get install g++), so that MLX can fuse operations.")
     library = blas.binding().library
     if library is None:
         lines.append("A faster BLAS would make most fits many times faster; see the reason above.")

@@ -19,7 +19,7 @@ from mlxopt._status import Status
 from mlxopt.cli import _console
 from mlxopt.cli._cells import CellError, is_number, marked_number, read_numbers
 from mlxopt.cli._console import fail, noted, print_notes, save, stderr, stdout
-from mlxopt.cli._table import Table, TableError, listed, more_marked, read_table
+from mlxopt.cli._table import Table, TableError, listed, more_marked, read_table, some
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,10 +150,9 @@ def _understand(table: Table, model: ModelName | None) -> Outcome:
     if kind is ModelName.linear:
         return Outcome(kind, values, [], "numbers: linear regression")
     if not two:
-        raise TableError(
-            f"{table.path}, column {table.target}: a logistic model needs a target with two "
-            f"distinct values, and this one has {len(distinct)}. Use --model linear, or code it."
-        )
+        where = f"{table.path}, column {table.target}"
+        reason = f"a logistic model needs a target of two values; this one has {len(distinct)}"
+        raise TableError(f"{where}: {reason}. Use --model linear, or code it as 0 and 1.")
     names = [repr(value).removesuffix(".0") for value in distinct.tolist()]
     if (distinct == np.rint(distinct)).all() and np.abs(distinct).max() < 2.0**53:
         values = values.astype(np.int64)  # so that the model prints 1, not 1.0
@@ -170,11 +169,10 @@ def _labels(table: Table, model: ModelName | None, counts: Counter[str]) -> Outc
         reason = "is not a number, nor is any other cell of the column. A linear model needs them."
         raise TableError(f"{_cell(table, 0)} {reason}")
     if len(names) != 2:
-        shown = _some([f"{name!r} ({counts[name]:,})" for name in names[:_LABELS]], len(names))
-        raise TableError(
-            f"{table.path}, column {table.target}: the target is text with "
-            f"{counted(len(names), 'distinct value')}, {shown}; a logistic model needs two."
-        )
+        shown = some([f"{name!r} ({counts[name]:,})" for name in names], _LABELS)
+        reason = f"the target is text with {counted(len(names), 'distinct value')}, {shown}"
+        where = f"{table.path}, column {table.target}"
+        raise TableError(f"{where}: {reason}; a logistic model needs two.")
     remark = _two(names, [counts[name] for name in names])
     return Outcome(ModelName.logistic, np.array(table.outcomes), names, remark)
 
@@ -205,11 +203,10 @@ def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
     line("SHA-256", table.sha256[:16])
     line("rows", f"{table.rows_read:,} read, {len(table.outcomes):,} used")
     if table.left_out:
-        count = len(table.left_out)
-        examples = [f"line {n} ({listed(names, _SHOWN)})" for n, names in table.left_out[:_SHOWN]]
-        line("left out", f"{count:,} with missing values: {_some(examples, count)}")
+        examples = [f"line {n} ({listed(names, _SHOWN)})" for n, names in table.left_out]
+        line("left out", f"{len(examples):,} with missing values: {some(examples, _SHOWN)}")
     if table.blank:
-        lines = _some(list(map(str, table.blank[:_SHOWN])), len(table.blank))
+        lines = some(list(map(str, table.blank)), _SHOWN)
         line("skipped", f"{counted(len(table.blank), 'blank line')}: {lines}")
     if table.duplicates:
         verb = "rows repeat" if table.duplicates > 1 else "row repeats"
@@ -221,11 +218,6 @@ def _print_reading(console: Console, table: Table, outcome: Outcome) -> None:
     if table.unused:
         line("not used", listed(table.unused))
     console.print(grid)
-
-
-def _some(examples: list[str], count: int) -> str:
-    more = f" and {count - len(examples):,} more" if count > len(examples) else ""
-    return ", ".join(examples) + more
 
 
 def _fitted(table: Table, outcome: Outcome, l2: float) -> Any:

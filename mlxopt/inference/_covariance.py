@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxopt._checks import check_choice
 from mlxopt._dense import eigen
-from mlxopt._status import Status, warn
+from mlxopt._status import warn
 from mlxopt.inference._estimates import Estimates
 from mlxopt.inference._likelihood import Likelihood
 from mlxopt.linalg import LinAlgError
@@ -120,10 +120,10 @@ def invert(likelihood: Likelihood) -> tuple[np.ndarray, float]:
     hessian, names = likelihood.hessian(likelihood.theta), likelihood.names
     if not np.isfinite(hessian).all():
         row, column = np.argwhere(~np.isfinite(hessian))[0]
+        where = f"in {names[row]} and {names[column]} is {hessian[row, column]}"
         raise ValueError(
-            f"the second derivative of the negative log-likelihood in {names[row]} and "
-            f"{names[column]} is {hessian[row, column]} at the estimate; expected a number. An "
-            f"operation has no finite derivative (sqrt at 0; mx.where, in the branch not taken)."
+            f"the second derivative of the negative log-likelihood {where}: an operation has no "
+            f"finite derivative (sqrt at 0; mx.where, in the branch not taken)."
         )
     for name, curvature, row in zip(names, np.diag(hessian), hessian, strict=True):
         if not row.any():
@@ -159,21 +159,17 @@ def check_is_minimum(likelihood: Likelihood, inverse: np.ndarray, errors: np.nda
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(step == 0, 0.0, step / errors)
     distance, worst = float(ratio.max()), likelihood.names[int(ratio.argmax())]
+    moves = f"a Newton step in float64 would move {worst} by {distance:.2g} standard errors"
     status = likelihood.status
     if status is not None and status.is_failure:
-        advice = status.value.partition(". ")[2] or status.value
-        if status in (Status.NO_PROGRESS, Status.MAX_STEPS):
-            advice = "Continue from there in float64 (params of dtype mx.float64), with more steps."
         warn(
-            f"the run ended {status.name}, and standard errors hold at a minimum only. (A Newton "
-            f"step in float64 would move {worst} by {distance:.2g} standard errors.) {advice}"
+            f"standard errors hold at a minimum only, and {moves}; the run ended {status.name}: "
+            f"{status.value}"
         )
     elif not distance <= _CLOSE:
         warn(
-            f"a Newton step in float64 would move {worst} by {distance:.2g} of its standard "
-            f"errors: the parameters are not close enough to a minimum. Continue in float64; check "
-            f"that this negative log-likelihood is the one that was minimized, on the same data, "
-            f"without a penalty or bounds."
+            f"{moves}: the parameters are not close enough to a minimum. Continue in float64. Is "
+            f"this function the one that was minimized, on these data, without penalty or bounds?"
         )
     return distance
 
@@ -208,10 +204,7 @@ def _check_kind(kind: str, correction: str | None, clusters: Any) -> str | None:
 def _scores(likelihood: Likelihood, kind: str) -> np.ndarray:
     """Return the scores of the examples, (n, p)."""
     if likelihood.examples is None:
-        raise ValueError(
-            f"kind={kind!r} needs one value of negative_log_likelihood for each example, shape "
-            f"(n,). Leave out the sum."
-        )
+        raise ValueError(f"kind={kind!r} needs a value for each example, (n,). Leave out the sum.")
     scores = likelihood.scores()
     if not np.isfinite(scores).all():
         example, entry = np.argwhere(~np.isfinite(scores))[0]
@@ -224,9 +217,7 @@ def _sum_by_cluster(scores: np.ndarray, clusters: Any) -> np.ndarray:
     """Return the sums of the scores of each cluster, (G, p)."""
     labels, n = np.asarray(clusters), len(scores)
     if labels.shape != (n,):
-        raise ValueError(
-            f"clusters has shape {labels.shape}; expected ({n},), a label for each example."
-        )
+        raise ValueError(f"clusters has shape {labels.shape}; expected ({n},), as the examples.")
     missing = np.array([label is None or label != label for label in labels.tolist()])
     if missing.any():
         raise ValueError(f"clusters has no label for example {missing.argmax()}: it is NaN.")
@@ -242,7 +233,5 @@ def _factor(correction: str | None, n: int, p: int, groups: int) -> float:
     if correction not in ("HC1", "CR1S"):
         return factor
     if n <= p:
-        raise ValueError(
-            f"correction={correction!r} needs more examples than parameters; got {n} and {p}."
-        )
+        raise ValueError(f"{correction} needs more examples than parameters; got {n} and {p}.")
     return factor * (n if correction == "HC1" else n - 1) / (n - p)

@@ -53,10 +53,8 @@ def delta(
     """
     check_is_callable(function)
     if not isinstance(estimates, Estimates):
-        raise TypeError(
-            f"estimates is {describe_type(estimates)}; expected the result of "
-            f"mo.inference.covariance. It comes second: delta(function, estimates, *data)."
-        )
+        hint = "It comes second: delta(function, estimates, *data)."
+        raise TypeError(f"estimates is {describe_type(estimates)}; expected Estimates. {hint}")
     with mx.stream(mx.cpu):
         arguments = estimates.values, *as_float64(data)
         matrix = np.array(jacobian(function, flat=True, compile=compile)(*arguments))
@@ -66,10 +64,8 @@ def delta(
     for what, rows in ("value", to_host(values)[:, None]), ("derivative", matrix):
         wrong = ~np.isfinite(rows).all(axis=1)
         if wrong.any():
-            raise ValueError(
-                f"the {what} of {names[wrong.argmax()]} is NaN or infinite at the estimates; "
-                f"expected finite numbers. Keep the function inside its domain."
-            )
+            where = names[wrong.argmax()]
+            raise ValueError(f"the {what} of {where} is NaN or infinite at the estimates.")
     # By a root of the covariance: no variance is negative by rounding.
     spread = matrix.astype(np.float64) @ eigen(estimates.covariance).root()
     return dataclasses.replace(estimates, values=values, names=names, covariance=spread @ spread.T)

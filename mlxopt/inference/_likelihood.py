@@ -87,10 +87,8 @@ class Likelihood:
     def _check_is_by_example(self, total: bool, values: Vector) -> None:
         """Raise if the first half of the data does not give the first half of the values."""
         if total:
-            raise ValueError(
-                f"total=True means one number for all the data, but negative_log_likelihood "
-                f"returned {len(values)} values. Leave it out: they are summed here."
-            )
+            came = f"negative_log_likelihood returned {len(values)} values"
+            raise ValueError(f"total=True means one number, and {came}. Leave it out.")
         if (found := self._halves()) is None:
             return
         try:
@@ -121,9 +119,8 @@ class Likelihood:
             mean = (n // 2 * first + (n - n // 2) * last) / n
             if (np.abs(whole - mean) <= room).all():
                 raise ValueError(
-                    f"negative_log_likelihood returns a mean over examples: the covariance would "
-                    f"be {n} times too large. Return one value for each, shape (n,): leave out the "
-                    f"mean."
+                    f"negative_log_likelihood returns a mean, so the covariance would be {n} times "
+                    f"too large. Return one value for each example, shape (n,)."
                 )
         raise ValueError(
             "negative_log_likelihood returns one number, and its curvatures over parts of the data "
@@ -149,25 +146,22 @@ def as_float64(data: Data) -> Data:
 
 def _checked(function: Function) -> Function:
     """Return `function` with a check of its values."""
+    name = "negative_log_likelihood"
 
     @functools.wraps(function)
     def checked(*args: Any) -> mx.array:
         values = function(*args)
         if not isinstance(values, mx.array):
             kind = f"{type(values).__module__}.{type(values).__qualname__}"
-            raise TypeError(f"negative_log_likelihood returned {kind}; expected an mx.array, (n,).")
+            raise TypeError(f"{name} returned {kind}; expected an mx.array, shape (n,).")
         if values.ndim > 1:
-            raise ValueError(
-                f"negative_log_likelihood returned shape {values.shape}; expected one value for "
-                f"each example, shape (n,). (Shapes (n,) and (n, 1) in one operation make (n, n).)"
-            )
+            hint = "(n,) and (n, 1) in one operation make (n, n)"
+            raise ValueError(f"{name} returned shape {values.shape}; expected (n,). ({hint}.)")
         if values.size == 0:
-            raise ValueError("negative_log_likelihood returned no values: are the data empty?")
+            raise ValueError(f"{name} returned no values: are the data empty?")
         if values.dtype != mx.float64:
-            raise TypeError(
-                f"negative_log_likelihood returned {dtype_name(values.dtype)}; expected float64. "
-                f"Does it cast (astype), or is it independent of the parameters?"
-            )
+            hint = "Does it cast (astype), or is it independent of the parameters?"
+            raise TypeError(f"{name} returned {dtype_name(values.dtype)}, not float64. {hint}")
         return values
 
     return checked
@@ -178,10 +172,8 @@ def _check_finite(values: mx.array) -> None:
     if wrong.size:
         where = f" for example {wrong[0]}" if values.ndim else ""
         more = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
-        raise ValueError(
-            f"the negative log-likelihood is NaN or infinite{where}{more} at the estimate. Check "
-            f"the data for NaN, and that they are the data of the fit."
-        )
+        came = f"the negative log-likelihood is NaN or infinite{where}{more} at the estimate"
+        raise ValueError(f"{came}. Check the data for NaN, and that they are those of the fit.")
 
 
 def _has_axis(leaf: Any) -> bool:

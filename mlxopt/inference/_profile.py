@@ -80,9 +80,7 @@ def profile(
     check_is_minimum(likelihood, inverse, errors)
     minimum = _descend(likelihood, likelihood.theta, np.arange(len(errors)))
     if minimum is None:
-        raise ValueError(
-            "Newton's method from the estimate leads to no minimum: minimize further first."
-        )
+        raise ValueError("Newton's method finds no minimum near the estimate: minimize further.")
     limits = np.empty((2, len(chosen)))
     notes: list[str] = []
     for column, j in enumerate(chosen):
@@ -209,7 +207,7 @@ def _chosen(names: Sequence[str] | None, known: tuple[str, ...]) -> list[int]:
     for name in [names] if isinstance(names, str) else names:
         found = [i for i, entry in enumerate(known) if f"{entry}[".startswith(f"{name}[")]
         if not found:
-            shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-            raise ValueError(f"names holds {name!r}; expected entries or leaves of {shown}.")
+            shown = ", ".join(known[:8])
+            raise ValueError(f"names holds {name!r}; expected entries or leaves, as in {shown}.")
         chosen += [i for i in found if i not in chosen]
     return chosen

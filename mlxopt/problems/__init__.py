@@ -27,11 +27,7 @@ __all__ = ["ALL", "BOUNDED", "MGH", "OTHERS", "Minimum", "Problem", "get"]
 
 
 def get(name: str) -> Problem:
-    """Return the problem of that name.
-
-    Raises:
-        KeyError: there is none; the message has the nearest names.
-    """
+    """Return the problem of that name; raise KeyError, with the nearest names, if there is none."""
     found = {problem.name: problem for problem in ALL}
     if name in found:
         return found[name]

@@ -25,13 +25,11 @@ def check_optimizer(
     - `value` and `grad` are the loss and its gradient at `params`, `optimality` is the gradient's
       largest absolute entry, and `moved` is whether the step changed `params`; value and optimality
       are host floats;
-    - parameters and gradient keep structure, shapes and dtypes: float64, float32, and a tree with
-      a bfloat16 leaf;
-    - a step evaluates at most once, and depends on the objective and the state alone; the
-      optimizer, the start, the data and earlier states do not change; ten steps in one call equal
-      ten single steps;
-    - where the loss or its gradient becomes NaN, the state is the last finite point;
-    - at an exact minimum, where the gradient is zero, every number is finite;
+    - parameters and gradient keep structure, shapes and dtypes, bfloat16 included;
+    - a step evaluates at most once, and depends on the objective and the state alone, none of which
+      changes; ten steps in one call equal ten single steps;
+    - where the loss or its gradient becomes NaN, the state is the last finite point, and at an
+      exact minimum every number is finite;
     - the problems in `converges` are solved.
 
     Args:
