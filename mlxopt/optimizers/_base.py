@@ -176,10 +176,13 @@ class FirstOrder(Optimizer[FirstOrderState]):
         self, step: int, count: int, dtype: mx.Dtype, losses: tuple[float, ...] = ()
     ) -> list[Any]:
         """Return the learning rates of `count` steps from `step` on, each a tree of arrays."""
+        rate = self.learning_rates()
+        if isinstance(rate, (int, float)):  # no tree to walk: a tenth of the time
+            return [mx.array(float(rate), dtype=dtype)] * count
 
         def arrays(step: int) -> Tree:
             array = functools.partial(_rate_at, step=step, losses=losses, dtype=dtype)
-            return tree_map(array, self.learning_rates(), is_leaf=callable)
+            return tree_map(array, rate, is_leaf=callable)
 
         if not self._any_rate(callable):
             return [arrays(step)] * count
@@ -208,11 +211,12 @@ class FirstOrder(Optimizer[FirstOrderState]):
         params, grad, buffers, step = state.params, state.grad, state.buffers, state.step
         value = optimality = mx.array(0.0)
         steps, end = functools.partial(self._steps, objective.loss), step + count
+        rates = self.rates(step, count, dtype, state.losses)
         while step < end:
             size = objective.steps_per_call if end - step >= objective.steps_per_call else 1
             call = objective.compiled((id(self), size), lambda: steps)
-            rates = self.rates(step, size, dtype, state.losses)
-            found = call(params, grad, buffers, rates, *objective.data)
+            first = step - state.step
+            found = call(params, grad, buffers, rates[first : first + size], *objective.data)
             params, buffers, value, grad, optimality = found
             step += size
             if step < end:
@@ -262,7 +266,9 @@ def initial_buffers(rule: FirstOrder, params: Tree) -> Tree:
     name = type(rule).__name__
     if not (isinstance(after, tuple) and len(after) == 2):
         found = type(after).__qualname__
-        raise TypeError(f"{name}.update returned {found}; expected a tuple (parameters, buffers).")
+        raise TypeError(
+            f"{name}.update returned {found}; expected a tuple of two: parameters and buffers."
+        )
     for what, old, new in zip(("parameters", "buffers"), (params, buffers), after, strict=True):
         expected, found = (tree_map(_tree.describe_structure, tree) for tree in (old, new))
         # By paths: a list is as good as a tuple.
