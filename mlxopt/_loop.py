@@ -14,7 +14,7 @@ from mlxopt._progress import ProgressBar
 from mlxopt._result import History, Info, Phase
 from mlxopt._resume import resumed
 from mlxopt._status import Status, warn
-from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves, steps_until, with_user
+from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves, last_step, with_user
 from mlxopt._tree import Params, dtype_name, epsilon, leaves, working_dtype
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._base import STATE_FIELDS
@@ -80,7 +80,7 @@ class Loop:
             start = state = resumed(optimizer, init, state)
         if not self.phases and state.grad is not None:
             warn_of_ignored(objective, params, state.grad)
-        best, noise, steps = state, ROUNDINGS * epsilon(params), 0
+        best, noise, steps, last = state, ROUNDINGS * epsilon(params), 0, last_step(rules)
         value, optimality = state.value, state.optimality
         progress = Progress(0, self._seconds(), value, optimality, value, optimality)
         try:
@@ -91,7 +91,7 @@ class Loop:
                 status = self._record(objective, state, 0, record)
                 status = status or _status(rules, progress, state)
                 while status is None:
-                    count = steps_until(rules, steps, stride)
+                    count = stride if steps + stride <= last else int(last) - steps
                     state, taken = optimizer.advance(objective, state, count)
                     steps += taken
                     value, optimality = state.value, state.optimality

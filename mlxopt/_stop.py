@@ -8,6 +8,7 @@ entry for each problem that is still running.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
@@ -172,9 +173,9 @@ def with_user(rules: tuple[StopRule, ...], stop: tuple[StopRule, ...]) -> tuple[
     return (*rules, *stop)
 
 
-def steps_until(rules: tuple[StopRule, ...], steps: int, stride: int) -> int:
-    """Return the number of steps to the next record: `stride`, or fewer at the last step."""
-    return min([stride, *(rule.max_steps - steps for rule in rules if isinstance(rule, Steps))])
+def last_step(rules: tuple[StopRule, ...]) -> float:
+    """Return the step after which `Steps` ends a phase, infinite without such a rule."""
+    return min((rule.max_steps for rule in rules if isinstance(rule, Steps)), default=math.inf)
 
 
 def check_stop(stop: Any) -> tuple[StopRule, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves, steps_until
+from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves, last_step
 from mlxopt._tree import Params, epsilon, from_host
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, is_none, take, where
@@ -99,8 +99,8 @@ class Batch(Optimizer[BatchState]):
     ) -> tuple[BatchState, int]:
         """Take the method's steps up to its next record; `count` is not used."""
         running = state.running
-        taken = int(running.progress.step.max())
-        count = steps_until(self.rules, taken, self.method.optimizer.stride)
+        left = last_step(self.rules) - int(running.progress.step.max())
+        count = int(min(self.method.optimizer.stride, left))
         new, steps = self.method.advance(self.objective, running.state, count)
         points, best, progress = new.points, running.best, running.progress
         progress = progress.after(

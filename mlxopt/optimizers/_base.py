@@ -170,7 +170,10 @@ class FirstOrder(Optimizer[FirstOrderState]):
         return self._any_rate(_reads_losses)
 
     def _any_rate(self, test: Callable[[Any], bool]) -> bool:
-        return any(test(rate) for _, rate in tree_flatten(self.learning_rates(), is_leaf=callable))
+        rates = self.learning_rates()
+        if isinstance(rates, (int, float)):  # no tree to walk
+            return test(rates)
+        return any(test(rate) for _, rate in tree_flatten(rates, is_leaf=callable))
 
     def rates(
         self, step: int, count: int, dtype: mx.Dtype, losses: tuple[float, ...] = ()
