@@ -3,6 +3,7 @@
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,14 @@ def test_only_heavy_imports_hide_in_functions(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_is_read_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_architecture_page_lists_the_rooms():
+    page = (PACKAGE.parent / ".github" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = page.partition("## The house")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    found = [{re.sub(r"/|\.py$", "", name) for name in re.findall("`(.*?)`", row)} for row in rows]
+    assert found == [set(room) for room in ROOMS]
 
 
 def test_import_brings_nothing_heavy():
