@@ -30,7 +30,7 @@ class Loop:
         bar: the progress bar.
         stop: the stop rules of the user, which hold in every phase.
         stride: steps between two records; None is the optimizer's.
-        explain: replaces the status of a phase by what its first and last state show.
+        explains: whether DIVERGED or UNBOUNDED replaces a status where the states show it.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Loop:
         bar: ProgressBar,
         stop: tuple[StopRule, ...],
         stride: int | None = None,
-        explain: Callable[[Status, Any, Any], Status] = explain,
+        explains: bool = True,
     ) -> None:
-        self.callback, self.bar, self.explain = callback, bar, explain
+        self.callback, self.bar, self.explains = callback, bar, explains
         self.stop, self.stride = stop, stride
         self.records: list[tuple[int, float, float, float]] = []  # as in History
         self.began = time.perf_counter()
@@ -105,7 +105,8 @@ class Loop:
                     status = status or _status(rules, progress, state)
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
-        status = self.explain(status, start, state)
+        if self.explains:
+            status = explain(status, start, state)
         if status in (Status.DIVERGED, Status.NO_PROGRESS):
             state = best
         mx.eval(leaves(state.params))

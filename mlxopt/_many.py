@@ -182,7 +182,7 @@ def minimize_many(
         objective = BatchedObjective(single, problems, compile=compile, rows=rows)
         with ProgressBar("minimize_many", problems.size, progress) as bar:
             batch = Batch(objective, method, with_user(stop_rules(tol, max_steps, patience), stop))
-            loop = Loop(None, bar, (), explain=lambda status, start, end: status)
+            loop = Loop(None, bar, (), explains=False)
             state, status = loop(single, batch, first)
             if status is Status.INTERRUPTED:
                 batch.interrupt(state)

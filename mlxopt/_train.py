@@ -170,7 +170,7 @@ def train(
     with ProgressBar("train", total, progress) as bar:
         # The first batch is no step: the callback starts after it.
         after_start = callback and (lambda info: callback(info) if info.step else None)
-        loop = Loop(after_start, bar, stop, explain=lambda status, start, end: status)
+        loop = Loop(after_start, bar, stop, explains=False)
         objective = Objective(loss, compile=compile, fixed_draw=False)
         state, status = loop(objective, _Epochs(rule, batches, epochs, init), params)
     # One optimizer in one dtype has no phases to tell apart.
