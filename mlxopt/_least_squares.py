@@ -25,7 +25,7 @@ from mlxopt._progress import ProgressBar
 from mlxopt._residual_objective import ROBUST, SQUARES, Bounds, ResidualObjective, Robust
 from mlxopt._result import Result
 from mlxopt._status import SETTLED, Status, warn
-from mlxopt._stop import AllSteps, StopRule, check_stop, stop_rules
+from mlxopt._stop import AllSteps, Orthogonality, StopRule, check_stop, stop_rules
 from mlxopt._tree import (
     Params,
     Tree,
@@ -241,7 +241,8 @@ def _run(
 ) -> tuple[Any, Status]:
     """Run the optimizer and the polish, and both again for as long as the end was a saddle."""
     while True:
-        rules = stop_rules(tol, max(1, max_steps - loop.steps), optimizer.patience)
+        left = max(1, max_steps - loop.steps)
+        rules = stop_rules(tol, left, optimizer.patience, Orthogonality)
         state, status = loop(objective, optimizer, params, *rules)
         settled = status in (Status.CONVERGED, Status.NO_PROGRESS)
         if not (polish and settled and loop.steps < max_steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,18 @@ from mlxopt._progress import ProgressBar
 from mlxopt._result import History, Info, Phase
 from mlxopt._resume import resumed
 from mlxopt._status import Status, warn
-from mlxopt._stop import ROUNDINGS, Progress, StopRule, explain, improves, last_step, with_user
-from mlxopt._tree import Params, dtype_name, epsilon, leaves, working_dtype
+from mlxopt._stop import (
+    ROUNDINGS,
+    Progress,
+    StopRule,
+    Tolerance,
+    explain,
+    improves,
+    last_step,
+    with_user,
+)
+from mlxopt._tree import Params, dtype_name, epsilon, leaves, to_host, working_dtype
+from mlxopt._verdict import Judge, Start, Verdict
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._base import STATE_FIELDS
 
@@ -31,6 +42,7 @@ class Loop:
         stop: the stop rules of the user, which hold in every phase.
         stride: steps between two records; None is the optimizer's.
         explains: whether DIVERGED or UNBOUNDED replaces a status where the states show it.
+        judges: whether CONVERGED has to be confirmed by the curvature; see `Judge`.
     """
 
     def __init__(
@@ -40,14 +52,19 @@ class Loop:
         stop: tuple[StopRule, ...],
         stride: int | None = None,
         explains: bool = True,
+        judges: bool = False,
     ) -> None:
-        self.callback, self.bar, self.explains = callback, bar, explains
+        self.callback, self.bar, self.explains, self.judges = callback, bar, explains, judges
         self.stop, self.stride = stop, stride
         self.records: list[tuple[int, float, float, float]] = []  # as in History
         self.began = time.perf_counter()
         self.steps = 0  # of the phases before the current one
         self.evaluations = 0  # likewise, less those that the current objective counted before
         self.phases: list[Phase] = []
+        self.start: Start | None = None  # of the first phase
+        self.steepest = 0.0  # the largest optimality of all phases
+        self.verdict = Verdict(None)  # the last one of the last phase
+        self.judged: Any = None  # the state that it is about
 
     def __call__(
         self,
@@ -82,14 +99,21 @@ class Loop:
             warn_of_ignored(objective, params, state.grad)
         best, noise, steps, last = state, ROUNDINGS * epsilon(params), 0, last_step(rules)
         value, optimality = state.value, state.optimality
-        progress = Progress(0, self._seconds(), value, optimality, value, optimality)
+        self.steepest = max(self.steepest, optimality)
+        progress = Progress(0, self._seconds(), value, optimality, self.steepest, value, optimality)
+        if self.start is None:
+            self.start = Start(to_host(params), value)
+        judge = Judge(objective, optimizer, _tol(rules), self.start) if self.judges else None
+        self.verdict = Verdict(None)
         try:
             with late_interrupt():
                 # The end of one phase is the start of the next, and already recorded; so is the
                 # end of a run resumed without anything left to do.
                 record = not self.phases and objective.evaluations > earlier
                 status = self._record(objective, state, 0, record)
-                status = status or _status(rules, progress, state)
+                if status is None and judge is not None and judge.tol > 0:
+                    status = self._judged(judge.at_start, state)
+                status = status or self._status(rules, progress, state, best, judge)
                 while status is None:
                     count = stride if steps + stride <= last else int(last) - steps
                     state, taken = optimizer.advance(objective, state, count)
@@ -102,13 +126,19 @@ class Loop:
                     )
                     # Without a step there is nothing new to record.
                     status = self._record(objective, state, steps) if taken else None
-                    status = status or _status(rules, progress, state)
+                    status = status or self._status(rules, progress, state, best, judge)
+                    if status is None and state.status is not None:
+                        # The loss is noisier than was known, which the next search allows for.
+                        state, progress = state._replace(status=None), progress.refreshed()
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
         if self.explains:
             status = explain(status, start, state)
-        if status in (Status.DIVERGED, Status.NO_PROGRESS):
+        if self.verdict.status is not None:
+            state = self.judged
+        elif status in (Status.DIVERGED, Status.NO_PROGRESS):
             state = best
+        self.steepest = max(self.steepest, progress.steepest)
         mx.eval(leaves(state.params))
         self.steps += steps
         self.evaluations += objective.evaluations
@@ -138,6 +168,8 @@ class Loop:
             "seconds": self._seconds(),
             "history": History.of(self.records),
             "phases": tuple(self.phases),
+            "gain": self.verdict.gain if self.verdict.status is status else math.nan,
+            "reason": self.verdict.reason if self.verdict.status is status else "",
         }
 
     def _seconds(self) -> float:
@@ -158,19 +190,41 @@ class Loop:
         info = Info(total, value, optimality, seconds, evaluations, state.params, state)
         return Status.STOPPED if self.callback(info) else None
 
-
-def _status(rules: tuple[StopRule, ...], progress: Progress, state: Any) -> Status | None:
-    """Return the reason to stop, if there is one: that of a rule, or the optimizer's own."""
-    status = None
-    for rule in rules:
-        if rule.check(progress):
-            status = rule.status
-            break
-    if state.status is None or status is Status.CONVERGED:
+    def _status(
+        self,
+        rules: tuple[StopRule, ...],
+        progress: Progress,
+        state: Any,
+        best: Any,
+        judge: Judge | None,
+    ) -> Status | None:
+        """Return the reason to stop, if there is one: that of a rule, or the optimizer's own."""
+        claimed, status = (_first(rules, progress, claims) for claims in (True, False))
+        if judge is None:
+            at_zero = state.status is Status.NO_PROGRESS and state.optimality == 0
+            return Status.CONVERGED if at_zero else claimed or state.status or status
+        if claimed is not None:
+            claimed = self._judged(judge.on_claim, state)
+        status = claimed or state.status or status
+        if claimed is None and status is Status.NO_PROGRESS:
+            return self._judged(judge.at_end, best)
         return status
-    # At a gradient of exactly zero there is no direction to search.
-    at_zero = state.status is Status.NO_PROGRESS and state.optimality == 0
-    return Status.CONVERGED if at_zero else state.status
+
+    def _judged(self, judge: Callable[[Any], Verdict], state: Any) -> Status | None:
+        self.verdict, self.judged = judge(state), state
+        return self.verdict.status
+
+
+def _first(rules: tuple[StopRule, ...], progress: Progress, claims: bool) -> Status | None:
+    """Return the status of the first rule that applies, of those that claim convergence or not."""
+    for rule in rules:
+        if isinstance(rule, Tolerance) == claims and rule.check(progress):
+            return rule.status
+    return None
+
+
+def _tol(rules: tuple[StopRule, ...]) -> float:
+    return next((rule.tol for rule in rules if isinstance(rule, Tolerance)), 0.0)
 
 
 def check_fields(optimizer: Optimizer[Any], state: Any) -> None:

@@ -117,7 +117,7 @@ def minimize(
 
     total = sum(steps for _, steps in stages)
     with ProgressBar("minimize", total, progress) as bar:
-        loop = Loop(callback, bar, stop, record_every)
+        loop = Loop(callback, bar, stop, record_every, judges=True)
         items = as_data(data, params)
         with device_for(params, items):
             objective = Objective(loss, items, compile=compile)
@@ -132,7 +132,7 @@ def minimize(
                 tol = default_tol(params) if tol is None else tol
                 state, status = _run(loop, objective, params, stages[-1:], tol)
                 if last.loss_alone and status in SETTLED and count(params) <= _POLISHED:
-                    state, status = _polish(loop, objective, state, tol)
+                    state, status = _polish(loop, objective, state, status)
 
     drawn = objective.loss  # not the objective, which holds a second copy of the data
     judge = functools.partial(certify, drawn, state.params, *data, tol=tol)
@@ -140,7 +140,7 @@ def minimize(
     certify_later = judge if alone else None
     result = Result(**loop.summary(state, status), state=state, certify=certify_later)
     if status.is_failure:
-        warn(f"{status.name}: {status.value}")
+        warn(f"{status.name}: {result.reason or status.value}")
     return result
 
 
@@ -178,12 +178,15 @@ def _run(
     return loop(objective, optimizer, params, *rules, init=init)
 
 
-def _polish(loop: Loop, objective: Objective, state: State, tol: float) -> tuple[State, Status]:
+def _polish(loop: Loop, objective: Objective, state: State, status: Status) -> tuple[State, Status]:
     """Take Newton steps on the exact Hessian until one improves nothing."""
-    rules = AllSteps(_POLISH_STEPS), Stall(1, math.inf)
-    polished, status = loop(objective, Newton(), state.params, *rules, stride=1)
-    if status not in SETTLED:
-        return polished, status
-    if polished.optimality <= max(tol, state.optimality):
+    rules, verdict = (AllSteps(_POLISH_STEPS), Stall(1, math.inf)), loop.verdict
+    polished, ended = loop(objective, Newton(), state.params, *rules, stride=1)
+    if ended in (Status.STOPPED, Status.INTERRUPTED, Status.MAX_SECONDS):
+        return polished, ended
+    if ended in SETTLED and polished.optimality <= state.optimality:
         state = polished
-    return state, Status.CONVERGED if state.optimality <= tol else Status.NO_PROGRESS
+    if status is Status.CONVERGED:
+        loop.verdict = verdict
+        return state, status
+    return state, ended if ended in SETTLED else status

@@ -16,7 +16,15 @@ from mlx.utils import tree_map
 
 from mlxopt._platform import blas
 from mlxopt._platform.compiler import precompile_header
-from mlxopt._tree import Params, count, from_leaves, leaves_with_paths, read, working_dtype
+from mlxopt._tree import (
+    Params,
+    count,
+    epsilon,
+    from_leaves,
+    leaves_with_paths,
+    read,
+    working_dtype,
+)
 from mlxopt.autodiff import _rows
 from mlxopt.autodiff._guards import checked_loss, kept_random_state, tape_guard, with_fixed_draw
 
@@ -56,6 +64,8 @@ class Objective:
         self._hessian_rows: Callable[..., mx.array] | None = None
         self._uses_random = False
         self._steps_timed = 0
+        self._last: tuple[Any, ...] = (None, None, None)  # of `hessian`: arguments and result
+        self.noise = 0.0  # the relative rounding error of the loss, where it was measured
 
     def trace(self, params: Params, data: tuple[Any, ...] | None = None) -> None:
         """Check that the loss stays on the tape, and whether it draws random numbers.
@@ -83,6 +93,10 @@ class Objective:
                 function = mx.compile(function, inputs=state, outputs=state)
             self._compiled[key] = function
         return self._compiled[key]
+
+    def epsilon(self, params: Params) -> float:
+        """Return the relative rounding error of an operation in the loss."""
+        return max(epsilon(params), self.noise)
 
     def time_steps(self, count: int, seconds: float) -> None:
         """Choose the number of first-order steps in a compiled call from the time of `count`.
@@ -121,13 +135,22 @@ class Objective:
             params, vector, *self.data
         )
 
+    def product(self, params: Params, vector: Params) -> Params:
+        """Return `hvp` without compiling it, for a few products only."""
+        return _rows.hessian_product(self.loss)(params, vector, *self.data)
+
     def hessian(self, params: Params, structured: Hessian | None = None) -> mx.array:
-        """Return the Hessian, shape (p, p), in `tree_flatten` order.
+        """Return the Hessian, shape (p, p), in `tree_flatten` order; the last one is kept.
 
         Args:
             params: the point.
             structured: computes it in place of p Hessian-vector products.
         """
+        if self._last[0] is not params or self._last[1] is not structured:
+            self._last = params, structured, self._hessian(params, structured)
+        return self._last[2]
+
+    def _hessian(self, params: Params, structured: Hessian | None) -> mx.array:
         if structured is not None:
             return structured(params, *self.data)
         size, dtype = count(params), working_dtype(params)
@@ -135,7 +158,10 @@ class Objective:
             # Compiling it gains nothing, may take seconds, and fails for some batched derivatives
             # in MLX 0.32.
             row = _rows.hessian_row(self.loss)
-            batched = _rows.can_batch(row, _rows.sample_rows(size, dtype), params, self.data)
+            # The comparison costs as much as some rows.
+            batched = size > 8 and _rows.can_batch(
+                row, _rows.sample_rows(size, dtype), params, self.data
+            )
             self._hessian_rows = _rows.over_rows(row, batched)
         rows = self._hessian_rows
         return _rows.unit_rows(lambda units: rows(units, params, self.data), size, dtype)

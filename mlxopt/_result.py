@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,6 +114,11 @@ class Result:
     """The records of the run."""
     phases: tuple[Phase, ...] = ()
     """The parts of the run, by optimizer and dtype."""
+    gain: float = math.nan
+    """The decrease of the loss still to be expected, ½ gᵀH⁻¹g with the Hessian at `params`: NaN where
+    it was not computed."""
+    reason: str = ""
+    """More about the status, in a sentence, where there is more to say."""
     state: Any = None
     """The optimizer's state at `params`, to resume from (`init=`) or to save (`mo.save`). None from
     `least_squares`."""

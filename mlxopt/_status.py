@@ -16,22 +16,31 @@ class Status(Enum):
     is_failure: bool
     """Whether the caller is warned: the run neither converged nor did what was asked for."""
 
-    CONVERGED = "the largest entry of the gradient is within tol."
+    CONVERGED = "what a further step could lower the loss by is within tol, or within its rounding."
     COMPLETED = "every step that was asked for has been taken."
     STOPPED = "the callback or a stop rule asked to stop."
     INTERRUPTED = "interrupted from the keyboard; this is the last point reached."
     MAX_STEPS = (
-        "max_steps was reached before the gradient came within tol. Raise max_steps, or use a "
-        "method that needs fewer steps (LBFGS, Newton)."
+        "max_steps was reached before the run converged. Raise max_steps, or use a method that "
+        "needs fewer steps (LBFGS, Newton)."
     )
     MAX_SECONDS = (
         "the time was up before the run converged. Allow more seconds, or resume from the state of "
         "the result: init=result.state."
     )
     NO_PROGRESS = (
-        "no step lowers the loss any more, though the gradient is above tol: the rounding of the "
-        "dtype, or a loss that is not smooth, is in the way. Use float64 parameters, a mean in "
-        "place of a sum, or a larger tol; check the derivative if the gradient is far from zero."
+        "no step lowers the loss any more, though it is not at a minimum to the precision of its "
+        "dtype: the loss is not smooth, its derivative is not the right one (see "
+        "mo.autodiff.check_grads), or its parameters have too different scales."
+    )
+    SADDLE = (
+        "the gradient is zero, but the loss curves down in some direction: a saddle or a maximum. "
+        "Start elsewhere (equal or zero weights are saddles of a network), or use TrustRegion."
+    )
+    FLAT = (
+        "the gradient is exactly zero on a plateau: rounding, a threshold or an argmax in the loss, "
+        "exp or a product that underflows, units that are all off, stop_gradient, or a start too "
+        "far away. Start closer, or make the loss smooth."
     )
     NONFINITE = (
         "the loss or its gradient became NaN or infinite; this is the last finite point. Lower the "

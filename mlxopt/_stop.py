@@ -30,7 +30,8 @@ class Progress(NamedTuple):
     step: Number  # steps taken in this phase
     seconds: float  # since the run began
     value: Number  # the loss
-    optimality: Number  # what `tol` is compared with
+    optimality: Number  # the largest entry of the gradient, or what the optimizer has in its place
+    steepest: Number  # the largest optimality recorded, in earlier phases too
     lowest: Number  # the least loss recorded
     flattest: Number  # the least optimality recorded
     stalled: Number = 0  # accepted steps in a row that lowered neither
@@ -55,11 +56,16 @@ class Progress(NamedTuple):
             seconds,
             value,
             optimality,
+            _where(optimality > self.steepest, optimality, self.steepest),
             _where(lower, value, self.lowest),
             _where(flatter, optimality, self.flattest),
             _where(better, 0, self.stalled + moved),
             _where(better, 0, self.idle + 1),
         )
+
+    def refreshed(self) -> Progress:
+        """Return the progress with all patience restored."""
+        return self._replace(stalled=0, idle=0)
 
 
 class StopRule(ABC):
@@ -87,10 +93,17 @@ class StopRule(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance(StopRule):
-    """The optimality is at most `tol`."""
+    """The optimality has fallen to `tol` times its largest value: a claim to be judged."""
 
     tol: float
     status: ClassVar[Status] = Status.CONVERGED
+
+    def check(self, progress: Progress) -> Number:
+        return progress.optimality <= self.tol * progress.steepest
+
+
+class Orthogonality(Tolerance):
+    """The optimality, which has no units, is at most `tol`."""
 
     def check(self, progress: Progress) -> Number:
         return progress.optimality <= self.tol
@@ -153,17 +166,20 @@ class Stall(StopRule):
         return (progress.stalled >= self.patience) | (progress.idle >= idle)
 
 
-def stop_rules(tol: float, max_steps: int, patience: float) -> tuple[StopRule, ...]:
+def stop_rules(
+    tol: float, max_steps: int, patience: float, rule: type[Tolerance] = Tolerance
+) -> tuple[StopRule, ...]:
     """Return the rules of a phase; without a tolerance, it takes every step.
 
     Args:
-        tol: of the optimality; 0 leaves out the rules that judge convergence.
+        tol: of the rule; 0 leaves out the rules that judge convergence.
         max_steps: in this phase.
         patience: that of the optimizer.
+        rule: what to make of `tol`.
     """
     if tol == 0:
         return (AllSteps(max_steps),)
-    return Tolerance(tol), Steps(max_steps), Stall(patience)
+    return rule(tol), Steps(max_steps), Stall(patience)
 
 
 def with_user(rules: tuple[StopRule, ...], stop: tuple[StopRule, ...]) -> tuple[StopRule, ...]:

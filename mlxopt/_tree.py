@@ -107,11 +107,11 @@ def epsilon(params: Tree) -> float:
 
 
 def default_tol(params: Tree) -> float:
-    """Return the default tolerance for the largest entry of the gradient."""
+    """Return the default tolerance, a share of the largest gradient on the way."""
     dtypes = {leaf.dtype for leaf in leaves(params)}
     if dtypes & set(HALF):
         return 1e-3
-    return 1e-5 if mx.float32 in dtypes else 1e-8
+    return 3e-6 if mx.float32 in dtypes else 1e-9
 
 
 def first_tol(params: Params, tol: float | None, finishes: bool = False) -> float:

@@ -74,7 +74,9 @@ class Batch(Optimizer[BatchState]):
         points: Points = state.points
         steps = np.zeros(size, dtype=np.int64)
         value, optimality = points.value, points.optimality
-        progress = Progress(steps, self._seconds(), value, optimality, value, optimality)
+        progress = Progress(
+            steps, self._seconds(), value, optimality, optimality, value, optimality
+        )
         ends = Points(*(field.copy() for field in points))
         self.ends = Ends(ends, np.full(size, None), steps.copy())
         finite = np.isfinite(value) & np.isfinite(optimality)

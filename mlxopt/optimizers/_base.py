@@ -29,7 +29,7 @@ from mlxopt import _tree
 from mlxopt._checks import check_limits, check_number
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, is_finite, largest_entry, read, working_dtype
+from mlxopt._tree import Tree, is_finite, largest_entry, read, to_host, working_dtype
 
 
 class State(Protocol):
@@ -80,6 +80,11 @@ class Optimizer(ABC, Generic[S]):
     @abstractmethod
     def step(self, objective: Objective, state: S) -> S:
         """Return the state after one evaluation at one trial point."""
+
+    def reduced(self, state: S) -> tuple[np.ndarray, np.ndarray]:
+        """Return the gradient in the free parameters, zero in others, and a mask of them: (p,)."""
+        gradient = to_host(state.grad)
+        return gradient, np.ones(len(gradient), dtype=bool)
 
     def nearest(self, params: Tree) -> Tree:
         """Return the feasible point nearest to `params`, which rounding may have moved off it."""

@@ -16,7 +16,7 @@ import numpy as np
 from mlxopt import _tree
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, Vector, epsilon, is_finite, largest_entry, ravel, working_dtype
+from mlxopt._tree import Tree, Vector, is_finite, largest_entry, ravel, working_dtype
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._line_search import C2, NO_SEARCH, LineSearch, begin, proceed
 
@@ -147,7 +147,7 @@ class Descent(Optimizer[DescentState]):
             # Rounding has spoilt the memory.
             state = self._restarted(state)
             return state if state.status is not None else self._begin(objective, state)
-        search = begin(state.value, slope, step_size, epsilon(state.params))
+        search = begin(state.value, slope, step_size, objective.epsilon(state.params))
         # The search accepts |φ'(t)| ≤ C2 · |slope|; with a smaller slope, a flatter end only.
         search = search._replace(slope=slope * (self.flatness / C2))
         return state._replace(direction=vector, search=search)

@@ -8,11 +8,20 @@ import re
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map
 
 from mlxopt._checks import check_fields
-from mlxopt._tree import Tree, from_leaves, largest_entry, leaves, leaves_with_paths, working_dtype
-from mlxopt.optimizers._base import FirstOrder, LearningRate, Step
+from mlxopt._tree import (
+    Tree,
+    from_leaves,
+    largest_entry,
+    leaves,
+    leaves_with_paths,
+    to_host,
+    working_dtype,
+)
+from mlxopt.optimizers._base import FirstOrder, FirstOrderState, LearningRate, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +86,11 @@ class Grouped(FirstOrder):
         # Each leaf is the next one of its rule's share.
         names = _names(params)
         return from_leaves((next(moved[self._rule_of(name)]) for name in names), params), kept
+
+    def reduced(self, state: FirstOrderState) -> tuple[np.ndarray, np.ndarray]:
+        frozen = [self._rules()[self._rule_of(name)] is None for name in _names(state.params)]
+        free = ~np.repeat(frozen, [leaf.size for leaf in leaves(state.params)])
+        return np.where(free, to_host(state.grad), 0.0), free
 
     def optimality(self, grad: Tree) -> mx.array:
         return largest_entry([rule.optimality(share) for rule, share in self._split(grad) if rule])
@@ -150,6 +164,9 @@ class Clipped(FirstOrder):
 
     def update(self, grad: Tree, buffers: Tree, params: Tree, learning_rate: Any) -> Step:
         return self.rule.update(self._clip(grad), buffers, params, learning_rate)
+
+    def reduced(self, state: FirstOrderState) -> tuple[np.ndarray, np.ndarray]:
+        return self.rule.reduced(state)
 
     def optimality(self, grad: Tree) -> mx.array:
         # Of the gradient before clipping.

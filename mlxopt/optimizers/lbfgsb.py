@@ -24,7 +24,17 @@ from mlxopt._bounds import bound_vectors, check_bounds, check_inside, project
 from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Tree, Vector, numpy_dtype, ravel, read, unravel, working_dtype
+from mlxopt._tree import (
+    Tree,
+    Vector,
+    numpy_dtype,
+    ravel,
+    read,
+    to_host,
+    to_numpy,
+    unravel,
+    working_dtype,
+)
 from mlxopt.optimizers import lbfgs
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
 from mlxopt.optimizers._line_search import C1, NO_SEARCH, LineSearch, proceed
@@ -85,6 +95,13 @@ class LBFGSB(Descent):
     def nearest(self, params: Tree) -> Tree:
         lower, upper = bound_vectors("LBFGSB", self.lower, self.upper, params)
         return unravel(project(ravel(params, working_dtype(params)), lower, upper), params)
+
+    def reduced(self, state: DescentState) -> tuple[np.ndarray, np.ndarray]:
+        *_, lower, upper = state.memory
+        x, g = to_host(state.params), to_host(state.grad)
+        lower, upper = to_numpy(lower), to_numpy(upper)
+        free = ~(((x <= lower) & (g > 0)) | ((x >= upper) & (g < 0)))
+        return np.where(free, g, 0.0), free
 
     def init(self, objective: Objective, params: Tree) -> DescentState:
         bounds = bound_vectors("LBFGSB", self.lower, self.upper, params)

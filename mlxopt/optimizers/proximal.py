@@ -120,6 +120,13 @@ class ProximalGradient(Optimizer[ProximalState]):
         point = params, loss + extra, grad, optimality, None, False
         return ProximalState(*point, loss, t, 1.0, None, Point(params, loss, grad))
 
+    def reduced(self, state: ProximalState) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prox-gradient map (x - prox(x - t ∇f, t)) / t, and where it is not zero."""
+        scale = mx.array(state.step_size, dtype=working_dtype(state.params))
+        after = _step(self._penalties(state.params), state.params, state.grad, scale)
+        change = (_tree.to_host(state.params) - _tree.to_host(after)) / state.step_size
+        return change, change != 0
+
     def step(self, objective: Objective, state: ProximalState) -> ProximalState:
         if state.status is not None:
             return state

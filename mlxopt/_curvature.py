@@ -1,0 +1,94 @@
+"""The curvature at a point, and the decrease of the loss that it lets expect.
+
+Notation: g = the gradient, H = the Hessian, S = the diagonal scaling that gives H a unit diagonal,
+λ and v = the eigenvalues and eigenvectors of S H S. Nothing here has units: scaling the loss or a
+parameter changes S and g, not λ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from mlxopt._dense import eigen
+from mlxopt._krylov import NotPositiveError, conjugate_gradients, lanczos
+
+DENSE = 300  # parameters up to which the whole Hessian is computed
+PRODUCTS = 30  # Hessian-vector products beyond that
+_CONCAVE = 1e3  # roundings of λ, below which a negative one is no saddle
+
+
+class Curvature(NamedTuple):
+    """What the Hessian at a point, restricted to q free parameters, says."""
+
+    gain: float  # ½ gᵀH⁻¹g: the decrease of the loss still to be expected
+    step: np.ndarray  # (q,): -H⁻¹g, the Newton step
+    values: np.ndarray  # (k,): λ, ascending
+    directions: np.ndarray  # (k, q): S v, one a row
+    rounding: float  # the error of λ
+    whole: bool  # whether all of H was computed
+
+    @property
+    def is_concave(self) -> bool:
+        """Whether the loss curves down along a direction, beyond rounding."""
+        return bool(self.values[0] < -max(_CONCAVE * self.rounding, 1e-6) * self._size)
+
+    @property
+    def flat(self) -> np.ndarray:
+        """Directions without curvature beyond rounding, (f, q), the flattest first."""
+        level = np.abs(self.values) <= self.rounding * self._size
+        return self.directions[level][np.argsort(np.abs(self.values[level]))]
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether there is no curvature at all."""
+        return not self._size > 0
+
+    @property
+    def _size(self) -> float:
+        return float(np.abs(self.values).max(initial=0.0))
+
+
+def of_matrix(
+    matrix: np.ndarray, gradient: np.ndarray, eps: float, error: np.ndarray | float = 0.0
+) -> Curvature:
+    """Return the curvature from the whole Hessian.
+
+    Args:
+        matrix: H, (q, q), finite.
+        gradient: g, (q,).
+        eps: the machine epsilon of the arithmetic that computed H.
+        error: of the entries of H, where known; entries within it count as zero.
+    """
+    error = np.abs(matrix - matrix.T) + error  # the asymmetry is rounding
+    matrix = np.where(np.abs(matrix) <= error, 0.0, matrix)
+    found = eigen(matrix)
+    error = np.where(matrix == 0, 0.0, found.scale[:, None] * error * found.scale)
+    rounding = min(max(4 * len(matrix) * eps, float(error.sum(axis=1).max())), 0.1)
+    size = float(found.largest)
+    floor = rounding * size if size > 0 else 1.0
+    step = -found.floored(floor).solve(gradient)
+    directions = (found.scale[:, None] * found.vectors).T
+    return Curvature(-0.5 * float(gradient @ step), step, found.values, directions, rounding, True)
+
+
+def of_products(
+    times: Callable[[np.ndarray], np.ndarray], gradient: np.ndarray, eps: float
+) -> Curvature:
+    """Return the curvature from some products H v with vectors; the gain is then a lower bound.
+
+    By Lanczos's method from a random vector, which may miss a narrow direction, and conjugate
+    gradients from g.
+    """
+    start = np.random.default_rng(0).normal(size=gradient.size)
+    values, vectors = lanczos(times, start, PRODUCTS)
+    step = np.zeros_like(gradient)
+    try:
+        for found, _ in conjugate_gradients(times, -gradient, 1e-2, PRODUCTS):
+            step = found
+    except NotPositiveError:
+        pass
+    gain = -0.5 * float(gradient @ step)
+    return Curvature(gain, step, values, vectors.T, 4 * gradient.size**0.5 * eps, False)
