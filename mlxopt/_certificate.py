@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._dense import eigen
-from mlxopt._krylov import NotPositiveError, conjugate_gradients, lanczos
+from mlxopt import _curvature
+from mlxopt._curvature import Curvature
 from mlxopt._objective import Objective
 from mlxopt._result import Certificate
 from mlxopt._tree import (
@@ -27,32 +27,41 @@ from mlxopt._tree import (
     from_host,
     read,
     to_host,
+    to_numpy,
     widened,
     working_dtype,
 )
 from mlxopt.autodiff._guards import check_is_callable
 
-_DENSE = 200  # parameters up to which the whole Hessian is computed
-_PRODUCTS = 30  # Hessian-vector products beyond that
-# The share of the largest curvature that counts as none: MLX's exp in float64 is good to 5e-7.
-_FLAT = 1e-6
+_NOISE = 10  # roundings in a value of the loss
+_NUDGES = 4.0  # roundings of the parameters by which they are moved to see what that changes
 
 
 def certify(
-    loss: Callable[..., mx.array], params: Tree, *data: Any, tol: float | None = None
+    loss: Callable[..., mx.array],
+    params: Tree,
+    *data: Any,
+    tol: float | None = None,
+    drop: float | None = None,
 ) -> Certificate:
     """Return what kind of point `params` is for `loss(params, *data)`.
+
+    A minimum is a point that a Newton step could lower by no more than tol² times the drop of the
+    loss on the way there, or by no more than the rounding of the dtype of `params` explains; the
+    loss must not curve or fall down in any direction that was looked at. None of this depends on
+    the units of the loss or of the parameters.
 
     Args:
         loss: as in `minimize`.
         params: the point, a tree of float arrays.
         *data: the other arguments of the loss.
-        tol: the largest gradient entry that is small; None: as `minimize`.
+        tol: None: as `minimize`.
+        drop: of the loss since the start; None: ½ |xᵀHx|, that of its quadratic model from zero.
 
     Returns:
-        a `Certificate`. Up to 200 parameters it costs a Hessian in float64, about p gradients; with
-        more about sixty gradients, and curvature and condition number are estimates by Lanczos's
-        method.
+        a `Certificate`. Up to 300 parameters it costs two Hessians in float64, about 2p gradients;
+        with more about two hundred gradients, curvature and condition number are estimates by
+        Lanczos's method, and `is_minimum` is None where they speak for a minimum.
 
     Raises:
         TypeError, ValueError: `loss` or `params` is not as described.
@@ -74,7 +83,7 @@ def certify(
     check_params(params)
     tol = default_tol(params) if tol is None else tol
     with mx.stream(mx.cpu):
-        return _Point(loss, params, data).certificate(tol)
+        return _Point(loss, params, data).certificate(tol, drop)
 
 
 class _Point:
@@ -82,19 +91,17 @@ class _Point:
 
     def __init__(self, loss: Callable[..., mx.array], params: Tree, data: tuple[Any, ...]) -> None:
         _, grad = Objective(loss, as_data(data, params), compile=False).value_and_grad(params)
-        rounded = to_host(grad)
         self.epsilon, self.dtype = epsilon(params), dtype_name(working_dtype(params))
         self.params = widened(params)
         # Few evaluations: compiling would take longer.
         self.objective = Objective(loss, widened(as_data(data, self.params)), compile=False)
         self.x = to_host(self.params)
         self.value, self.grad = self.at(self.x)
-        self.noise = 10 * 2.0**-52 * abs(self.value)
-        self.largest = float(np.abs(self.grad).max())
+        self.noise = _NOISE * 2.0**-52 * abs(self.value)
         # The effect of rounding on the gradient: in its computation, and in the parameters.
-        nudge = np.where(np.random.default_rng(0).random(self.x.size) < 0.5, -0.5, 0.5)
-        _, nudged = self.at(self.x * (1 + self.epsilon * nudge))
-        self.floor = float(np.abs([rounded - self.grad, nudged - self.grad]).max())
+        self.nudge = np.where(np.random.default_rng(0).random(self.x.size) < 0.5, -0.5, 0.5)
+        _, nudged = self.at(self.x * (1 + self.epsilon * self.nudge))
+        self.errors = [to_host(grad) - self.grad, nudged - self.grad]
 
     def at(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the loss and its gradient, shape (p,), at `x`."""
@@ -105,69 +112,87 @@ class _Point:
         """Return the Hessian times a vector, both (p,)."""
         return to_host(self.objective.hvp(self.params, from_host(vector, self.params)))
 
-    def certificate(self, tol: float) -> Certificate:
+    def certificate(self, tol: float, drop: float | None) -> Certificate:
         """Return the verdict and its numbers."""
-        if not np.isfinite([self.value, self.largest]).all():
+        largest, floor = float(np.abs(self.grad).max()), float(np.abs(self.errors).max())
+        if not np.isfinite([self.value, largest]).all():
             verdict = "Not a minimum: the loss or its gradient is not finite here."
-            return Certificate(verdict, False, self.largest, self.floor, *[None] * 4)
-        hessian, step = _dense(self) if self.x.size <= _DENSE else _by_products(self)
-        decrement = distance = None
-        if step is not None:
-            decrement = float(np.sqrt(max(-self.grad @ step, 0.0)))
-            distance = float(np.abs(step).max())
-        numbers = self.largest, self.floor, decrement, hessian.smallest, hessian.condition, distance
-        return Certificate(*self._verdict(tol, hessian, step), *numbers)
+            return Certificate(verdict, False, largest, floor, *[None] * 4)
+        found, ends, doubt = self._curvature()
+        smallest, greatest = ends
+        positive = found.values[0] > found.rounding * abs(found.values[-1])
+        decrement = distance = condition = None
+        if positive:
+            decrement, distance = float(np.sqrt(2 * found.gain)), float(np.abs(found.step).max())
+            condition = greatest / smallest if smallest > 0 else None
+        if drop is None:
+            drop = 0.5 * abs(float(self.x @ self.hvp(self.x)))
+        verdict = self._verdict(found, tol**2 * drop, doubt)
+        return Certificate(*verdict, largest, floor, decrement, smallest, condition, distance)
 
-    def _verdict(
-        self, tol: float, hessian: _Curvature, step: np.ndarray | None
-    ) -> tuple[str, bool]:
-        largest = self.largest
-        if largest > max(tol, 2 * self.floor):
-            return (
-                f"Not a minimum: the gradient's largest entry, {largest:.2g}, is above tol "
-                f"({tol:.2g}) and above what rounding explains ({self.floor:.2g}). Take more steps."
-            ), False
-        zero = "zero" if largest == 0 else "small"
-        if hessian.is_indefinite:
+    def _verdict(self, found: Curvature, little: float, doubt: str) -> tuple[str, bool | None]:
+        rounding = max(
+            _NOISE * self.epsilon * abs(self.value), *(4 * found.gain_of(e) for e in self.errors)
+        )
+        zero = "small" if self.grad.any() else "zero"
+        if found.is_concave and found.gain <= max(little, rounding):
             return (
                 f"A saddle or a maximum: the gradient is {zero} but the loss curves down in some "
                 f"direction. Start elsewhere."
             ), False
-        ways = [self._along(direction) for direction in hessian.flat_directions]
-        if "down" in ways:
+        if found.gain > max(little, rounding):
+            return (
+                f"Not a minimum: the loss could still fall by {found.gain:.2g}, which is above tol "
+                f"and above what rounding explains ({rounding:.1g}). Take more steps."
+            ), False
+        ways = [(self._along(direction), direction) for direction in found.flat[:5]]
+        for way, direction in ways:
+            if way != "down":
+                continue
+            if self.grad.any() and any(
+                self._falls_along(sign * self._scaled(direction)) for sign in (-1, 1)
+            ):
+                return _AT_INFINITY, False
             return (
                 f"No minimum: the gradient is {zero}, but the loss falls along a direction without "
                 f"curvature. Start elsewhere."
             ), False
-        if ways and hessian.is_zero and "up" not in ways:
+        kinds = [way for way, _ in ways]
+        if ways and found.is_zero and "up" not in kinds:
             return (
                 f"A plateau: the gradient is {zero} and the loss does not change around here. "
                 f"Start elsewhere, or scale the parameters."
             ), False
-        if step is not None and self._falls_along(step):
-            return (
-                "No minimum in sight: the gradient is small, but the loss falls on and on along "
-                "the Newton step, as if its minimum were at infinity. Add a penalty."
-            ), False
-        if level := ways.count("level"):
+        if self.grad.any() and self._falls_along(found.step):
+            return _AT_INFINITY, False
+        if level := kinds.count("level"):
             many = f"in {level} direction{'s' * (level > 1)} at least the loss does not change"
             return f"A minimum, one of many: {many}, so the data do not decide there.", True
-        text = f"A minimum: the loss rises in every direction{hessian.doubt}."
-        if largest > tol:
+        if not found.whole:
+            return f"As far as {_curvature.SEARCHED} products show, a minimum{doubt}.", None
+        text = f"A minimum: the loss rises in every direction{doubt}."
+        if ways:
+            many = f"{len(ways)} direction{'s' * (len(ways) > 1)}"
+            text = f"A minimum, hardly determined: in {many} the curvature is that of rounding."
+        if found.gain > little:
             text += f" The gradient is at the rounding floor of {self.dtype}."
-        distance = 0.0 if step is None else np.abs(step).max()
-        if distance > 8 * self.epsilon * (1 + np.abs(self.x).max()):
+        distance = float(np.abs(found.step).max())
+        if (np.abs(found.step) > 8 * self.epsilon * np.abs(self.x)).any():
             text += f" The parameters are about {distance:.1g} away from it."
         if self.epsilon > 2.0**-52:
             text += ' finish="float64" gives more digits.'
         return text, True
 
+    def _scaled(self, direction: np.ndarray) -> np.ndarray:
+        """Return a direction whose largest entry is the size of its parameter."""
+        size = np.where(self.x == 0, np.abs(self.x).max() or 1.0, np.abs(self.x))
+        return direction / np.max(np.abs(direction) / size)
+
     def _along(self, direction: np.ndarray) -> str:
         """Return whether the loss goes "up", "down" or stays "level" along ± a direction."""
-        size = 1 + float(np.abs(self.x).max())
-        for length in (1e-3 * size, 1e-2 * size, 1e-1 * size):
-            ends = (self.x + sign * length * direction for sign in (-1, 1))
-            changes = [self.at(end)[0] - self.value for end in ends]
+        for length in (1e-3, 1e-2, 1e-1):
+            way = length * self._scaled(direction)
+            changes = [self.at(self.x + sign * way)[0] - self.value for sign in (-1, 1)]
             if min(changes) < -self.noise:
                 return "down"
             if max(changes) > self.noise:
@@ -175,7 +200,7 @@ class _Point:
         return "level"
 
     def _falls_along(self, step: np.ndarray) -> bool:
-        """Whether the loss falls, by more than rounding, as far as 64 Newton steps."""
+        """Whether the loss falls, by more than rounding, as far as 64 steps."""
         last = self.value
         for length in (1, 4, 16, 64):
             value = self.at(self.x + length * step)[0]
@@ -184,62 +209,35 @@ class _Point:
             last = value
         return True
 
+    def _curvature(self) -> tuple[Curvature, tuple[float, float], str]:
+        """Return the curvature, the Hessian's extreme eigenvalues, and a restriction in words."""
+        eps = 2.0**-52
+        if self.x.size > _curvature.DENSE:
+            found = _curvature.of_products(self.hvp, self.grad, eps, _curvature.SEARCHED)
+            return found, (float(found.values[0]), float(found.values[-1])), ""
+        matrix, doubt = self._hessian(self.x), ""
+        known = np.isfinite(np.diag(matrix))
+        if not known.all() or not np.isfinite(matrix).all():
+            doubt = ", as far as its finite second derivatives show"
+            matrix = np.where(np.isfinite(matrix) & known & known[:, None], matrix, 0.0)
+        # What a rounding of the parameters changes is rounding.
+        other = self._hessian(self.x * (1 + _NUDGES * eps * self.nudge))
+        error = np.where(np.isfinite(other), np.abs(matrix - other), 0.0)
+        found = _curvature.of_matrix(matrix, self.grad, eps, error)
+        ends = np.linalg.eigvalsh(0.5 * (matrix + matrix.T))[[0, -1]].tolist()
+        return found, (ends[0], ends[1]), doubt
 
-class _Curvature:
-    """The curvature at a point.
-
-    Args:
-        values: (k,), eigenvalues of the scaled Hessian or of its projection, ascending.
-        vectors: (p, k), their directions.
-        ends: the smallest and the largest eigenvalue in the units of the parameters.
-        doubt: the restriction of a verdict, in words.
-    """
-
-    def __init__(
-        self, values: np.ndarray, vectors: np.ndarray, ends: np.ndarray, doubt: str = ""
-    ) -> None:
-        self.doubt, self.smallest = doubt, float(ends[0])
-        size = np.abs(values).max()
-        self.is_zero = not size > 0
-        self.is_indefinite = bool(values[0] < -_FLAT * size)
-        self.is_positive = bool(values[0] > _FLAT * size)
-        known = self.is_positive and self.smallest > 0
-        self.condition = float(ends[1] / ends[0]) if known else None
-        flat = vectors[:, np.abs(values) <= _FLAT * size][:, :5]
-        self.flat_directions = (flat / np.linalg.norm(flat, axis=0)).T  # unit vectors, at most five
-
-
-def _dense(point: _Point) -> tuple[_Curvature, np.ndarray | None]:
-    """Return the curvature, and -H⁻¹ gradient if H is safely positive definite, by all of H."""
-    matrix, doubt = _hessian(point), ""
-    if not np.isfinite(matrix).all():  # values along some axes must do
-        doubt = ", as far as some axes show: its second derivative is not finite"
-        matrix = np.zeros_like(matrix)
-    found = eigen(matrix)
-    own = np.linalg.eigvalsh(0.5 * (matrix + matrix.T))[[0, -1]]
-    curvature = _Curvature(found.values, found.scale[:, None] * found.vectors, own, doubt)
-    return curvature, -found.solve(point.grad) if curvature.is_positive else None
+    def _hessian(self, x: np.ndarray) -> np.ndarray:
+        """Return the Hessian at x, shape (p, p)."""
+        params = from_host(x, self.params)
+        try:
+            return to_numpy(self.objective.hessian(params))
+        except (ValueError, RuntimeError):  # a loss that branches on values cannot be batched
+            units = (from_host(unit, params) for unit in np.eye(x.size))
+            return np.stack([to_host(self.objective.hvp(params, unit)) for unit in units])
 
 
-def _by_products(point: _Point) -> tuple[_Curvature, np.ndarray | None]:
-    """Return the same from a few Hessian-vector products."""
-    start = np.random.default_rng(0).normal(size=point.x.size)
-    values, vectors = lanczos(point.hvp, start, _PRODUCTS)
-    doubt = ", as far as Lanczos's method sees"
-    curvature, step = _Curvature(values, vectors, values[[0, -1]], doubt), None
-    if curvature.is_indefinite or curvature.is_zero:
-        return curvature, None
-    try:
-        for found, _ in conjugate_gradients(point.hvp, -point.grad, 1e-12, _PRODUCTS):
-            step = found
-    except NotPositiveError:
-        step = None
-    return curvature, step
-
-
-def _hessian(point: _Point) -> np.ndarray:
-    """Return the Hessian, shape (p, p)."""
-    try:
-        return np.array(point.objective.hessian(point.params))
-    except (ValueError, RuntimeError):  # a loss that branches on values cannot be batched
-        return np.stack([point.hvp(unit) for unit in np.eye(point.x.size)])
+_AT_INFINITY = (
+    "No minimum in sight: the gradient is small, but the loss falls on and on along the Newton "
+    "step, as if its minimum were at infinity. Add a penalty."
+)

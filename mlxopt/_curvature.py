@@ -16,13 +16,15 @@ from mlxopt._dense import eigen
 from mlxopt._krylov import NotPositiveError, conjugate_gradients, lanczos
 
 DENSE = 300  # parameters up to which the whole Hessian is computed
-PRODUCTS = 30  # Hessian-vector products beyond that
+PRODUCTS = 30  # Hessian-vector products beyond that, before a run may end
+SEARCHED = 100  # and for a certificate
 _CONCAVE = 1e3  # roundings of λ, below which a negative one is no saddle
 
 
 class Curvature(NamedTuple):
     """What the Hessian at a point, restricted to q free parameters, says."""
 
+    gradient: np.ndarray  # (q,): g
     gain: float  # ½ gᵀH⁻¹g: the decrease of the loss still to be expected
     step: np.ndarray  # (q,): -H⁻¹g, the Newton step
     values: np.ndarray  # (k,): λ, ascending
@@ -45,6 +47,15 @@ class Curvature(NamedTuple):
     def is_zero(self) -> bool:
         """Whether there is no curvature at all."""
         return not self._size > 0
+
+    def gain_of(self, gradient: np.ndarray) -> float:
+        """Return the gain with another gradient, (q,), at the same point."""
+        if not self.whole:
+            scale = float(np.linalg.norm(gradient) / max(np.linalg.norm(self.gradient), 1e-300))
+            return self.gain * scale**2
+        along = self.directions @ gradient
+        floor = self.rounding * self._size if self._size > 0 else 1.0
+        return 0.5 * float(np.sum(along**2 / np.maximum(np.abs(self.values), floor)))
 
     @property
     def _size(self) -> float:
@@ -71,11 +82,15 @@ def of_matrix(
     floor = rounding * size if size > 0 else 1.0
     step = -found.floored(floor).solve(gradient)
     directions = (found.scale[:, None] * found.vectors).T
-    return Curvature(-0.5 * float(gradient @ step), step, found.values, directions, rounding, True)
+    gain = -0.5 * float(gradient @ step)
+    return Curvature(gradient, gain, step, found.values, directions, rounding, True)
 
 
 def of_products(
-    times: Callable[[np.ndarray], np.ndarray], gradient: np.ndarray, eps: float
+    times: Callable[[np.ndarray], np.ndarray],
+    gradient: np.ndarray,
+    eps: float,
+    products: int = PRODUCTS,
 ) -> Curvature:
     """Return the curvature from some products H v with vectors; the gain is then a lower bound.
 
@@ -83,12 +98,13 @@ def of_products(
     gradients from g.
     """
     start = np.random.default_rng(0).normal(size=gradient.size)
-    values, vectors = lanczos(times, start, PRODUCTS)
+    values, vectors = lanczos(times, start, products)
     step = np.zeros_like(gradient)
     try:
-        for found, _ in conjugate_gradients(times, -gradient, 1e-2, PRODUCTS):
+        for found, _ in conjugate_gradients(times, -gradient, 1e-2, products):
             step = found
     except NotPositiveError:
         pass
     gain = -0.5 * float(gradient @ step)
-    return Curvature(gain, step, values, vectors.T, 4 * gradient.size**0.5 * eps, False)
+    rounding = 4 * gradient.size**0.5 * eps
+    return Curvature(gradient, gain, step, values, vectors.T, rounding, False)

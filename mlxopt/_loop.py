@@ -62,6 +62,7 @@ class Loop:
         self.evaluations = 0  # likewise, less those that the current objective counted before
         self.phases: list[Phase] = []
         self.start: Start | None = None  # of the first phase
+        self.drop = 0.0  # of the loss since the start
         self.steepest = 0.0  # the largest optimality of all phases
         self.verdict = Verdict(None)  # the last one of the last phase
         self.judged: Any = None  # the state that it is about
@@ -132,6 +133,7 @@ class Loop:
                         state, progress = state._replace(status=None), progress.refreshed()
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
+        self.drop = self.start.value - state.value
         if self.explains:
             status = explain(status, start, state)
         if self.verdict.status is not None:

@@ -59,13 +59,17 @@ def minimize(
         *data: the other arguments of the loss. Floating-point NumPy arrays and lists are converted
             to the dtype of `params` (float32 beside 16-bit ones); if anything is float64, all is
             computed on the CPU.
-        tol: stop when no entry of the gradient is larger in absolute value. None: 1e-5 for float32,
-            1e-8 for float64, 1e-3 for the 16-bit dtypes. 0 takes every step.
+        tol: CONVERGED when the largest entry of the gradient has fallen to `tol` times its largest
+            value on the way, and a Newton step would lower the loss by at most tol² times its drop
+            so far: the distance to the minimum is then at most about `tol` times that from the
+            start, in the metric of the curvature. It has no units. A gain below the rounding error
+            of the loss ends a run too, and `result.reason` says so. None: 3e-6 for float32, 1e-9
+            for float64, 1e-3 for the 16-bit dtypes. 0 takes every step.
         max_steps: the largest number of steps: updates of a first-order rule, else evaluations.
         stop: stop rules beside `tol` and `max_steps`, such as `mo.Seconds(60)`; see `mo.StopRule`.
         finish: "float64" continues in float64 on the CPU, data converted, with the last optimizer;
             then, for up to 500 parameters, with Newton steps on the exact Hessian until these
-            improve nothing. The parameters are then float64. `tol` is that of the end: 1e-8 where
+            improve nothing. The parameters are then float64. `tol` is that of the end: 1e-9 where
             None.
         init: a state to resume from: `result.state` of a run with the same loss, data and optimizer
             (the first of a list), or from `mo.load`; `params` is then used only for its structure,
@@ -135,7 +139,7 @@ def minimize(
                     state, status = _polish(loop, objective, state, status)
 
     drawn = objective.loss  # not the objective, which holds a second copy of the data
-    judge = functools.partial(certify, drawn, state.params, *data, tol=tol)
+    judge = functools.partial(certify, drawn, state.params, *data, tol=tol, drop=loop.drop)
     alone = all(optimizer.loss_alone for optimizer, _ in stages)
     certify_later = judge if alone else None
     result = Result(**loop.summary(state, status), state=state, certify=certify_later)

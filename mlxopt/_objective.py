@@ -29,6 +29,8 @@ from mlxopt.autodiff import _rows
 from mlxopt.autodiff._guards import checked_loss, kept_random_state, tape_guard, with_fixed_draw
 
 Loss = Callable[..., mx.array]  # loss(params, *data), a scalar array
+_FEW = 8  # parameters up to which the first Hessian is computed row by row
+
 Hessian = Callable[..., mx.array]  # hessian(params, *data), shape (p, p)
 
 
@@ -62,6 +64,7 @@ class Objective:
         self._compiles = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._hessian_rows: Callable[..., mx.array] | None = None
+        self._has_hessian = False
         self._uses_random = False
         self._steps_timed = 0
         self._last: tuple[Any, ...] = (None, None, None)  # of `hessian`: arguments and result
@@ -154,14 +157,16 @@ class Objective:
         if structured is not None:
             return structured(params, *self.data)
         size, dtype = count(params), working_dtype(params)
+        if self._hessian_rows is None and size <= _FEW and not self._has_hessian:
+            # The comparison costs as much as these rows, and most runs need one Hessian only.
+            self._has_hessian = True
+            single = _rows.over_rows(_rows.hessian_row(self.loss), False)
+            return _rows.unit_rows(lambda units: single(units, params, self.data), size, dtype)
         if self._hessian_rows is None:
             # Compiling it gains nothing, may take seconds, and fails for some batched derivatives
             # in MLX 0.32.
             row = _rows.hessian_row(self.loss)
-            # The comparison costs as much as some rows.
-            batched = size > 8 and _rows.can_batch(
-                row, _rows.sample_rows(size, dtype), params, self.data
-            )
+            batched = _rows.can_batch(row, _rows.sample_rows(size, dtype), params, self.data)
             self._hessian_rows = _rows.over_rows(row, batched)
         rows = self._hessian_rows
         return _rows.unit_rows(lambda units: rows(units, params, self.data), size, dtype)

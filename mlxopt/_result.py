@@ -55,7 +55,9 @@ class Certificate(NamedTuple):
     """The kind of point that a run ended in; all numbers are computed in float64."""
 
     verdict: str  # in a sentence
-    is_minimum: bool  # whether the loss rises, or at least never falls, all around
+    # Whether the loss rises, or at least never falls, all around; None where products with the
+    # Hessian show nothing else, but cannot show it.
+    is_minimum: bool | None
     grad_norm: float  # the gradient's largest absolute entry
     floor: float  # the error of that number by rounding in the run's dtype
     decrement: float | None  # √(gᵀ H⁻¹ g); half its square is the decrease still to be expected
@@ -115,8 +117,8 @@ class Result:
     phases: tuple[Phase, ...] = ()
     """The parts of the run, by optimizer and dtype."""
     gain: float = math.nan
-    """The decrease of the loss still to be expected, ½ gᵀH⁻¹g with the Hessian at `params`: NaN where
-    it was not computed."""
+    """The decrease of the loss still to be expected, ½ gᵀH⁻¹g with the Hessian at `params`; NaN
+    where it was not computed."""
     reason: str = ""
     """More about the status, in a sentence, where there is more to say."""
     state: Any = None

@@ -38,9 +38,9 @@ class Status(Enum):
         "Start elsewhere (equal or zero weights are saddles of a network), or use TrustRegion."
     )
     FLAT = (
-        "the gradient is exactly zero on a plateau: rounding, a threshold or an argmax in the loss, "
-        "exp or a product that underflows, units that are all off, stop_gradient, or a start too "
-        "far away. Start closer, or make the loss smooth."
+        "the gradient is exactly zero on a plateau: round, a threshold, an argmax or stop_gradient "
+        "in the loss, exp or a product that underflows, units that are all off, or a start too far "
+        "away. Start closer, or make the loss smooth."
     )
     NONFINITE = (
         "the loss or its gradient became NaN or infinite; this is the last finite point. Lower the "

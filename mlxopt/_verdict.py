@@ -1,6 +1,8 @@
 """Whether a run has converged: a look at the curvature where it seems to end.
 
-Notation, as in `_curvature.py`: g = the gradient, H = the Hessian; s = the way from the start.
+A gradient that is small, or zero, proves nothing: it may be small in its units, at a saddle, or on
+a plateau. What counts is how much lower the loss could still be, against its drop so far and
+against its rounding error.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
 from mlxopt import _curvature
@@ -15,24 +18,27 @@ from mlxopt._curvature import Curvature
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
-    Tree,
     dtype_name,
     epsilon,
     from_host,
     largest_entry,
+    leaves,
     read,
     to_host,
     to_numpy,
+    widened,
     working_dtype,
 )
 from mlxopt.optimizers import Optimizer
 
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
-_FLAT_DIRECTIONS = 3  # along which the loss is looked at
-_NOISIER = 4.0  # times the assumed noise, from which on the run goes on with the measured one
+_NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
 _ULPS = 4.0  # roundings of a parameter that a step has to exceed to count
-_LEAST_GAIN = 1e-4  # the share of the drop so far under which rounding may end a run
+_LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
 _LEAST_DROP = 0.1  # the share by which the optimality falls at least between two looks
+_FLAT_DIRECTIONS = 3  # along which the loss is evaluated
+_LARGE = 2**15  # numbers in the data from which on sums in float32 are checked in float64
+_DECISIVE = 0.01  # the share of the loss of one row that the sum over all may still fall
 
 
 class Start(NamedTuple):
@@ -50,12 +56,14 @@ class Verdict(NamedTuple):
     gain: float = math.nan  # the decrease of the loss still to be expected
 
 
+GO_ON = Verdict(None)
+
+
 class Judge:
     """Judges the claims of one phase to have converged.
 
-    A gradient that is small, or zero, proves nothing. The claim holds if a Newton step would lower
-    the loss by at most tol² times its drop so far, or by less than its rounding, and if the loss
-    does not curve down.
+    A claim holds if the loss does not curve down, and a Newton step would lower it by at most tol²
+    times its drop so far, or by less than its rounding.
 
     Args:
         objective: the loss over its data.
@@ -68,197 +76,304 @@ class Judge:
         self, objective: Objective, optimizer: Optimizer[Any], tol: float, start: Start
     ) -> None:
         self.objective, self.optimizer, self.tol, self.start = objective, optimizer, tol, start
-        self._noise_at, self._last_noise = None, 0.0
         self.goal = math.inf  # the optimality at which the next claim is looked at
 
     def at_start(self, state: Any) -> Verdict:
         """Return the verdict on a start: it ends the run only where rounding hides any gain."""
         if state.optimality == 0:
             return self.at_end(state)
-        value, (g, free) = abs(state.value), self.optimizer.reduced(state)
-        eps = epsilon(state.params)
-        # The decrease along -g is less than any method could expect, for two gradients' price.
-        curved = float(g @ self._times(state.params, g))
-        x = to_host(state.params)
-        least = 0.5 * float(g @ g) * float(g @ g) / curved if curved > 0 else math.inf
-        short = curved > 0 and self._is_rounding(x, (g @ g) / curved * g, eps)
-        if not (least <= eps * value or short):
-            return Verdict(None)
-        found = self._look(state.params, x, g, free)
+        point = Point(self, state)
+        if point.is_large():
+            point.allow_for_noise()
+        g, level = point.gradient, point.eps * abs(state.value)
+        # What a step along -g could gain is less than all, for the price of two gradients.
+        squared, curved = float(g @ g), float(g @ point.times(g))
+        if not curved > 0:
+            return GO_ON
+        length = squared / curved
+        if not (0.5 * length * squared <= level or point.is_rounding(length * g)):
+            return GO_ON
+        found = point.look()
         if found is None or found.is_concave:
-            return Verdict(None)
-        if found.gain <= eps * value or self._is_rounding(x[free], found.step, eps):
-            return Verdict(Status.CONVERGED, self._to_rounding(state), found.gain)
-        return Verdict(None)
+            return GO_ON
+        if found.gain <= level or point.is_rounding(found.step):
+            return point.converged(found)
+        return GO_ON
 
     def on_claim(self, state: Any) -> Verdict:
         """Return the verdict on a gradient that has become small."""
         if state.optimality > self.goal:
-            return Verdict(None)
-        return self._verdict(state, at_end=False)
+            return GO_ON
+        point = Point(self, state)
+        found = point.look()
+        if found is None:
+            return Verdict(Status.CONVERGED, _NOT_FINITE)
+        drop = point.drop()
+        if found.is_concave:
+            if point.leaves(found):
+                self.goal = state.optimality * _LEAST_DROP
+                return GO_ON
+            return point.falls(found, drop) or GO_ON
+        if found.gain <= self.tol**2 * drop:
+            return point.converged(found, "")
+        # A start close to the minimum leaves little to drop.
+        if found.gain <= _LEAST_GAIN * drop and found.gain <= point.noise(1.0):
+            return point.converged(found)
+        wanted = self.tol * math.sqrt(drop / found.gain) if found.gain > 0 else 0.0
+        self.goal = state.optimality * min(max(wanted, 1e-3), 1 - _LEAST_DROP)
+        return GO_ON
 
     def at_end(self, state: Any) -> Verdict:
         """Return the verdict on a point that the method cannot improve."""
-        return self._verdict(state, at_end=True)
-
-    def _verdict(self, state: Any, at_end: bool) -> Verdict:
-        x, (g, free) = to_host(state.params), self.optimizer.reduced(state)
-        eps, value = epsilon(state.params), abs(state.value)
-        found, noise = (
-            self._look(state.params, x, g, free),
-            NOISE * self.objective.epsilon(state.params) * value,
-        )
+        point = Point(self, state)
+        found = point.look()
         if found is None:
-            status = Status.NO_PROGRESS if at_end and g.any() else Status.CONVERGED
-            return Verdict(status, "the second derivative of the loss is not finite here.")
-        reference = self._reference(state, x, noise)
-        if at_end or not g.any():
-            fallen = self._falls(state, x, free, found, max(reference, noise, eps), noise)
-            if fallen is not None:
-                return fallen
-        if not found.is_concave:
-            if found.gain <= self.tol**2 * reference:
-                return Verdict(Status.CONVERGED, self._doubt(found), found.gain)
-            if at_end or found.gain <= _LEAST_GAIN * reference:
-                noise = max(noise, NOISE * self._noise(state, x))
-                if found.gain <= noise or self._is_rounding(x[free], found.step, eps):
-                    return Verdict(Status.CONVERGED, self._to_rounding(state), found.gain)
-        if at_end:
-            return self._stuck(state, x, found, noise)
-        wanted = self.tol * math.sqrt(reference / found.gain) if found.gain > 0 else 0.0
-        self.goal = state.optimality * min(max(wanted, 1e-3), 1 - _LEAST_DROP)
-        return Verdict(None)
+            flat = not point.gradient.any()
+            return Verdict(Status.CONVERGED if flat else Status.NO_PROGRESS, _NOT_FINITE)
+        if wrong := point.wrong_slope():
+            return Verdict(Status.NO_PROGRESS, wrong, found.gain)
+        drop = point.drop()
+        if fallen := point.falls(found, drop):
+            return fallen
+        if not found.is_concave and found.gain <= self.tol**2 * drop:
+            return point.converged(found, "")
+        if point.allow_for_noise():
+            return GO_ON  # the method gave up on noise that it did not know
+        noise = point.noise()
+        if not found.is_concave and (found.gain <= noise or point.is_rounding(found.step)):
+            return point.converged(found)
+        if found.is_concave:
+            reason = "the loss curves down here, but its rounding hides how far it falls."
+        elif found.values[0] <= 10 * found.rounding * found.values[-1]:
+            reason = (
+                f"a combination of the parameters hardly changes the loss, which {_COULD} "
+                f"{found.gain:.2g} lower: the parameters have too different scales, or the data "
+                f"do not determine them. Scale them, or use Newton() or a penalty."
+            )
+        else:
+            reason = (
+                f"no step of this method lowers the loss any more, which {_COULD} {found.gain:.2g} "
+                f"lower; its rounding is {noise:.1g}. {self._advice(state)}"
+            )
+        return Verdict(Status.NO_PROGRESS, reason, found.gain)
 
-    def _look(self, params: Tree, x: np.ndarray, g: np.ndarray, free: np.ndarray) -> Any:
-        """Return the curvature of the free parameters; None if it is not finite."""
-        eps = epsilon(params)
-        if len(x) > _curvature.DENSE:
-            vector = np.zeros_like(x)
+    def _advice(self, state: Any) -> str:
+        if working_dtype(state.params) == mx.float64:
+            return "Use LBFGS(), Newton(), or a larger tol."
+        return 'Use float64 parameters or finish="float64".'
 
-            def times(part: np.ndarray) -> np.ndarray:
-                vector[free] = part
-                return self._times(params, vector)[free]
 
-            return _curvature.of_products(times, g[free], eps)
-        hessian = getattr(self.optimizer, "hessian", None)  # that of Newton, if given
-        matrix = to_numpy(self.objective.hessian(params, hessian))
-        free = free & np.isfinite(np.diag(matrix))
-        matrix = matrix[np.ix_(free, free)]
-        if not (free.any() and np.isfinite(matrix).all()):
+_COULD = "by its curvature could be"
+_NOT_FINITE = (
+    "the second derivative of the loss is not finite here (a power of zero, sqrt or abs at zero), "
+    "so that its curvature says nothing."
+)
+
+
+class Point:
+    """The end of a run, with the loss around it as a function of the free parameters.
+
+    Vectors have shape (q,), q the number of parameters that are free to move and whose second
+    derivative is finite.
+    """
+
+    def __init__(self, judge: Judge, state: Any) -> None:
+        self.judge, self.objective, self.state = judge, judge.objective, state
+        self.x = to_host(state.params)
+        self.full, self.free = judge.optimizer.reduced(state)
+        self.eps = epsilon(state.params)
+        self.way = self.x - judge.start.x
+        self.assumed_noise = NOISE * self.objective.epsilon(state.params) * abs(state.value)
+        self._noise: float | None = None
+
+    @property
+    def gradient(self) -> np.ndarray:
+        return self.full[self.free]
+
+    def times(self, part: np.ndarray) -> np.ndarray:
+        """Return the Hessian of the free parameters times a vector."""
+        return self._times(self._all(part))[self.free]
+
+    def look(self) -> Curvature | None:
+        """Return the curvature; None if no second derivative is finite."""
+        if len(self.x) > _curvature.DENSE:
+            return _curvature.of_products(self.times, self.gradient, self.eps)
+        hessian = getattr(self.judge.optimizer, "hessian", None)  # that of Newton, if given
+        matrix = to_numpy(self.objective.hessian(self.state.params, hessian))
+        self.free = self.free & np.isfinite(np.diag(matrix))
+        matrix = matrix[np.ix_(self.free, self.free)]
+        if not np.isfinite(matrix).all() or (not self.free.any() and len(self.x)):
             return None
-        return _curvature.of_matrix(matrix, g[free], eps)
+        return _curvature.of_matrix(matrix, self.gradient, self.eps)
 
-    def _times(self, params: Tree, vector: np.ndarray) -> np.ndarray:
-        return to_host(self.objective.product(params, from_host(vector, params)))
-
-    def _reference(self, state: Any, x: np.ndarray, noise: float) -> float:
+    def drop(self) -> float:
         """Return the drop of the loss so far, or that of the quadratic model if it is less.
 
         A start so far off that the loss there says nothing about a minimum would pass anything.
         """
-        way = x - self.start.x
-        if not way.any():
+        if not self.way.any():
             return 0.0
-        g = to_host(state.grad)
-        model = abs(float(g @ way)) + 0.5 * abs(float(way @ self._times(state.params, way)))
+        slope = float(to_host(self.state.grad) @ self.way)
+        model = abs(slope) + 0.5 * abs(float(self.way @ self._times(self.way)))
         # A large constant in the loss hides the drop.
-        return min(max(self.start.value - state.value, noise), model)
+        return min(max(self.judge.start.value - self.state.value, self.assumed_noise), model)
 
-    def _falls(
-        self,
-        state: Any,
-        x: np.ndarray,
-        free: np.ndarray,
-        found: Curvature,
-        reference: float,
-        noise: float,
-    ) -> Verdict | None:
-        """Return SADDLE or FLAT if the loss around x shows that, else None."""
-        if not self.optimizer.loss_alone:
+    def leaves(self, found: Curvature) -> bool:
+        """Whether the gradient leads away from a saddle."""
+        along = float(found.directions[0] @ self.gradient)
+        return 0.5 * along**2 > self.eps * self.assumed_noise * -found.values[0]
+
+    def falls(self, found: Curvature, drop: float) -> Verdict | None:
+        """Return SADDLE or FLAT if the loss around the point shows that, else None."""
+        if not self.judge.optimizer.loss_alone:
             return None
-        way = np.zeros_like(x)
-
-        def change(direction: np.ndarray, length: float) -> tuple[float, bool]:
-            way[free] = length * direction
-            value, steep = self._at(state.params, x + way)
-            return value - state.value, steep
-
         if found.is_concave:
-            noise = max(noise, NOISE * self._noise(state, x))
-            curvature, direction = -found.values[0], found.directions[0]
-            for drop in np.geomspace(reference, max(noise, 1e-12 * reference), 7).tolist():
-                length = math.sqrt(2 * drop / curvature)
-                if min(change(direction, sign * length)[0] for sign in (-1, 1)) < -noise:
+            noise, curvature = self.noise(), -found.values[0]
+            most = max(drop, noise) or 1.0
+            for fall in np.geomspace(most, max(noise, 1e-12 * most), 7).tolist():
+                step = math.sqrt(2 * fall / curvature) * found.directions[0]
+                if min(self._change(step)[0], self._change(-step)[0]) < -noise:
                     return Verdict(Status.SADDLE)
             return None
-        if found.gain > noise:
+        if found.gain > self.assumed_noise:
             return None
-        size = np.maximum(np.abs(x), np.abs(x - self.start.x))[free]
+        size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
         size = np.where(size > 0, size, 1.0)
         seen = []
         for direction in found.flat[:_FLAT_DIRECTIONS]:
             unit = direction / np.max(np.abs(direction) / size)
-            seen += [change(unit, sign * s) for s in (1e-3, 1e-2, 1e-1) for sign in (-1, 1)]
-        changes = np.array([entry[0] for entry in seen])
+            lengths = (-1e-1, -1e-2, -1e-3, 1e-3, 1e-2, 1e-1)
+            seen += [self._change(length * unit) for length in lengths]
+        if not seen:
+            return None
+        changes, noise = np.array([change for change, _ in seen]), self.noise()
         if (changes < -noise).any():
             return Verdict(Status.SADDLE, "the loss falls along a direction without curvature.")
-        if not found.is_zero or not seen:
+        if not found.is_zero:
             return None
         if not (changes > noise).any():
             return Verdict(Status.FLAT)
-        if not any(steep for _, steep in seen):
-            steps = "the loss changes in steps (round, a threshold, an argmax, a count)"
-            return Verdict(Status.FLAT, f"{steps}, and its gradient is zero wherever it has one.")
-        return None
+        return None if any(steep for _, steep in seen) else Verdict(Status.FLAT, _STEPS)
 
-    def _at(self, params: Tree, x: np.ndarray) -> tuple[float, bool]:
-        """Return the loss at x, not counted, and whether its gradient there is not zero."""
-        value, grad = self.objective.value_and_grad(from_host(x, params))
-        self.objective.evaluations -= 1
-        value, largest = read(value, largest_entry(grad))
-        return (value if math.isfinite(value) else math.inf), largest != 0
+    def noise(self, roundings: float = NOISE) -> float:
+        """Return the rounding error of the loss, measured: `roundings` standard deviations.
 
-    def _is_rounding(self, x: np.ndarray, step: np.ndarray, eps: float) -> bool:
-        """Whether a step moves no parameter by more than a few roundings."""
-        return bool((np.abs(step) <= _ULPS * eps * np.abs(x)).all())
-
-    def _stuck(self, state: Any, x: np.ndarray, found: Curvature, noise: float) -> Verdict:
-        """Return NO_PROGRESS with its reason; None if the loss is noisier than was known."""
-        assumed = NOISE * self.objective.epsilon(state.params) * abs(state.value)
-        if noise > _NOISIER * assumed:
-            self.objective.noise = noise / (NOISE * abs(state.value))
-            return Verdict(None)
-        if found.is_concave:
-            reason = "the loss curves down here, but its rounding hides how far it falls."
-        elif found.values[0] <= found.rounding * found.values[-1]:
-            reason = "some combination of the parameters hardly changes the loss. Scale them."
-        else:
-            reason = (
-                f"a Newton step would lower the loss by {found.gain:.2g}, more than its rounding "
-                f"({noise:.1g}), but no step of this method does."
-            )
-        return Verdict(Status.NO_PROGRESS, reason, found.gain)
-
-    def _noise(self, state: Any, x: np.ndarray) -> float:
-        """Return the standard deviation of the rounding error of the loss at x.
-
-        From its fourth differences over steps of some roundings (Moré and Wild 2011, "Estimating
-        computational noise", equation 2.4).
+        From fourth differences over steps of some roundings (Moré and Wild 2011, "Estimating
+        computational noise", equation 2.4); and for sums over large data in float32, whose errors
+        change slowly, from the loss in float64.
         """
-        signs = np.where(np.random.default_rng(0).random(len(x)) < 0.5, -1.0, 1.0)
-        spacing = 8 * epsilon(state.params) * np.where(x == 0, np.abs(x).max() or 1.0, x) * signs
-        if self._noise_at is state.params:
-            return self._last_noise
-        values = [self._at(state.params, x + k * spacing)[0] for k in range(-4, 5)]
-        known = np.isfinite(values).all()
-        spread = float(np.sqrt(np.mean(np.diff(values, 4) ** 2) / 70)) if known else 0.0
-        self._noise_at, self._last_noise = state.params, spread
-        return spread
+        if self._noise is None:
+            size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
+            signs = np.where(np.random.default_rng(0).random(len(size)) < 0.5, -1.0, 1.0)
+            step = 8 * self.eps * signs * size
+            changes = [self._change(k * step)[0] for k in range(-4, 5)]
+            known = np.isfinite(changes).all()
+            self._noise = float(np.sqrt(np.mean(np.diff(changes, 4) ** 2) / 70)) if known else 0.0
+            if self.is_large():
+                self._noise = max(self._noise, abs(self._exact()[0] - self.state.value) / NOISE)
+        return roundings * max(self.assumed_noise / NOISE, self._noise)
 
-    def _to_rounding(self, state: Any) -> str:
-        return f"to the rounding of {dtype_name(working_dtype(state.params))}."
+    def allow_for_noise(self) -> bool:
+        """Tell the method of noise above the rounding of the dtype; return whether there is."""
+        noisier = self.noise() > _NOISIER * self.assumed_noise > 0
+        if noisier:
+            self.objective.noise = self.noise() / (NOISE * abs(self.state.value))
+        return noisier
 
-    def _doubt(self, found: Curvature) -> str:
-        if found.whole:
+    def is_rounding(self, step: np.ndarray) -> bool:
+        """Whether a step moves no parameter by more than a few roundings."""
+        return bool((np.abs(step) <= _ULPS * self.eps * np.abs(self.x[self.free])).all())
+
+    def converged(self, found: Curvature, reason: str | None = None) -> Verdict:
+        """Return CONVERGED, unless sums in float32 over large data hide a gain that matters."""
+        if reason is None:
+            reason = f"to the rounding of {dtype_name(working_dtype(self.state.params))}."
+        if self.is_large():
+            value, gradient = self._exact()
+            gain, rows = found.gain_of(gradient[self.free]), self._rows()
+            if gain > max(self.judge.tol**2 * self.drop(), _DECISIVE * abs(value) / rows):
+                return Verdict(
+                    Status.NO_PROGRESS,
+                    f"sums over {rows:,} rows in float32 are off by so much that the loss could "
+                    f"be {gain:.2g} lower: its gradient in float64 is not zero here. Use "
+                    f'finish="float64", or mo.losses.mean.',
+                    gain,
+                )
+            found = found._replace(gain=gain)
+        if not (found.whole or reason):
+            reason = "as far as some products with the Hessian show."
+        return Verdict(Status.CONVERGED, reason, found.gain)
+
+    def wrong_slope(self) -> str:
+        """Return what is wrong with the gradient, if differences of the loss contradict it."""
+        if not self.judge.optimizer.loss_alone:
             return ""
-        return "as far as some Hessian-vector products show."
+        g, noise = self.gradient, self.noise()
+        slope = float(g @ g)
+        if not slope > 0:
+            return ""
+        # The gradient predicts a change well above the noise.
+        for t in (1e2 * noise / slope, 1e4 * noise / slope):
+            fall, rise = self._change(-t * g)[0], self._change(t * g)[0]
+            if not (math.isfinite(fall) and math.isfinite(rise)):
+                return ""
+            if max(abs(fall), abs(rise)) <= 10 * noise:
+                continue
+            if rise < 0 < fall and rise - fall < -0.5 * t * slope:
+                return _WRONG
+            if min(fall, rise) > 0.1 * t * slope and abs(fall - rise) < 0.9 * (fall + rise):
+                near, far = self._change(-0.1 * t * g)[0], fall
+                return _KINK if near > 0.05 * far else ""
+            return ""
+        return ""
+
+    def _all(self, part: np.ndarray) -> np.ndarray:
+        vector = np.zeros_like(self.x)
+        vector[self.free] = part
+        return vector
+
+    def _times(self, vector: np.ndarray) -> np.ndarray:
+        params = self.state.params
+        return to_host(self.objective.product(params, from_host(vector, params)))
+
+    def _change(self, step: np.ndarray) -> tuple[float, bool]:
+        """Return the change of the loss by a step, and whether its gradient there is not zero."""
+        point = from_host(self.x + self._all(step), self.state.params)
+        value, grad = self.objective.value_and_grad(point)
+        self.objective.evaluations -= 1  # those of the method are counted
+        value, largest = read(value, largest_entry(grad))
+        return (value - self.state.value if math.isfinite(value) else math.inf), largest != 0
+
+    def _rows(self) -> int:
+        arrays = [leaf for leaf in leaves(self.objective.data) if isinstance(leaf, mx.array)]
+        return max((leaf.shape[0] for leaf in arrays if leaf.ndim), default=1)
+
+    def is_large(self) -> bool:
+        if working_dtype(self.state.params) == mx.float64:
+            return False
+        arrays = [leaf for leaf in leaves(self.objective.data) if isinstance(leaf, mx.array)]
+        return max((leaf.size for leaf in arrays), default=0) >= _LARGE
+
+    def _exact(self) -> tuple[float, np.ndarray]:
+        """Return the loss and its gradient, (p,), in float64."""
+        if not hasattr(self, "_value"):
+            with mx.stream(mx.cpu):
+                both = mx.value_and_grad(self.objective.loss)
+                data = widened(self.objective.data)
+                value, grad = both(widened(self.state.params), *data)
+                self._value = read(value)[0], to_host(grad)
+        return self._value
+
+
+_STEPS = (
+    "the loss changes in steps (round, a threshold, an argmax, a count): its gradient is zero "
+    "wherever there is one. Use a smooth loss in its place."
+)
+_WRONG = (
+    "the loss rises along the negative gradient: check the derivative, which is not the right one, "
+    "with mo.autodiff.check_grads (a custom vjp, stop_gradient, a sum over processes)."
+)
+_KINK = (
+    "the loss is not smooth: it has a kink here (abs, maximum, relu), which methods for smooth "
+    "losses cannot settle in. Use ProximalGradient for a penalty, or a smooth loss such as huber."
+)

@@ -193,7 +193,7 @@ def test_sixteen_bit_parameters_keep_their_dtype_and_descend(name, dtype):
         return mx.sum(mx.square(params["a"].astype(mx.float32) - 1)) + mx.square(params["b"] - 2)
 
     params = {"a": mx.zeros(3, dtype=dtype), "b": mx.array(0.0)}
-    result = mo.minimize(loss, params, OPTIMIZERS[name], tol=0.1)
+    result = mo.minimize(loss, params, OPTIMIZERS[name], tol=0.02)
     assert result.converged
     assert result.params["a"].dtype == dtype
     assert result.params["b"].dtype == mx.float32
@@ -307,7 +307,7 @@ def test_newton_takes_a_structured_hessian():
 
     result = mo.minimize(loss, array64(np.zeros(5)), mo.Newton(hessian=hessian), X, y)
     assert result.steps == 1
-    assert seen == [(5,)]
+    assert seen == [(5,), (5,)]  # that at the end confirms it
     np.testing.assert_allclose(np.array(result.params), np.linalg.lstsq(X, y)[0], rtol=1e-12)
     with pytest.raises(ValueError, match=r"\(5, 5\)"):
         mo.minimize(loss, mx.zeros(5), mo.Newton(hessian=lambda w, X, y: X.T @ y), X, y)

@@ -95,7 +95,8 @@ def test_rules_take_effect_in_every_stage_and_the_first_that_applies_decides():
     assert result.status is mo.Status.STOPPED
     assert [phase.optimizer for phase in result.phases] == ["SGD", "LBFGS"]
     # The tolerance comes first.
-    loose = mo.minimize(line, START, mo.LBFGS(), *DATA, tol=1e9, stop=Below(math.inf))
+    done = mo.minimize(line, START, mo.LBFGS(), *DATA).params
+    loose = mo.minimize(line, done, mo.LBFGS(), *DATA, stop=Below(math.inf))
     assert loose.status is mo.Status.CONVERGED
 
 
@@ -131,16 +132,16 @@ def test_arrays_of_runs_progress_as_each_run_does(records):
     both = [records, records[::-1]]
     single = []
     for run in both:
-        progress = Progress(0, 0.0, 5.0, 5.0, 5.0, 5.0)
+        progress = Progress(0, 0.0, 5.0, 5.0, 5.0, 5.0, 5.0)
         for step, (value, optimality, moved) in enumerate(run, start=1):
             progress = progress.after(value, optimality, moved, step, 0.0)
         single.append(progress)
     five = np.full(2, 5.0)
-    batch = Progress(0, 0.0, five, five, five, five, np.zeros(2, int), np.zeros(2, int))
+    batch = Progress(0, 0.0, five, five, five, five, five, np.zeros(2, int), np.zeros(2, int))
     for step, pair in enumerate(zip(*both, strict=True), start=1):
         value, optimality, moved = (np.array(column) for column in zip(*pair, strict=True))
         batch = batch.after(value, optimality, moved, step, 0.0)
-    for name in ("value", "lowest", "flattest", "stalled", "idle"):
+    for name in ("value", "steepest", "lowest", "flattest", "stalled", "idle"):
         assert getattr(batch, name).tolist() == [getattr(one, name) for one in single], name
     stall = mo.Stall(2)
     assert stall.check(batch).tolist() == [stall.check(one) for one in single]

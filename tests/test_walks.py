@@ -26,7 +26,7 @@ def loss(params, X, y):
 
 
 WALKS = {
-    "minimize": (14, lambda: mo.minimize(loss, START, LBFGS, X, Y)),
+    "minimize": (18, lambda: mo.minimize(loss, START, LBFGS, X, Y)),
     "train": (14, lambda: mo.train(loss, START, SGD, mo.batches(X, Y, batch_size=8), epochs=2)),
     "least_squares": (18, lambda: mo.least_squares(residual, START, X, Y)),
     "minimize_many": (
