@@ -116,6 +116,8 @@ class LeastSquaresResult(Result):
         m, p = self.jacobian.shape
         fit = f"{self.residual_sd:.6g} on {self.degrees_of_freedom:,} degrees of freedom"
         short = "" if self.rank == p else f"; only {self.rank} of {p} parameters are determined"
+        if self.rank == 0 and self.status is Status.INTERRUPTED:
+            short = "; interrupted before the covariance was known"
         rows.append(("residual", f"sd {fit}, {m:,} residuals{short}"))
         if p <= 12:
             errors = ", ".join(f"{error:.6g}" for error in np.sqrt(np.diag(self.covariance)))
@@ -171,7 +173,8 @@ def least_squares(
         compile: False evaluates op by op, for a residual that branches on values.
 
     Returns:
-        a `LeastSquaresResult`: the parameters, their standard errors and intervals.
+        a `LeastSquaresResult`: the parameters, their standard errors and intervals. Ctrl-C and
+        exceptions as in `minimize`; after Ctrl-C in its computation the covariance is NaN.
 
     Raises:
         TapeError: the residual reads arrays back to Python.
@@ -213,8 +216,9 @@ def least_squares(
         return _run(loop, objective, optimizer, params, tol, max_steps, polish)
 
     finishes = finish is not None and any(leaf.dtype != mx.float64 for leaf in leaves(params))
-    with ProgressBar("least_squares", max_steps, progress) as bar:
-        loop = Loop(callback, bar, stop)
+    loop = Loop(callback, ProgressBar("least_squares", max_steps, progress), stop)
+
+    def fit() -> tuple[Any, Status]:
         items = as_data(data, params)
         with device_for(params, items):
             first = first_tol(params, tol, finishes)
@@ -224,7 +228,9 @@ def least_squares(
                 wide = widened(state.params)
                 items = widened(as_data(data, wide))
                 state, status = run(wide, items, first_tol(wide, tol), bool(polish), checked=True)
-    result = _described(loop, state, status, chosen)
+        return state, status
+
+    result = loop.answer(fit, lambda state, status: _described(loop, state, status, chosen))
     if result.status.is_failure:
         warn(f"{result.status.name}: {result.status.value}")
     return result
@@ -312,7 +318,12 @@ def _described(loop: Loop, state: Any, status: Status, robust: Robust) -> LeastS
     """Return the result, with the statistics of the fit."""
     model: Linearization = state.memory if isinstance(state, DescentState) else state.model
     jacobian = model.jacobian / model.weights[:, None]
-    rank, residual_sd, covariance = _covariance(model, jacobian, robust, epsilon(state.params))
+    try:
+        statistics = _covariance(model, jacobian, robust, epsilon(state.params))
+    except KeyboardInterrupt:  # the parameters are known
+        status, unknown = Status.INTERRUPTED, np.full((jacobian.shape[1],) * 2, np.nan)
+        statistics = 0, float("nan"), unknown
+    rank, residual_sd, covariance = statistics
     return LeastSquaresResult(
         **loop.summary(state, status),
         grad_norm=float(np.max(np.where(model.fixed, 0.0, np.abs(model.gradient)))),

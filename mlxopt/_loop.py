@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -31,6 +31,13 @@ from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._base import STATE_FIELDS
 
 Callback = Callable[[Info], bool | None]
+R = TypeVar("R")
+
+
+_KEPT = (
+    "The run up to here is kept in this exception: error.result has the last parameters, and their "
+    "state to resume from."
+)
 
 
 class Loop:
@@ -66,6 +73,30 @@ class Loop:
         self.steepest = 0.0  # the largest optimality of all phases
         self.verdict = Verdict(None)  # the last one of the last phase
         self.judged: Any = None  # the state that it is about
+        self.state: Any = None  # the last of the run, once the loss at the start is known
+
+    def answer(
+        self, run: Callable[[], tuple[Any, Status]], describe: Callable[[Any, Status], R]
+    ) -> R:
+        """Return `describe` of the state and the status with which `run`, some phases, ends.
+
+        After Ctrl-C at any place they are the last state and INTERRUPTED. An exception has the
+        result at that state as its attribute `result`. Without a state both are raised as they are.
+        """
+        try:
+            try:
+                with late_interrupt(), self.bar:
+                    self.state, status = run()
+            except Exception as error:
+                if self.state is not None:
+                    error.result = describe(self.state, Status.INTERRUPTED)  # pyright: ignore[reportAttributeAccessIssue]
+                    error.add_note(_KEPT)
+                raise
+            return describe(self.state, status)
+        except KeyboardInterrupt:
+            if self.state is None:
+                raise
+            return describe(self.state, Status.INTERRUPTED)
 
     def __call__(
         self,
@@ -89,15 +120,12 @@ class Loop:
         rules = with_user(rules, self.stop)
         stride = stride or self.stride or optimizer.stride
         began, earlier = time.perf_counter(), objective.evaluations
-        self.evaluations -= earlier
-        with late_interrupt():
-            start = state = optimizer.init(objective, params)
+        start = state = optimizer.init(objective, params)
         check_fields(optimizer, state)
         check_start(state.value, state.optimality)
         if init is not None:
             start = state = resumed(optimizer, init, state)
-        if not self.phases and state.grad is not None:
-            warn_of_ignored(objective, params, state.grad)
+        self.evaluations -= earlier
         best, noise, steps, last = state, ROUNDINGS * epsilon(params), 0, last_step(rules)
         value, optimality = state.value, state.optimality
         self.steepest = max(self.steepest, optimality)
@@ -105,9 +133,11 @@ class Loop:
         if self.start is None:
             self.start = Start(to_host(params), value)
         judge = Judge(objective, optimizer, _tol(rules), self.start) if self.judges else None
-        self.verdict = Verdict(None)
+        self.verdict, status = Verdict(None), None
         try:
             with late_interrupt():
+                if not self.phases and state.grad is not None:
+                    warn_of_ignored(objective, params, state.grad)
                 # The end of one phase is the start of the next, and already recorded; so is the
                 # end of a run resumed without anything left to do.
                 record = not self.phases and objective.evaluations > earlier
@@ -131,31 +161,33 @@ class Loop:
                     if status is None and state.status is not None:
                         # The loss is noisier than was known, which the next search allows for.
                         state, progress = state._replace(status=None), progress.refreshed()
+                if self.explains:
+                    status = explain(status, start, state)
+                if self.verdict.status is not None:
+                    state = self.judged
+                elif status in (Status.DIVERGED, Status.NO_PROGRESS):
+                    state = best
+                mx.eval(leaves(state.params))
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
-        self.drop = self.start.value - state.value
-        if self.explains:
-            status = explain(status, start, state)
-        if self.verdict.status is not None:
-            state = self.judged
-        elif status in (Status.DIVERGED, Status.NO_PROGRESS):
-            state = best
-        self.steepest = max(self.steepest, progress.steepest)
-        mx.eval(leaves(state.params))
-        self.steps += steps
-        self.evaluations += objective.evaluations
-        self.phases.append(
-            Phase(
-                type(optimizer).__name__,
-                dtype_name(working_dtype(params)),
-                status,
-                steps,
-                objective.evaluations - earlier,
-                time.perf_counter() - began,
-                state.value,
-                state.optimality,
+        finally:  # an exception ends the phase too
+            self.state, status = state, status or Status.INTERRUPTED
+            self.drop = self.start.value - state.value
+            self.steepest = max(self.steepest, progress.steepest)
+            self.steps += steps
+            self.evaluations += objective.evaluations
+            self.phases.append(
+                Phase(
+                    type(optimizer).__name__,
+                    dtype_name(working_dtype(params)),
+                    status,
+                    steps,
+                    objective.evaluations - earlier,
+                    time.perf_counter() - began,
+                    state.value,
+                    state.optimality,
+                )
             )
-        )
         return state, status
 
     def summary(self, state: Any, status: Status) -> dict[str, Any]:

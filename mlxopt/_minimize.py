@@ -86,7 +86,8 @@ def minimize(
 
     Returns:
         a `Result`. Ctrl-C ends the run and returns the last finite point, INTERRUPTED (before the
-        loss at the start is known, KeyboardInterrupt is raised).
+        loss at the start is known, KeyboardInterrupt is raised). An exception of the callback or of
+        the loss has that result as its attribute `result`.
 
     Raises:
         TapeError: the loss reads arrays back to Python.
@@ -120,32 +121,39 @@ def minimize(
         params = init.params
 
     total = sum(steps for _, steps in stages)
-    with ProgressBar("minimize", total, progress) as bar:
-        loop = Loop(callback, bar, stop, record_every, judges=True)
-        items = as_data(data, params)
+    bar = ProgressBar("minimize", total, progress)
+    loop = Loop(callback, bar, stop, record_every, judges=True)
+    items = as_data(data, params)
+    with device_for(params, items):
+        objective = Objective(loss, items, compile=compile)
+    drawn = objective.loss  # not the objective, which holds a second copy of the data
+    alone = all(optimizer.loss_alone for optimizer, _ in stages)
+
+    def run() -> tuple[State, Status]:
         with device_for(params, items):
-            objective = Objective(loss, items, compile=compile)
             objective.trace(params)
             first = first_tol(params, tol, finishes=finish is not None)
             state, status = _run(loop, objective, params, stages, first, init)
         if finish and status in SETTLED:
             with mx.stream(mx.cpu):
                 last = stages[-1][0]
-                params = last.nearest(widened(state.params))
-                objective = Objective(loss, widened(as_data(data, params)), compile=compile)
-                tol = default_tol(params) if tol is None else tol
-                state, status = _run(loop, objective, params, stages[-1:], tol)
-                if last.loss_alone and status in SETTLED and count(params) <= _POLISHED:
-                    state, status = _polish(loop, objective, state, status)
+                wide = last.nearest(widened(state.params))
+                continued = Objective(drawn, widened(as_data(data, wide)), compile=compile)
+                least = default_tol(wide) if tol is None else tol
+                state, status = _run(loop, continued, wide, stages[-1:], least)
+                if last.loss_alone and status in SETTLED and count(wide) <= _POLISHED:
+                    state, status = _polish(loop, continued, state, status)
+        return state, status
 
-    drawn = objective.loss  # not the objective, which holds a second copy of the data
-    judge = functools.partial(certify, drawn, state.params, *data, tol=tol, drop=loop.drop)
-    alone = all(optimizer.loss_alone for optimizer, _ in stages)
-    certify_later = judge if alone else None
-    result = Result(**loop.summary(state, status), state=state, certify=certify_later)
-    if status.is_failure:
-        warn(f"{status.name}: {result.reason or status.value}")
-    return result
+    def result(state: State, status: Status) -> Result:
+        judge = functools.partial(certify, drawn, state.params, *data, tol=tol, drop=loop.drop)
+        fields = loop.summary(state, status)
+        return Result(**fields, state=state, certify=judge if alone else None)
+
+    found = loop.answer(run, result)
+    if found.status.is_failure:
+        warn(f"{found.status.name}: {found.reason or found.status.value}")
+    return found
 
 
 def _stages(optimizer: Any, max_steps: int) -> Stages:

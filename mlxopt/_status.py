@@ -19,7 +19,9 @@ class Status(Enum):
     CONVERGED = "what a further step could lower the loss by is within tol, or within its rounding."
     COMPLETED = "every step that was asked for has been taken."
     STOPPED = "the callback or a stop rule asked to stop."
-    INTERRUPTED = "interrupted from the keyboard; this is the last point reached."
+    INTERRUPTED = (
+        "interrupted from the keyboard, or by an exception; this is the last point reached."
+    )
     MAX_STEPS = (
         "max_steps was reached before the run converged. Raise max_steps, or use a method that "
         "needs fewer steps (LBFGS, Newton)."

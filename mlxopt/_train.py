@@ -167,17 +167,20 @@ def train(
     total = len(batches) * epochs if isinstance(batches, Sized) else None
 
     stop = check_stop(stop)
-    with ProgressBar("train", total, progress) as bar:
-        # The first batch is no step: the callback starts after it.
-        after_start = callback and (lambda info: callback(info) if info.step else None)
-        loop = Loop(after_start, bar, stop, explains=False)
-        objective = Objective(loss, compile=compile, fixed_draw=False)
-        state, status = loop(objective, _Epochs(rule, batches, epochs, init), params)
-    # One optimizer in one dtype has no phases to tell apart.
-    result = TrainResult(**{**loop.summary(state, status), "phases": ()}, state=state)
-    if status.is_failure:
-        warn(f"{status.name}: {status.value}")
-    return result
+    # The first batch is no step: the callback starts after it.
+    after_start = callback and (lambda info: callback(info) if info.step else None)
+    loop = Loop(after_start, ProgressBar("train", total, progress), stop, explains=False)
+    objective = Objective(loss, compile=compile, fixed_draw=False)
+
+    def result(state: TrainState, status: Status) -> TrainResult:
+        # One optimizer in one dtype has no phases to tell apart.
+        return TrainResult(**{**loop.summary(state, status), "phases": ()}, state=state)
+
+    steps = _Epochs(rule, batches, epochs, init)
+    found = loop.answer(lambda: loop(objective, steps, params), result)
+    if found.status.is_failure:
+        warn(f"{found.status.name}: {found.status.value}")
+    return found
 
 
 Batch = tuple[Any, ...]
