@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from mlxopt._certificate import certify
 from mlxopt._checks import check_count, check_tol, describe_type
@@ -20,12 +22,12 @@ from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
 from mlxopt._report import listing, shapes
 from mlxopt._residual_objective import ResidualObjective
-from mlxopt._result import History, Result
+from mlxopt._result import Certificate, History, Kept, Result
 from mlxopt._status import Status, warn
 from mlxopt._stop import StopRule, check_stop, stop_rules, with_user
 from mlxopt._tree import Tree, as_data, check_params, count, default_tol, from_host
 from mlxopt.autodiff._guards import check_is_callable
-from mlxopt.many._loop import Batch
+from mlxopt.many._loop import Batch, BatchState
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Axes, sort
 from mlxopt.many._state import Method
@@ -48,7 +50,7 @@ _BATCHED: dict[type, Callable[[Any], Method]] = {
 
 # Compared as objects: arrays do not answer == with yes or no.
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class ManyResult:
+class ManyResult(Kept):
     """The result of `minimize_many` for B problems; `result[3]` is the `Result` of problem 3."""
 
     params: Tree  # the structure passed in, with the problems along the first axis
@@ -58,7 +60,8 @@ class ManyResult:
     status: np.ndarray  # (B,): why each run stopped, a `Status`
     steps: np.ndarray  # (B,) int64: steps of each run
     seconds: float  # wall time of all, compilation included
-    one: Callable[[int], Result]  # what `result[index]` calls
+    certify: Callable[[int], Certificate] | None = None
+    """Computes the certificate of a problem; holds the loss and the data. See `release`."""
 
     @property
     def converged(self) -> np.ndarray:
@@ -76,10 +79,24 @@ class ManyResult:
     def __getitem__(self, index: int) -> Result:
         if not -len(self) <= index < len(self):
             raise IndexError(f"there is no problem {index}; there are {len(self)}.")
-        return self.one(index % len(self))
+        index %= len(self)
+        with device_for(self.params):
+            params = tree_map(lambda leaf: leaf[index], self.params)
+        numbers = float(self.value[index]), float(self.optimality[index])
+        steps, seconds, judge = int(self.steps[index]), self.seconds, self.certify
+        return Result(
+            params,
+            *numbers,
+            status=self.status[index],
+            steps=steps,
+            evaluations=steps + 1,
+            seconds=seconds,
+            history=History.of([(steps, *numbers, seconds)]),
+            certify=None if judge is None else functools.partial(judge, index),
+        )
 
     def __iter__(self) -> Iterator[Result]:
-        return (self.one(index) for index in range(len(self)))
+        return map(self.__getitem__, range(len(self)))
 
     def __repr__(self) -> str:
         worst = np.max(self.optimality[self.converged], initial=0.0)
@@ -136,8 +153,10 @@ def minimize_many(
         compile: False evaluates op by op.
 
     Returns:
-        a `ManyResult`; problems without a finite start are NONFINITE. Ctrl-C ends the run and
-        returns the last points, INTERRUPTED.
+        a `ManyResult`; it holds the loss and the data for the certificates of its problems until
+        `result.release()`, and is pickled without them. Problems without a finite start are
+        NONFINITE. Ctrl-C ends the run and returns the last points, INTERRUPTED; exceptions as in
+        `minimize`.
 
     Raises:
         TapeError: the loss reads arrays back to Python; a batch has no one value to branch on.
@@ -162,7 +181,7 @@ def minimize_many(
     began = time.perf_counter()
     check_is_callable(loss)
     optimizer = as_rule(optimizer)
-    method, judged = _method(optimizer), optimizer.loss_alone
+    method = _method(optimizer)
     of_squares = isinstance(optimizer, (LevenbergMarquardt, GaussNewton))
     check_params(params)
     tol = default_tol(params) if tol is None else check_tol(tol)
@@ -180,39 +199,42 @@ def minimize_many(
         else:
             rows = count(first) if isinstance(optimizer, Newton) else 1
         objective = BatchedObjective(single, problems, compile=compile, rows=rows)
-        with ProgressBar("minimize_many", problems.size, progress) as bar:
-            batch = Batch(objective, method, with_user(stop_rules(tol, max_steps, patience), stop))
-            loop = Loop(None, bar, (), explains=False)
-            state, status = loop(single, batch, first)
-            if status is Status.INTERRUPTED:
-                batch.interrupt(state)
-        ends = batch.ends
-        found = from_host(ends.points.x, problems.like)
-    seconds = time.perf_counter() - began
-    x, value, grad, optimality = ends.points
+        batch = Batch(objective, method, with_user(stop_rules(tol, max_steps, patience), stop))
+    bar = ProgressBar("minimize_many", problems.size, progress)
+    loop = Loop(None, bar, (), explains=False)
 
-    def one(index: int) -> Result:
-        with device_for(problems.like):
-            params, data = problems.single(index, x[index])
-        steps, numbers = int(ends.steps[index]), (float(value[index]), float(optimality[index]))
-        return Result(
-            params,
-            *numbers,
-            status=ends.status[index],
-            steps=steps,
-            evaluations=steps + 1,
-            seconds=seconds,
-            history=History.of([(steps, *numbers, seconds)]),
-            certify=(lambda: certify(single.loss, params, *data, tol=tol)) if judged else None,
+    def run() -> tuple[BatchState, Status]:
+        with device_for(params, items):
+            return loop(single, batch, first)
+
+    def result(state: BatchState, status: Status) -> ManyResult:
+        if status is Status.INTERRUPTED:
+            batch.interrupt()
+        ends = batch.ends
+        x, value, grad, optimality = ends.points
+
+        def judge(index: int) -> Certificate:
+            with device_for(problems.like):
+                params, its_data = problems.single(index, x[index])
+            return certify(single.loss, params, *its_data, tol=tol)
+
+        return ManyResult(
+            from_host(x, problems.like),
+            value,
+            np.abs(grad).max(axis=1),
+            optimality,
+            ends.status,
+            ends.steps,
+            time.perf_counter() - began,
+            judge if optimizer.loss_alone else None,
         )
 
-    grad_norm = np.abs(grad).max(axis=1)
-    result = ManyResult(found, value, grad_norm, optimality, ends.status, ends.steps, seconds, one)
-    if failed := {one: n for one, n in _counts(ends.status).items() if one.is_failure}:
+    found = loop.answer(run, result)
+    if failed := {one: n for one, n in _counts(found.status).items() if one.is_failure}:
         advice = " ".join(f"{one.name}: {one.value}" for one in failed)
         number = sum(failed.values())
-        warn(f"{number:,} of {len(result):,} problems failed ({_listed(failed)}). {advice}")
-    return result
+        warn(f"{number:,} of {len(found):,} problems failed ({_listed(failed)}). {advice}")
+    return found
 
 
 def _method(optimizer: Any) -> Method:

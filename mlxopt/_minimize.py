@@ -87,7 +87,9 @@ def minimize(
     Returns:
         a `Result`. Ctrl-C ends the run and returns the last finite point, INTERRUPTED (before the
         loss at the start is known, KeyboardInterrupt is raised). An exception of the callback or of
-        the loss has that result as its attribute `result`.
+        the loss has that result as its attribute `result`. The loss and the data are held for
+        `result.certificate`, until it is computed or `result.release()` is called; a pickle or a
+        copy of the result is without them.
 
     Raises:
         TapeError: the loss reads arrays back to Python.

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from mlxopt import plots
 from mlxopt._report import html, listing, shapes
 from mlxopt._status import Status
-from mlxopt._tree import Tree, count, leaves_with_paths, to_numpy
+from mlxopt._tree import Tree, count, leaves_with_paths, to_device, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,9 +90,47 @@ class Info(NamedTuple):
         return f"Info({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
+class Kept:
+    """What results that hold a loss and its data, as `certify`, have in common."""
+
+    def release(self) -> None:
+        """Drop the loss and the data, which are held for certificates.
+
+        A certificate computed before stays. Call it on results that are kept for long.
+        """
+        object.__setattr__(self, "certify", None)
+
+    def __copy__(self) -> Any:
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, certify=None)
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The loss cannot be pickled; a certificate computed before can.
+        return tree_map(_picklable, {**self.__dict__, "certify": None})
+
+
+class _Float64:
+    """A float64 array of MLX, which unpickles its own as float32."""
+
+    def __init__(self, array: mx.array) -> None:
+        self.numbers = to_numpy(array)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _float64, (self.numbers,)
+
+
+def _float64(numbers: np.ndarray) -> mx.array:
+    return to_device(numbers, mx.float64)
+
+
+def _picklable(leaf: Any) -> Any:
+    return _Float64(leaf) if isinstance(leaf, mx.array) and leaf.dtype == mx.float64 else leaf
+
+
 # Compared as objects: arrays do not answer == with yes or no.
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Result:
+class Result(Kept):
     """The result of `minimize`.
 
     `value` and `optimality` are those of `params`, never of another point.
@@ -139,17 +178,6 @@ class Result:
         certificate = self.certify()
         self.release()
         return certificate
-
-    def release(self) -> None:
-        """Drop the loss and the data, which are held for `certificate`.
-
-        A certificate computed before stays. Call it on results that are kept for long.
-        """
-        object.__setattr__(self, "certify", None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The loss cannot be pickled; a certificate computed before can.
-        return {**self.__dict__, "certify": None}
 
     @property
     def converged(self) -> bool:

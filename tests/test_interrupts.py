@@ -55,6 +55,9 @@ RUNS: dict[str, Callable[[], Any]] = {
     "train": lambda: mo.train(
         loss, start(), mo.SGD(0.1), mo.batches(X, Y, batch_size=3), epochs=3, **LOOSE
     ),
+    "minimize_many": lambda: mo.minimize_many(
+        loss, start(2), mo.LBFGS(), X, Y, in_axes=(0, None, None), **LOOSE
+    ),
 }
 
 
@@ -195,6 +198,9 @@ EXCEPTIONS: dict[str, Callable[[], Any]] = {
     ),
     "callback of train": lambda: mo.train(
         loss, start(), mo.SGD(0.1), mo.batches(X, Y, batch_size=4), callback=stumble, **LOOSE
+    ),
+    "stop rule of minimize_many": lambda: mo.minimize_many(
+        loss, start(2), mo.SGD(0.1), X, Y, in_axes=(0, None, None), stop=Stumbles(), **LOOSE
     ),
 }
 

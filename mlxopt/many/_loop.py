@@ -83,7 +83,7 @@ class Batch(Optimizer[BatchState]):
         grad = None
         if (points.grad == 0).all(axis=0).any():  # else each parameter matters to some problem
             grad = from_host(np.abs(points.grad).max(axis=0), params)
-        running = Running(np.arange(size), state, progress, points, points)
+        self.running = running = Running(np.arange(size), state, progress, points, points)
         if not finite.any():
             value, optimality = float(value[0]), float(optimality[0])
             return BatchState(params, value, grad, optimality, None, False, running)
@@ -110,13 +110,13 @@ class Batch(Optimizer[BatchState]):
         )
         better = improves(points.value, points.optimality, best.value, best.optimality, self.noise)
         best = where(better, points, best)
-        running = running._replace(state=new, progress=progress, best=best)
+        self.running = running = running._replace(state=new, progress=progress, best=best)
         after = self._without(running, self._status(running), state.params)
         return after, len(running.rows) - len(after.running.rows)
 
-    def interrupt(self, state: BatchState) -> None:
-        """End the runs under way."""
-        running = state.running
+    def interrupt(self) -> None:
+        """End the runs under way; an interrupted step may have recorded the end of some."""
+        running = take(is_none(self.ends.status[self.running.rows]), self.running)
         self._end(running, np.full(len(running.rows), Status.INTERRUPTED))
 
     def _seconds(self) -> float:
