@@ -55,6 +55,7 @@ class Race:
     problems: tuple[Problem, ...]
     optimizers: tuple[str, ...]  # names
     rows: tuple[Run, ...]  # for each problem, a run of each optimizer
+    interrupted: bool = False  # whether Ctrl-C ended the race; then without the problems not run
 
     def run(self, problem: str, optimizer: str) -> Run:
         """Return the run of one optimizer on one problem, both by name."""
@@ -147,7 +148,8 @@ class Race:
         ]
         header = ["", *(f"{name:>6}" for name in self.optimizers)]
         entered = f"{counted(len(header) - 1, 'optimizer')} on {counted(len(cells[0]), 'problem')}"
-        title = f"Race of {entered}: evaluations"
+        ended = " until Ctrl-C" if self.interrupted else ""
+        title = f"Race of {entered}{ended}: evaluations"
         return "\n".join([title, textwrap.indent(table(header, rows), "  ")])
 
 
@@ -176,6 +178,8 @@ def race(
 
     Returns:
         a `Race`: `repr` is the table, `rows` are the runs, `plot` draws the performance profile.
+        Ctrl-C ends the race and returns it with the problems that every optimizer has run; before
+        there is one, KeyboardInterrupt is raised.
 
     Raises:
         TypeError, ValueError: an argument is not as described. An exception of a run is passed on,
@@ -199,8 +203,16 @@ def race(
         raise ValueError(f"these problems came twice: {', '.join(sorted(twice))}.")
     pairs = [(known, name) for known in entered for name in named]
     runs = [(*pair, _entrant(*pair, named[pair[1]])) for pair in pairs]  # checked before any runs
-    rows = tuple(_run(*run, max_steps, relative, dtype) for run in runs)
-    return Race(entered, tuple(named), rows)
+    rows: list[Run] = []
+    try:
+        for run in runs:
+            rows.append(_run(*run, max_steps, relative, dtype))  # noqa: PERF401 - kept one by one
+    except KeyboardInterrupt:
+        whole = len(rows) // len(named)
+        if not whole:
+            raise
+        return Race(entered[:whole], tuple(named), tuple(rows[: whole * len(named)]), True)
+    return Race(entered, tuple(named), tuple(rows))
 
 
 def _run(
@@ -228,6 +240,8 @@ def _run(
     except Exception as error:
         error.add_note(f"This was {name} on {known.name!r}.")
         raise
+    if result.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
     seconds, value = time.perf_counter() - began, scale * result.value
     solved, columns = known.solved_by(value, relative), map(np.array, zip(*trace, strict=True))
     ended = result.status, result.evaluations

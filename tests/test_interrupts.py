@@ -267,3 +267,44 @@ def test_a_real_ctrl_c_at_any_time(name):
             assert found is None or found.value < 16
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def entrant(after: int) -> mo.LBFGS:
+    """Return an optimizer whose step number `after`, counted over all runs, meets Ctrl-C."""
+    steps = [0]
+
+    class Ends(mo.LBFGS):
+        def step(self, objective, state):
+            steps[0] += 1
+            if steps[0] > after:
+                raise KeyboardInterrupt
+            return super().step(objective, state)
+
+    return Ends()
+
+
+PROBLEMS = [mo.problems.get(name) for name in ("Rosenbrock", "Beale", "Wood")]
+
+
+@pytest.mark.parametrize("whole", [1, 2])
+def test_a_race_ends_at_ctrl_c_with_the_problems_that_were_run(whole):
+    full = mo.race(PROBLEMS, {"LBFGS": mo.LBFGS(), "again": mo.LBFGS()})
+    steps = sum(full.run(problem.name, "LBFGS").evaluations - 1 for problem in PROBLEMS[:whole])
+    found = mo.race(PROBLEMS, {"LBFGS": mo.LBFGS(), "again": entrant(steps + 3)})
+    assert found.interrupted
+    assert not full.interrupted
+    assert found.problems == full.problems[:whole]
+    assert found.solved() == {"LBFGS": whole, "again": whole}
+    for problem in found.problems:
+        assert found.run(problem.name, "again").value == full.run(problem.name, "again").value
+    assert f"on {'1 problem' if whole == 1 else '2 problems'} until Ctrl-C" in repr(found)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_race_without_a_whole_problem_is_a_keyboard_interrupt(residual, monkeypatch):
+    optimizer: Any = entrant(3)
+    if residual:
+        optimizer = mo.LevenbergMarquardt()
+        monkeypatch.setattr(mo.LevenbergMarquardt, "step", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        mo.race(PROBLEMS, {"LBFGS": mo.LBFGS(), "ends": optimizer})
