@@ -30,6 +30,7 @@ import numpy as np
 
 from mlxopt import _train, optimizers, prox, schedules
 from mlxopt._checks import describe_type
+from mlxopt._platform.files import replacing
 from mlxopt._resume import is_state
 from mlxopt._status import Status
 from mlxopt._tree import children, dtype_name
@@ -46,8 +47,9 @@ _KEYS = (type(None), bool, int, str)  # the types that a key of a dict can have
 def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
     """Write an optimizer and its state to a file, which `load` reads.
 
-    The file is written whole or not at all. It holds hyper-parameters and state, but not the loss,
-    the data, or MLX's random state.
+    The file is written whole or not at all, by any number of threads and processes at once. An
+    existing file keeps its mode, and a symbolic link its place. It holds hyper-parameters and
+    state, but not the loss, the data, or MLX's random state.
 
     Args:
         path: of the file, usually with the ending `.safetensors`; an existing one is replaced.
@@ -78,16 +80,8 @@ def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
     both = (optimizer, "optimizer"), (state, "state")
     tree = json.dumps([_encode(*item, arrays, classes) for item in both])
     metadata = {"mlxopt": _FORMAT, "tree": tree, "crc32": _checksum(tree, arrays)}
-    target = Path(path)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            mx.save_safetensors(file, arrays, metadata)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        mx.save_safetensors(file, arrays, metadata)
 
 
 def load(path: str | os.PathLike[str], classes: Iterable[type] = ()) -> tuple[Any, Any]:
