@@ -18,15 +18,19 @@ CASES = {
     "expm1": (mpmath.expm1, [-30.0, -1e-5, 0.0, 2.5]),
     "log": (mpmath.log, [1e-5, 0.7, 1.0, 90.0]),
     "log1p": (mpmath.log1p, [-0.9, 0.0, 1e-6, 30.0]),
+    "log2": (lambda x: mpmath.log(x, 2), [1e-5, 0.7, 1.0, 90.0]),
+    "log10": (mpmath.log10, [1e-5, 0.7, 1.0, 90.0]),
     "sigmoid": (lambda x: 1 / (1 + mpmath.exp(-x)), LOGISTIC),
     "softplus": (lambda x: mpmath.log1p(mpmath.exp(x)), LOGISTIC),
     "log_sigmoid": (lambda x: -mpmath.log1p(mpmath.exp(-x)), LOGISTIC),
     "erf": (mpmath.erf, [-3.0, -0.2, 0.0, 0.5, 1.75]),
     "erfc": (mpmath.erfc, [-3.0, 0.0, 0.5, 6.0, 9.0]),
+    "erfinv": (mpmath.erfinv, [-0.75, -0.2, 0.0, 0.5, 0.99]),
     "normal_cdf": (mpmath.ncdf, [-12.0, -3.0, -0.2, 0.0, 0.5, 1.75]),
     "normal_log_cdf": (lambda x: mpmath.log(mpmath.ncdf(x)), TAIL_CDF),
     "sin": (mpmath.sin, [-3.0, 0.0, 1.0, 1e4]),
     "cos": (mpmath.cos, [-3.0, 0.0, 1.0, 1e4]),
+    "tan": (mpmath.tan, [-3.0, 0.0, 1.0, 1.5]),
     "lgamma": (mpmath.loggamma, POSITIVE),
     "digamma": (mpmath.digamma, POSITIVE),
     "trigamma": (lambda x: mpmath.psi(1, x), POSITIVE),
@@ -123,6 +127,7 @@ def test_known_slopes():
     ("name", "bad"),
     [
         *[("exp", 1000.0), ("expm1", 1000.0), ("log", 0.0), ("log1p", -1.0)],
+        *[("log2", 0.0), ("log10", 0.0), ("erfinv", 1.0)],
         *[("lgamma", 0.0), ("digamma", 0.0), ("trigamma", 0.0), ("normal_log_cdf", -math.inf)],
     ],
 )
@@ -249,3 +254,28 @@ def test_betaln_derivatives_and_modes():
                 for p in pairs
             ]
             np.testing.assert_allclose(got, expected, rtol=1e-12, err_msg=str(order))
+
+
+def test_logaddexp_and_logcumsumexp_derivatives_and_modes():
+    rng = np.random.default_rng(32)
+    u, v = rng.normal(size=(2, 6)) * 2
+    u[0] = v[0]
+    share = 1 / (1 + np.exp(v - u))
+    with mx.stream(mx.cpu):
+        a, b = mx.array(u, dtype=mx.float64), mx.array(v, dtype=mx.float64)
+        slope = mx.grad(lambda a, b: special.logaddexp(a, b).sum())
+        np.testing.assert_allclose(slope(a, b), share, rtol=1e-14)
+        bend = mx.grad(lambda a: slope(a, b).sum())
+        np.testing.assert_allclose(bend(a), share * (1 - share), rtol=1e-13)
+        np.testing.assert_allclose(mx.compile(bend)(a), share * (1 - share), rtol=1e-13)
+        mapped = mx.vmap(special.logaddexp, in_axes=(0, None))(a, b)
+        np.testing.assert_allclose(mapped, special.logaddexp(a[:, None], b[None]), rtol=1e-15)
+
+        def running(x):
+            return special.logcumsumexp(x)[-1]
+
+        softmax = np.exp(u - np.logaddexp.reduce(u))
+        np.testing.assert_allclose(mx.grad(running)(a), softmax, rtol=1e-14)
+        hessian = mx.vmap(lambda unit: mx.grad(lambda a: (mx.grad(running)(a) * unit).sum())(a))
+        expected = np.diag(softmax) - np.outer(softmax, softmax)
+        np.testing.assert_allclose(hessian(mx.eye(6, dtype=mx.float64)), expected, atol=1e-15)

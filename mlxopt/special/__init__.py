@@ -1,8 +1,9 @@
 """Functions accurate to the last digits in float64 and float32, with derivatives of every order.
 
-On the CPU MLX's own exp, sigmoid, logsumexp, softmax, erf, sin and cos are good to seven digits
-in float64; there is no gamma function; and a textbook formula in MLX operations often has a
-derivative that is wrong at 0 or NaN in a tail. The functions here are within 4 units in the last
+In float64 on the CPU these functions of MLX have seven digits: exp, sin, cos, sigmoid, softmax,
+logsumexp, logaddexp, logcumsumexp, erf, erfinv, and the derivatives of tan, log2 and log10. MLX has
+no gamma function, and a textbook formula in MLX operations often has a derivative that is wrong at
+0 or NaN in a tail. The functions here are within 4 units in the last
 place in both dtypes (erfc and normal_log_cdf within 16), follow C at ±0, infinity and NaN, and can
 be differentiated in either mode, to any order, compiled and mapped with `mx.vmap`. float16 and
 bfloat16 are computed in float32, integers give float32.
@@ -12,18 +13,20 @@ bfloat16 are computed in float32, integers give float32.
 array([0.268941, 0.5, 0.731059], dtype=float32)
 """
 
-from mlxopt.special._erf import erf, erfc, normal_cdf, normal_log_cdf
-from mlxopt.special._exp import exp, expm1, log, log1p
+from mlxopt.special._erf import erf, erfc, erfinv, normal_cdf, normal_log_cdf
+from mlxopt.special._exp import exp, expm1, log, log1p, log2, log10
 from mlxopt.special._gamma import betaln, digamma, lgamma, trigamma
 from mlxopt.special._logistic import (
     log_sigmoid,
     log_softmax,
+    logaddexp,
+    logcumsumexp,
     logsumexp,
     sigmoid,
     softmax,
     softplus,
 )
-from mlxopt.special._trig import cos, sin
+from mlxopt.special._trig import cos, sin, tan
 
 __all__ = [
     "betaln",
@@ -31,13 +34,18 @@ __all__ = [
     "digamma",
     "erf",
     "erfc",
+    "erfinv",
     "exp",
     "expm1",
     "lgamma",
     "log",
     "log1p",
+    "log2",
+    "log10",
     "log_sigmoid",
     "log_softmax",
+    "logaddexp",
+    "logcumsumexp",
     "logsumexp",
     "normal_cdf",
     "normal_log_cdf",
@@ -45,5 +53,6 @@ __all__ = [
     "sin",
     "softmax",
     "softplus",
+    "tan",
     "trigamma",
 ]

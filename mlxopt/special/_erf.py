@@ -1,4 +1,4 @@
-"""erf, erfc and the normal distribution function, from one approximation of the normal tail.
+"""erf, erfinv, erfc and the normal distribution function, from one approximation of the tail.
 
 Notation: φ and Φ are the density and the distribution function of the standard normal law, z ≥ 0.
 Laplace's continued fraction of the inverse Mills ratio (Abramowitz and Stegun 26.2.14),
@@ -21,7 +21,7 @@ import math
 import mlx.core as mx
 
 from mlxopt.special._elementwise import elementwise, numbers, polynomial, rational, waist
-from mlxopt.special._exp import exp_values
+from mlxopt.special._exp import exp, exp_values
 
 # erf(x)/x in x², |x| ≤ ½.
 ERF = {
@@ -54,6 +54,7 @@ TAIL = {
 # Beyond, exp(-x²) is 0 in both dtypes, L(z) is 3/z (its error moves h by less than a rounding), and
 # a power of z could overflow.
 _FAR = 1e3
+_WINITZKI = 0.147
 
 
 def _near(x: mx.array) -> mx.array:
@@ -134,6 +135,36 @@ def erfc(x: mx.array) -> mx.array:
     """
     upper = _upper_erfc(_near(x))
     return mx.where(x < 0, 2 - upper, upper)
+
+
+def _erfinv_slope(x: mx.array, y: mx.array) -> mx.array:
+    return (0.5 * math.sqrt(math.pi)) * exp(y * y)
+
+
+@elementwise(_erfinv_slope, poles=True)
+def erfinv(x: mx.array) -> mx.array:
+    """Return the y with erf(y) = x: ±∞ at ±1, NaN beyond.
+
+    A start good to 2e-3 (Winitzki 2008, "A handy approximation for the error function and its
+    inverse") and two or three steps of Halley's method, on erf where |x| < ½ and else on erfc.
+
+    >>> import mlx.core as mx
+    >>> erfinv(mx.array([-1.0, 0.0, 0.5]))
+    array([-inf, 0, 0.476936], dtype=float32)
+    """
+    a = waist(mx.minimum(mx.abs(x), 1 - mx.finfo(x.dtype).eps / 2))
+    rest = 1 - a
+    log = mx.log(rest * (1 + a))
+    half = 2 / (math.pi * _WINITZKI) + 0.5 * log
+    ratio = -log / _WINITZKI
+    y = waist(mx.sqrt(ratio / (half + mx.sqrt(half * half + ratio))))
+    for _ in range(3 if x.dtype == mx.float64 else 2):
+        inner = y * waist(polynomial(ERF[x.dtype], mx.square(mx.minimum(y, 0.5)))) - a
+        gap = waist(mx.where(a < 0.5, inner, rest - _upper_erfc(y)))
+        u = gap * ((0.5 * math.sqrt(math.pi)) * exp_values(y * y))
+        y = waist(y - u / (1 + y * u))
+    y = mx.where(mx.abs(x) < 1, y, mx.where(mx.abs(x) == 1, mx.inf, mx.nan))
+    return mx.where(x < 0, -y, y)
 
 
 @elementwise(lambda x, y: _density(x))

@@ -1,4 +1,4 @@
-"""exp, expm1, log and log1p."""
+"""exp, expm1 and the logarithms."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from mlxopt.special._elementwise import elementwise, on_gpu, polynomial, waist
 EXP = (0.5, 0.1666667, 0.04166667, 0.00833277276, 0.0013888329, 0.000200742391, 2.50343445e-05)
 _LN4 = (1.38671875, 2 * math.log(2) - 1.38671875)  # 9 bits, so that its multiples are exact
 _ROUND = 1.5 * 2.0**23  # adding and subtracting it rounds a small float32 to an integer
+# MLX's own by another name: while a loss is called, `mx.expm1` can be `expm1` below.
+_expm1, _log2, _log10 = mx.expm1, mx.log2, mx.log10
 
 
 def exp_values(x: mx.array) -> mx.array:
@@ -24,7 +26,7 @@ def _exp_kernels(x: mx.array) -> mx.array:
         # expm1 is the C library's. Below -700 its inverse would underflow too soon.
         size = mx.abs(x)
         low = x < -700
-        grown = 1 + mx.expm1(mx.where(low, size - 64, size))
+        grown = 1 + _expm1(mx.where(low, size - 64, size))
         fallen = 1 / grown
         return mx.where(x < 0, mx.where(low, fallen * math.exp(-64), fallen), grown)
     if on_gpu():
@@ -65,7 +67,7 @@ def expm1(x: mx.array) -> mx.array:
     >>> expm1(mx.array([1e-8, 1.0]))
     array([1e-08, 1.71828], dtype=float32)
     """
-    return mx.expm1(x)
+    return _expm1(x)
 
 
 @elementwise(lambda x, y: 1 / x, poles=True)
@@ -91,3 +93,25 @@ def log1p(x: mx.array) -> mx.array:
     array([1e-08, 0.693147], dtype=float32)
     """
     return mx.log1p(x)
+
+
+@elementwise(lambda x, y: (1 / math.log(2)) / x, poles=True)
+def log2(x: mx.array) -> mx.array:
+    """Return the logarithm to base 2, with a derivative that is right in float64.
+
+    >>> import mlx.core as mx
+    >>> log2(mx.array([0.0, 1.0, 8.0]))
+    array([-inf, 0, 3], dtype=float32)
+    """
+    return _log2(x)
+
+
+@elementwise(lambda x, y: (1 / math.log(10)) / x, poles=True)
+def log10(x: mx.array) -> mx.array:
+    """Return the logarithm to base 10, with a derivative that is right in float64.
+
+    >>> import mlx.core as mx
+    >>> log10(mx.array([0.0, 1.0, 1000.0]))
+    array([-inf, 0, 3], dtype=float32)
+    """
+    return _log10(x)

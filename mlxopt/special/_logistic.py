@@ -10,11 +10,13 @@ import mlx.core as mx
 
 from mlxopt._operation import operation
 from mlxopt.special._elementwise import (
+    Pair,
     Unary,
     elementwise,
     fused,
     in_working_precision,
     on_gpu,
+    pairwise,
     polynomial,
     waist,
 )
@@ -84,6 +86,69 @@ def softplus_below(x: mx.array) -> mx.array:
     twice = e / (1 + 0.5 * e)
     u = 0.25 * twice * twice
     return twice + twice * (u * polynomial(LOG1P, u))
+
+
+def _gap(a: mx.array, b: mx.array) -> mx.array:
+    """Return a - b, and 0 for two infinities of one sign."""
+    gap = a - b
+    return mx.where(gap == gap, gap, mx.zeros_like(gap))
+
+
+def _logaddexp_slopes(a: mx.array, b: mx.array) -> Pair:
+    gap = _gap(a, b)
+    return sigmoid(gap), sigmoid(-gap)
+
+
+@pairwise(_logaddexp_slopes)
+def logaddexp(a: mx.array, b: mx.array) -> mx.array:
+    """Return log(exp(a) + exp(b)), the larger argument plus log1p(exp(-|a - b|)).
+
+    Accurate to a few units in the last place of max(|a|, |b|). The derivatives are sigmoid(a - b)
+    and sigmoid(b - a), ½ for equal infinities.
+
+    >>> import mlx.core as mx
+    >>> logaddexp(mx.array([0.0, 1000.0]), mx.array([-20.0, 1000.0]))
+    array([2.06115e-09, 1000.69], dtype=float32)
+    """
+    return waist(mx.maximum(a, b)) + softplus_below(_gap(a, b))
+
+
+def logcumsumexp(
+    x: mx.array, axis: int | None = None, *, reverse: bool = False, inclusive: bool = True
+) -> mx.array:
+    """Return log Σ exp(x) over the entries up to each, along `axis` (None: of x flattened).
+
+    Pairs, then fours, eights and so on are added (Hillis and Steele 1986).
+
+    Args:
+        x: an array.
+        axis: the axis to sum along.
+        reverse: sum from the last entry to the first.
+        inclusive: whether each entry is in its own sum; if not, the first sum is log 0 = -inf.
+
+    >>> import mlx.core as mx
+    >>> logcumsumexp(mx.array([0.0, 0.0, 1000.0]))
+    array([0, 0.693147, 1000], dtype=float32)
+    """
+    y = x.reshape(-1) if axis is None else mx.moveaxis(x, axis, -1)
+    y = in_working_precision(lambda y: _running(y, reverse, inclusive), y)
+    return y if axis is None else mx.moveaxis(y, -1, axis)
+
+
+def _running(y: mx.array, reverse: bool, inclusive: bool) -> mx.array:
+    """Return `logcumsumexp` along the last axis."""
+
+    def earlier(y: mx.array, by: int) -> mx.array:
+        empty = mx.full((*y.shape[:-1], by), -mx.inf, y.dtype)
+        return mx.concatenate([empty, y[..., : y.shape[-1] - by]], axis=-1)
+
+    y = y[..., ::-1] if reverse else y
+    by = 1
+    while by < y.shape[-1]:
+        y = logaddexp(y, earlier(y, by))
+        by *= 2
+    y = y if inclusive or not y.size else earlier(y, 1)
+    return y[..., ::-1] if reverse else y
 
 
 def logsumexp(x: mx.array, axis: Axis = None, keepdims: bool = False) -> mx.array:
