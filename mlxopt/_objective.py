@@ -26,7 +26,13 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff import _rows
-from mlxopt.autodiff._guards import checked_loss, kept_random_state, tape_guard, with_fixed_draw
+from mlxopt.autodiff._guards import (
+    call,
+    checked_loss,
+    kept_random_state,
+    tape_guard,
+    with_fixed_draw,
+)
 
 Loss = Callable[..., mx.array]  # loss(params, *data), a scalar array
 _FEW = 8  # parameters up to which the first Hessian is computed row by row
@@ -155,7 +161,7 @@ class Objective:
 
     def _hessian(self, params: Params, structured: Hessian | None) -> mx.array:
         if structured is not None:
-            return structured(params, *self.data)
+            return call(structured, params, *self.data)
         size, dtype = count(params), working_dtype(params)
         if self._hessian_rows is None and size <= _FEW and not self._has_hessian:
             # The comparison costs as much as these rows, and most runs need one Hessian only.

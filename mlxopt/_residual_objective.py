@@ -16,7 +16,7 @@ import numpy as np
 from mlxopt._bounds import Bounds
 from mlxopt._objective import Objective
 from mlxopt._tree import FLOATS, Tree, count, dtype_name, ravel, working_dtype
-from mlxopt.autodiff._guards import with_fixed_draw
+from mlxopt.autodiff._guards import call, with_fixed_draw
 from mlxopt.autodiff._rows import can_batch, over_rows, sample_rows, unit_rows
 
 
@@ -176,7 +176,7 @@ def _checked_residual(residual: Callable[..., Any]) -> Callable[..., mx.array]:
 
     @functools.wraps(residual)
     def checked(*args: Any) -> mx.array:
-        result = residual(*args)
+        result = call(residual, *args)
         if not isinstance(result, mx.array):
             raise TypeError(
                 f"{name} returned {type(result).__qualname__}; expected an mx.array of residuals, "

@@ -137,6 +137,11 @@ def is_float(leaf: Any) -> bool:
     return isinstance(leaf, mx.array) and leaf.dtype in FLOATS
 
 
+def holds_float64(tree: Tree) -> bool:
+    """Whether a leaf is a float64 array; leaves can be anything."""
+    return any(isinstance(leaf, mx.array) and leaf.dtype == mx.float64 for leaf in leaves(tree))
+
+
 # --- Vectors of all entries, shape (p,) ----------------------------------------------------------
 
 

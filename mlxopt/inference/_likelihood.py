@@ -14,7 +14,7 @@ from mlxopt._result import Result
 from mlxopt._status import Status
 from mlxopt._tree import check_params, dtype_name, from_host, leaves, to_data, to_host, widened
 from mlxopt.autodiff import hessian, hvp, jacobian, value_and_grad
-from mlxopt.autodiff._guards import check_is_callable
+from mlxopt.autodiff._guards import call, check_is_callable
 from mlxopt.inference._estimates import Vector, entry_names
 
 Function = Callable[..., mx.array]
@@ -150,7 +150,7 @@ def _checked(function: Function) -> Function:
 
     @functools.wraps(function)
     def checked(*args: Any) -> mx.array:
-        values = function(*args)
+        values = call(function, *args)
         if not isinstance(values, mx.array):
             kind = f"{type(values).__module__}.{type(values).__qualname__}"
             raise TypeError(f"{name} returned {kind}; expected an mx.array, shape (n,).")

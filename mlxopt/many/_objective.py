@@ -18,7 +18,7 @@ import numpy as np
 from mlxopt._objective import Objective
 from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import Tree, count, ravel, to_device, to_numpy, unravel, working_dtype
-from mlxopt.autodiff._guards import name_of
+from mlxopt.autodiff._guards import call, name_of
 from mlxopt.autodiff._rows import hessian_row
 from mlxopt.many._agreement import At, check_row, explain_failure, general_vector
 from mlxopt.many._problems import Problems
@@ -82,7 +82,8 @@ class BatchedObjective:
             if structured is None:
                 units = mx.eye(p, dtype=working_dtype(params))
                 return mx.vmap(lambda unit: row(unit, params, data))(units)
-            return check_hessian(structured(params, *data), p).astype(working_dtype(params))
+            matrix = call(structured, params, *data)
+            return check_hessian(matrix, p).astype(working_dtype(params))
 
         def product(params: Tree, data: tuple[Any, ...]) -> mx.array:
             return row(to_device(general_vector(p), working_dtype(params)), params, data)

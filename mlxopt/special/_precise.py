@@ -1,0 +1,109 @@
+"""All digits in float64 for `mx.exp` and the like, for as long as a user's function is called.
+
+In float64 on the CPU MLX computes these functions, or their derivatives, in float32. While a
+function wrapped by `precise` is called, the names in `mlx.core` stand for functions that compute
+float64 arrays with those of `mlxopt.special`, and all others with MLX's own. Code that reaches MLX
+by these names, such as `mlx.nn`, then has the digits too. `from mlx.core import exp` keeps MLX's
+own, and so does the backward pass of `mx.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt import special
+from mlxopt._operation import Function
+
+# Functions of mlxopt.special with the names of MLX's.
+_NAMES = (
+    *("cos", "erf", "erfinv", "exp", "expm1", "log2", "log10", "logaddexp", "logcumsumexp"),
+    *("logsumexp", "sigmoid", "sin", "softmax", "tan"),
+)
+
+
+def _softmax(x: mx.array, axis: Any = None, *, precise: bool = False) -> mx.array:
+    return special.softmax(x, axis)
+
+
+def _layer_norm(x: mx.array, weight: Any, bias: Any, eps: float) -> mx.array:
+    centered = x - mx.mean(x, axis=-1, keepdims=True)
+    return _rms_norm(centered, weight, eps) + (0 if bias is None else bias)
+
+
+def _rms_norm(x: mx.array, weight: Any, eps: float) -> mx.array:
+    y = x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + eps)
+    return y if weight is None else y * weight
+
+
+def _dispatched(ours: Function, own: Function) -> Function:
+    """Return MLX's `own`, with `ours` in its place where an argument is a float64 array."""
+
+    @functools.wraps(own)
+    def function(*args: Any, **options: Any) -> mx.array:
+        arrays = [arg for arg in args if isinstance(arg, mx.array)]
+        dtypes = {array.dtype for array in arrays}
+        # MLX has rules of its own for complex numbers, and for empty arrays.
+        is_ours = mx.float64 in dtypes and mx.complex64 not in dtypes
+        if not is_ours or any(array.size == 0 for array in arrays):
+            return own(*args, **options)
+        # MLX would take the numbers of a NumPy array in float32.
+        args = tuple(mx.array(x, mx.float64) if isinstance(x, np.ndarray) else x for x in args)
+        stream = options.pop("stream", None)
+        with contextlib.nullcontext() if stream is None else mx.stream(stream):
+            return ours(*args, **options)
+
+    return function
+
+
+def _table() -> Iterator[tuple[Any, str, Function, Function]]:
+    """Yield (owner, name, MLX's own, the function in its place)."""
+    ours = {name: getattr(special, name) for name in _NAMES} | {"softmax": _softmax}
+    for owner in (mx, mx.array):
+        for name in ours:
+            if own := vars(owner).get(name):
+                yield owner, name, own, _dispatched(ours[name], own)
+    for name, function in (("layer_norm", _layer_norm), ("rms_norm", _rms_norm)):
+        own = getattr(mx.fast, name)
+        yield mx.fast, name, own, _dispatched(function, own)
+
+
+_TABLE = tuple(_table())
+_lock = threading.Lock()
+_calls = 0
+
+
+def precise(function: Function) -> Function:
+    """Return `function`, called with all digits of float64 in MLX's functions.
+
+    Calls can be nested, and made in several threads; the names are MLX's own again after the last.
+    Another thread sees the same functions with more digits.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        _enter(1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _enter(-1)
+
+    return called
+
+
+def _enter(change: int) -> None:
+    """Count the calls in progress, and exchange the functions before the first, after the last."""
+    global _calls
+    with _lock:
+        if _calls == 0 or _calls + change == 0:
+            for owner, name, own, ours in _TABLE:
+                before, after = (own, ours) if change > 0 else (ours, own)
+                if vars(owner)[name] is before:  # not where someone else has put a function
+                    setattr(owner, name, after)
+        _calls += change
