@@ -158,9 +158,12 @@ def test_domains_scales_and_kinks():
 
 
 def test_noise_is_measured_and_hopeless_noise_is_told():
-    # mx.sin is good to seven digits only in float64: the differences allow for that, no more.
+    # A captured mx.sin has seven digits in float64: the differences allow for that, no more.
+    sin = mx.sin
+    report = check_grads(lambda x: mx.sum(sin(x)), mx.array([0.5, 1.0]))
+    assert all(1e-5 < one.allowed < 1e-2 for one in report.comparisons)
     report = check_grads(lambda x: mx.sum(mx.sin(x)), mx.array([0.5, 1.0]))
-    assert all(1e-7 < one.allowed < 1e-2 for one in report.comparisons)
+    assert all(one.allowed < 1e-6 for one in report.comparisons)
     with pytest.raises(GradientError, match="UNCLEAR"):
         check_grads(lambda x: mx.sum(x**2) + 0.01 * mx.round(mx.sum(x) * 1e6 % 7), mx.ones(2))
 

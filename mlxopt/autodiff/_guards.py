@@ -8,6 +8,7 @@ import inspect
 import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mlxopt._tree import (
 )
 
 _PACKAGE = str(Path(__file__).parents[1])
+_proving: ContextVar[bool] = ContextVar("_proving", default=False)
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -51,7 +53,7 @@ def name_of(function: Function) -> str:
 
 def call(function: Function, *args: Any, **kwargs: Any) -> Any:
     """Return `function(*args, **kwargs)`, with all digits in MLX's functions of float64 arrays."""
-    if holds_float64((args, kwargs)):
+    if holds_float64((args, kwargs)) and not _proving.get():
         # 5 ms for an import that float32 does without.
         from mlxopt.special._precise import precise
 
@@ -162,7 +164,12 @@ class Proof:
 
         def in_params(params: list[Tree]) -> Any:
             traced = dict(zip(self._positions, params, strict=True))
-            return self._function(*(traced.get(i, arg) for i, arg in enumerate(args)), **kwargs)
+            # No digits are needed, and data that are not traced could not have them in mlx.nn.
+            token = _proving.set(True)
+            try:
+                return self._function(*(traced.get(i, arg) for i, arg in enumerate(args)), **kwargs)
+            finally:
+                _proving.reset(token)
 
         with tape_guard(self._function), kept_random_state():
             mx.compile(in_params)([args[position] for position in self._positions])

@@ -3,10 +3,13 @@
 In float64 on the CPU these functions of MLX have seven digits: exp, sin, cos, sigmoid, softmax,
 logsumexp, logaddexp, logcumsumexp, erf, erfinv, and the derivatives of tan, log2 and log10. MLX has
 no gamma function, and a textbook formula in MLX operations often has a derivative that is wrong at
-0 or NaN in a tail. The functions here are within 4 units in the last
-place in both dtypes (erfc and normal_log_cdf within 16), follow C at ±0, infinity and NaN, and can
-be differentiated in either mode, to any order, compiled and mapped with `mx.vmap`. float16 and
-bfloat16 are computed in float32, integers give float32.
+0 or NaN in a tail. The functions here are within 4 units in the last place in both dtypes (erfc and
+normal_log_cdf within 16), follow C at ±0, infinity and NaN, and can be differentiated in either
+mode, to any order, compiled and mapped with `mx.vmap`. float16 and bfloat16 are computed in
+float32, integers give float32.
+
+While mlxopt calls a loss with float64 arguments, `mx.exp` and the like are these functions for
+float64 arrays; elsewhere they are MLX's own.
 
 >>> import mlx.core as mx, mlxopt.special
 >>> mlxopt.special.sigmoid(mx.array([-1.0, 0.0, 1.0]))

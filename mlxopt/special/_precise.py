@@ -17,9 +17,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from mlxopt import special
-from mlxopt._operation import Function
+from mlxopt._operation import Function, known
+from mlxopt._tree import is_float, leaves
 
 # Functions of mlxopt.special with the names of MLX's.
 _NAMES = (
@@ -90,11 +92,42 @@ def precise(function: Function) -> Function:
     def called(*args: Any, **kwargs: Any) -> Any:
         _enter(1)
         try:
-            return function(*args, **kwargs)
+            return _traced_anew(function, args, kwargs)
+        except ValueError as error:
+            if "CustomTransforms cannot infer output shapes" not in str(error):
+                raise
+            raise ValueError(
+                "in float64 a loss cannot call a function compiled with shapeless=True, such as "
+                "the activations of mlx.nn, on arrays other than its arguments: compute such a "
+                "constant before the run, or pass it as data."
+            ) from error
         finally:
             _enter(-1)
 
     return called
+
+
+def _traced_anew(function: Function, args: Any, kwargs: Any) -> Any:
+    """Return `function(*args, **kwargs)`, in which functions that MLX compiled are traced anew.
+
+    On plain arrays they would repeat an older trace, of MLX's own functions; and in a trace for
+    any shape MLX takes no operation with derivatives of its own. In a gradient they run op by op.
+    """
+    floats = [leaf for leaf in leaves((args, kwargs)) if is_float(leaf)]
+    if not floats or not known(*floats):  # a trace or a batch of the caller's has the same effect
+        return function(*args, **kwargs)
+    results = []
+
+    def call(floats: list[mx.array]) -> mx.array:
+        given = iter(floats)
+        args_, kwargs_ = tree_map(
+            lambda leaf: next(given) if is_float(leaf) else leaf, (args, kwargs)
+        )
+        results.append(function(*args_, **kwargs_))
+        return mx.zeros(())
+
+    mx.grad(call)(floats)
+    return results[0]
 
 
 def _enter(change: int) -> None:
