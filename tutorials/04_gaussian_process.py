@@ -55,9 +55,9 @@ y = truth(x) + true_noise * rng.normal(size=count)
 # and $\log\det K$ is twice the sum of the logarithms of $L$'s diagonal.
 #
 # All three numbers must stay positive, so their logarithms are the parameters. And $K$ is nearly
-# singular, as neighboring rows are almost the same. That calls for float64; it also calls for an
-# exponential that is right in float64, which MLX's own on the CPU is not (it keeps seven digits),
-# and `mo.special.exp` is.
+# singular, as neighboring rows are almost the same. That calls for float64, with an exponential that
+# has its digits. In a loss `mx.exp` has them; the covariance also serves for predictions, outside a
+# loss, where MLX's own on the CPU has seven, so it uses `mo.special.exp`.
 
 
 # %%

@@ -85,7 +85,7 @@ def covariance(
     >>> import mlx.core as mx, mlxopt as mo
     >>> def nll(params, x, y):  # of a Poisson distribution of mean exp(a + b x)
     ...     log_mean = params["a"] + params["b"] * x
-    ...     return mo.special.exp(log_mean) - y * log_mean
+    ...     return mx.exp(log_mean) - y * log_mean
     >>> x, y = [0.0, 1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 4.0, 7.0, 9.0]
     >>> start = {"a": mx.array(0.0), "b": mx.array(0.0)}
     >>> result = mo.minimize(lambda *args: mx.mean(nll(*args)), start, mo.LBFGS(), x, y)
