@@ -41,7 +41,7 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff import TapeError, grad, hessian, hvp
-from mlxopt.autodiff._guards import check_is_callable, checked_loss, with_fixed_draw
+from mlxopt.autodiff._guards import check_is_callable, checked_loss, compiled, with_fixed_draw
 from mlxopt.optimizers import Optimizer
 
 _DENSE = 1000  # parameters up to which the Hessian is factored: half a second, 8 MB in float64
@@ -234,7 +234,7 @@ class _Minimizer:
         """Return H⁻¹ `right`, H the constant Hessian at the minimizer."""
         dtype = working_dtype(self.params)
         if count(self.params) > _DENSE:
-            product = mx.compile(hvp(self.loss, compile=False))
+            product = compiled(hvp(self.loss, compile=False))
 
             def times(vector: np.ndarray) -> np.ndarray:
                 return to_host(product(self.params, from_host(vector, right), *self.args))

@@ -31,6 +31,7 @@ from mlxopt._tree import (
     Tree,
     as_data,
     check_params,
+    copies,
     count,
     epsilon,
     first_tol,
@@ -221,6 +222,7 @@ def least_squares(
     def fit() -> tuple[Any, Status]:
         items = as_data(data, params)
         with device_for(params, items):
+            params = copies(params)
             first = first_tol(params, tol, finishes)
             state, status = run(params, items, first, bool(polish) and not finishes)
         if finishes and status in SETTLED and loop.steps < max_steps:

@@ -19,7 +19,16 @@ from mlxopt._result import Result
 from mlxopt._resume import check_init
 from mlxopt._status import SETTLED, Status, warn
 from mlxopt._stop import AllSteps, Stall, StopRule, check_stop, stop_rules
-from mlxopt._tree import Params, as_data, check_params, count, default_tol, first_tol, widened
+from mlxopt._tree import (
+    Params,
+    as_data,
+    check_params,
+    copies,
+    count,
+    default_tol,
+    first_tol,
+    widened,
+)
 from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.optimizers import Newton, Optimizer, State
 from mlxopt.optimizers._base import as_rule
@@ -127,6 +136,8 @@ def minimize(
     loop = Loop(callback, bar, stop, record_every, judges=True)
     items = as_data(data, params)
     with device_for(params, items):
+        params = copies(params)
+        init = None if init is None else init._replace(params=params)
         objective = Objective(loss, items, compile=compile)
     drawn = objective.loss  # not the objective, which holds a second copy of the data
     alone = all(optimizer.loss_alone for optimizer, _ in stages)

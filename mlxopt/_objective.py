@@ -29,6 +29,7 @@ from mlxopt.autodiff import _rows
 from mlxopt.autodiff._guards import (
     call,
     checked_loss,
+    compiled,
     kept_random_state,
     tape_guard,
     with_fixed_draw,
@@ -85,7 +86,7 @@ class Objective:
         if not self._compiles:
             return
         # With a fixed draw the answer does not matter, and this trace serves the run as well.
-        function = self._both() if self._fixed_draw else mx.compile(self.loss)
+        function = self._both() if self._fixed_draw else compiled(self.loss)
         with kept_random_state() as random, tape_guard(self.loss):
             function(params, *(self.data if data is None else data))
         self._uses_random = random.used and not self._fixed_draw
@@ -99,7 +100,7 @@ class Objective:
                 # Without the state among its inputs and outputs a compiled function repeats its
                 # random numbers; with it each call costs 30 µs more.
                 state = mx.random.state if self._uses_random else None
-                function = mx.compile(function, inputs=state, outputs=state)
+                function = compiled(function, inputs=state, outputs=state)
             self._compiled[key] = function
         return self._compiled[key]
 

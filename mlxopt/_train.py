@@ -23,6 +23,7 @@ from mlxopt._tree import (
     Params,
     Tree,
     check_params,
+    copies,
     is_finite,
     largest_entry,
     leaves,
@@ -206,10 +207,11 @@ class _Epochs(Optimizer[TrainState]):
     def init(self, objective: Objective, params: Params) -> TrainState:
         """Return the state at the start, having checked the loss on the first batch."""
         with device_for(params):
+            params = copies(params)
             state = TrainState(params, initial_buffers(self.rule, params), 0, (), 0, 0.0, 0)
         if self.resume is not None:
             check_state(self.rule, self.resume, state)
-            state = self.resume._replace(status=None, moved=False)
+            state = self.resume._replace(params=params, status=None, moved=False)
         self.end = state.epoch + self.epochs
         self.groups = self._groups(objective, state)
         state, group = self._next(objective, state)

@@ -56,6 +56,11 @@ def from_leaves(arrays: Iterable[Any], like: Tree) -> Tree:
     return tree_map(lambda _: next(remaining), like)
 
 
+def copies(tree: Tree) -> Tree:
+    """Return a tree with copies of its arrays, other leaves unchanged."""
+    return tree_map(lambda leaf: mx.array(leaf) if isinstance(leaf, mx.array) else leaf, tree)
+
+
 def read(*scalars: mx.array) -> tuple[float, ...]:
     """Return the numbers in these arrays of shape (), after one wait for the device."""
     mx.eval(*scalars)

@@ -21,6 +21,7 @@ from mlxopt._tree import (
     FLOATS,
     Tree,
     check_params,
+    copies,
     describe_structure,
     dtype_name,
     holds_float64,
@@ -172,7 +173,7 @@ class Proof:
                 _proving.reset(token)
 
         with tape_guard(self._function), kept_random_state():
-            mx.compile(in_params)([args[position] for position in self._positions])
+            compiled(in_params)([args[position] for position in self._positions])
         self._seen.add(kind)
 
 
@@ -207,6 +208,27 @@ def tape_guard(loss: Function) -> Iterator[None]:
             f"values. If the read-back does no harm (a branch, a print, a read of the data), pass "
             f"compile=False; minimize, train and value_and_grad all take it."
         ) from error
+
+
+def compiled(function: Function, **options: Any) -> Function:
+    """Return `mx.compile(function, **options)`, for a function that may capture its own arguments.
+
+    MLX refuses an array that is both captured and passed, as in a penalty towards the start. It
+    compares identities, so copies are passed where that happens.
+    """
+    call = mx.compile(function, **options)
+
+    def safe(*args: Any) -> Any:
+        nonlocal call
+        try:
+            return call(*args)
+        except ValueError as error:
+            if "uncaptured inputs" not in str(error):
+                raise
+        call = mx.compile(function, **options)  # the failure leaves an empty trace behind
+        return call(*copies(args))
+
+    return safe
 
 
 class kept_random_state:

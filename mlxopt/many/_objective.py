@@ -18,7 +18,7 @@ import numpy as np
 from mlxopt._objective import Objective
 from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import Tree, count, ravel, to_device, to_numpy, unravel, working_dtype
-from mlxopt.autodiff._guards import call, name_of
+from mlxopt.autodiff._guards import call, compiled, name_of
 from mlxopt.autodiff._rows import hessian_row
 from mlxopt.many._agreement import At, check_row, explain_failure, general_vector
 from mlxopt.many._problems import Problems
@@ -133,7 +133,7 @@ class BatchedObjective:
         if key not in self._functions:
             if self.compile:
                 precompile_header()
-            self._functions[key] = mx.compile(mapped) if self.compile else mapped
+            self._functions[key] = compiled(mapped) if self.compile else mapped
         try:
             found = self._run(self._functions[key])
         except IndexError:
