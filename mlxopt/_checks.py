@@ -22,7 +22,7 @@ def check_number(
     """Return a finite number as a float; raise TypeError or ValueError for anything else.
 
     Args:
-        value: of any real type, NumPy's included, but not a bool.
+        value: of any real type, or an array of shape () of NumPy or MLX, but not a bool.
         name: see above.
         least: the smallest value allowed, or
         above: the lower limit, not allowed itself.
@@ -30,10 +30,11 @@ def check_number(
         most: the largest value allowed.
         instead: an alternative in the message, such as ", or None".
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    scalar = _scalar(value)
+    if isinstance(scalar, bool) or not isinstance(scalar, Real):
         kind = type(value).__qualname__
         raise TypeError(f"{_label(value, name)} expected a number{instead}, got {kind}.")
-    number = float(value)
+    number = float(scalar)
     if not (math.isfinite(number) and least <= number <= most and above < number < below):
         limits = _limits(least, above, below, most)
         raise ValueError(f"{_label(value, name)} expected a finite number{limits}.")
@@ -42,12 +43,13 @@ def check_number(
 
 def check_count(value: Any, name: str, least: float = 1, instead="") -> int:
     """Return a whole number, at least `least`, as an int; raise TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    scalar = _scalar(value)
+    if isinstance(scalar, bool) or not isinstance(scalar, Integral):
         kind = type(value).__qualname__
         raise TypeError(f"{_label(value, name)} expected a whole number{instead}, got {kind}.")
-    if value < least:
+    if scalar < least:
         raise ValueError(f"{_label(value, name)} expected {_word(least)} or more.")
-    return int(value)
+    return int(scalar)
 
 
 def check_choice(value: Any, name: str, choices: Iterable[str]) -> str:
@@ -137,6 +139,11 @@ class late_interrupt:
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is RuntimeError:
             time.sleep(0.05)
+
+
+def _scalar(value: Any) -> Any:
+    """Return the number in an array of shape (), a number of NumPy's too; others unchanged."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _label(value: Any, name: str) -> str:

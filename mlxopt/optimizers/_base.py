@@ -137,7 +137,9 @@ class FirstOrder(Optimizer[FirstOrderState]):
 
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
-            _check_rate(self.learning_rate, "learning_rate")
+            rate = _check_rate(self.learning_rate, "learning_rate")
+            if type(self.learning_rate) not in (int, float):
+                object.__setattr__(self, "learning_rate", rate)
         check_limits(self)
 
     @property
@@ -327,6 +329,6 @@ def _rate_at(rate: LearningRate, step: int, losses: tuple[float, ...], dtype: mx
     if callable(rate):
         found = rate(step, losses) if _reads_losses(rate) else rate(step)
         if isinstance(found, (mx.array, np.ndarray)) and found.size == 1:
-            found = float(np.asarray(found).item())
-        _check_rate(found, f"learning_rate({step})")
+            found = np.asarray(found).item()
+        found = _check_rate(found, f"learning_rate({step})")
     return mx.array(float(found), dtype=dtype)
