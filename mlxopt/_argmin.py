@@ -33,7 +33,6 @@ from mlxopt._tree import (
     leaves,
     ravel,
     read,
-    to_data,
     to_device,
     to_host,
     to_numpy,
@@ -41,6 +40,7 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff import TapeError, grad, hessian, hvp
+from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable, checked_loss, compiled, with_fixed_draw
 from mlxopt.optimizers import Optimizer
 
@@ -130,7 +130,7 @@ def argmin(
     @wraps(loss)
     def solve(params: Tree, *args: Any) -> Tree:
         check_params(params)
-        args = tuple(to_data(item, working_dtype(params)) for item in args)
+        args = as_data(args, params, loss)
         start, numbers = _detached(params), _detached(args)
         drawn = with_fixed_draw(checked)
         options: Any = {"tol": tol, "max_steps": max_steps, "compile": compile}

@@ -19,7 +19,6 @@ from mlxopt._objective import Objective
 from mlxopt._result import Certificate
 from mlxopt._tree import (
     Tree,
-    as_data,
     check_params,
     default_tol,
     dtype_name,
@@ -31,6 +30,7 @@ from mlxopt._tree import (
     widened,
     working_dtype,
 )
+from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
 
 _NOISE = 10  # roundings in a value of the loss
@@ -90,11 +90,11 @@ class _Point:
     """A point, with the loss around it as a function of a float64 vector on the host."""
 
     def __init__(self, loss: Callable[..., mx.array], params: Tree, data: tuple[Any, ...]) -> None:
-        _, grad = Objective(loss, as_data(data, params), compile=False).value_and_grad(params)
+        _, grad = Objective(loss, as_data(data, params, loss), compile=False).value_and_grad(params)
         self.epsilon, self.dtype = epsilon(params), dtype_name(working_dtype(params))
         self.params = widened(params)
         # Few evaluations: compiling would take longer.
-        self.objective = Objective(loss, widened(as_data(data, self.params)), compile=False)
+        self.objective = Objective(loss, widened(as_data(data, self.params, loss)), compile=False)
         self.x = to_host(self.params)
         self.value, self.grad = self.at(self.x)
         self.noise = _NOISE * 2.0**-52 * abs(self.value)

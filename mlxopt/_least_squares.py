@@ -29,7 +29,6 @@ from mlxopt._stop import AllSteps, Orthogonality, StopRule, check_stop, stop_rul
 from mlxopt._tree import (
     Params,
     Tree,
-    as_data,
     check_params,
     copies,
     count,
@@ -41,6 +40,7 @@ from mlxopt._tree import (
     to_numpy,
     widened,
 )
+from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._descent import DescentState
@@ -220,7 +220,7 @@ def least_squares(
     loop = Loop(callback, ProgressBar("least_squares", max_steps, progress), stop)
 
     def fit() -> tuple[Any, Status]:
-        items = as_data(data, params)
+        items = as_data(data, params, residual)
         with device_for(params, items):
             params = copies(params)
             first = first_tol(params, tol, finishes)
@@ -228,7 +228,7 @@ def least_squares(
         if finishes and status in SETTLED and loop.steps < max_steps:
             with mx.stream(mx.cpu):
                 wide = widened(state.params)
-                items = widened(as_data(data, wide))
+                items = widened(as_data(data, wide, residual))
                 state, status = run(wide, items, first_tol(wide, tol), bool(polish), checked=True)
         return state, status
 

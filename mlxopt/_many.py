@@ -25,7 +25,8 @@ from mlxopt._residual_objective import ResidualObjective
 from mlxopt._result import Certificate, History, Kept, Result
 from mlxopt._status import Status, warn
 from mlxopt._stop import StopRule, check_stop, stop_rules, with_user
-from mlxopt._tree import Tree, as_data, check_params, count, default_tol, from_host
+from mlxopt._tree import Tree, check_params, count, default_tol, from_host
+from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.many._loop import Batch, BatchState
 from mlxopt.many._objective import BatchedObjective
@@ -187,7 +188,13 @@ def minimize_many(
     tol = default_tol(params) if tol is None else check_tol(tol)
     max_steps = check_count(max_steps, "max_steps")
     stop, patience = check_stop(stop), optimizer.patience
-    items = as_data(data, params)
+
+    def single_problem(items: tuple[Any, ...]) -> tuple[Any, ...]:
+        problems = sort(params, items, in_axes)
+        first, its_data = problems.single(0, problems.start[0])
+        return first, *its_data
+
+    items = as_data(data, params, loss, single_problem)
     with device_for(params, items):
         problems = sort(params, items, in_axes)
         first, its_data = problems.single(0, problems.start[0])

@@ -19,16 +19,8 @@ from mlxopt._result import Result
 from mlxopt._resume import check_init
 from mlxopt._status import SETTLED, Status, warn
 from mlxopt._stop import AllSteps, Stall, StopRule, check_stop, stop_rules
-from mlxopt._tree import (
-    Params,
-    as_data,
-    check_params,
-    copies,
-    count,
-    default_tol,
-    first_tol,
-    widened,
-)
+from mlxopt._tree import Params, check_params, copies, count, default_tol, first_tol, widened
+from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.optimizers import Newton, Optimizer, State
 from mlxopt.optimizers._base import as_rule
@@ -65,9 +57,9 @@ def minimize(
         optimizer: `LBFGS()` is the one to try first; see `mlxopt.optimizers`. A list runs several
             in turn, each from the end of the one before: `[(SGD(0.1), 200), LBFGS()]`, where a pair
             has its own number of steps in place of `max_steps`.
-        *data: the other arguments of the loss. Floating-point NumPy arrays and lists are converted
-            to the dtype of `params` (float32 beside 16-bit ones); if anything is float64, all is
-            computed on the CPU.
+        *data: the other arguments of the loss. NumPy arrays, lists and integers are converted to
+            the dtype of `params` (float32 beside 16-bit ones); integers stay integers where the
+            loss uses them as indices or bits. If anything is float64, all is computed on the CPU.
         tol: CONVERGED when the largest entry of the gradient has fallen to `tol` times its largest
             value on the way, and a Newton step would lower the loss by at most tol² times its drop
             so far: the distance to the minimum is then at most about `tol` times that from the
@@ -134,7 +126,7 @@ def minimize(
     total = sum(steps for _, steps in stages)
     bar = ProgressBar("minimize", total, progress)
     loop = Loop(callback, bar, stop, record_every, judges=True)
-    items = as_data(data, params)
+    items = as_data(data, params, loss)
     with device_for(params, items):
         params = copies(params)
         init = None if init is None else init._replace(params=params)
@@ -151,7 +143,7 @@ def minimize(
             with mx.stream(mx.cpu):
                 last = stages[-1][0]
                 wide = last.nearest(widened(state.params))
-                continued = Objective(drawn, widened(as_data(data, wide)), compile=compile)
+                continued = Objective(drawn, widened(as_data(data, wide, loss)), compile=compile)
                 least = default_tol(wide) if tol is None else tol
                 state, status = _run(loop, continued, wide, stages[-1:], least)
                 if last.loss_alone and status in SETTLED and count(wide) <= _POLISHED:

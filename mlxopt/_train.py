@@ -28,9 +28,9 @@ from mlxopt._tree import (
     largest_entry,
     leaves,
     read,
-    to_data,
     working_dtype,
 )
+from mlxopt.autodiff._arguments import Integers, argument_names, as_floats, integer_leaves, to_data
 from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder, Optimizer
@@ -203,6 +203,7 @@ class _Epochs(Optimizer[TrainState]):
         self.rule, self.batches, self.epochs, self.resume = rule, batches, epochs, resume
         self.end = epochs  # the number of epochs at the end
         self.groups: Iterator[list[Batch]] = iter(())  # the rest of the current epoch
+        self.integers: Integers | None = None  # leaves of a batch that are no numbers
 
     def init(self, objective: Objective, params: Params) -> TrainState:
         """Return the state at the start, having checked the loss on the first batch."""
@@ -303,14 +304,13 @@ class _Epochs(Optimizer[TrainState]):
 
     def _groups(self, objective: Objective, state: TrainState) -> Iterator[list[Batch]]:
         """Return the rest of an epoch, in groups of as many batches as one compiled call takes."""
-        dtype = working_dtype(state.params)
         group: list[Batch] = []
         first = shapes = None  # of the group's first batch, of its last
         batches = self.batches
         stream = iter(batches.epoch(state.epoch) if isinstance(batches, Batches) else batches)
         _check_taken(itertools.islice(stream, state.batch), state)
         for batch in stream:
-            converted = _converted(batch, dtype)
+            converted = self._converted(objective, state.params, batch)
             if shapes != first:
                 # More than the last batch of an epoch are odd: each mixture would be compiled anew.
                 yield from ([item] for item in group[:-1])
@@ -323,6 +323,18 @@ class _Epochs(Optimizer[TrainState]):
                 group = []
         if group:
             yield group
+
+    def _converted(self, objective: Objective, params: Params, batch: Any) -> Batch:
+        """Return a batch as the loss takes it after its parameters."""
+        items, dtype = _items(batch), working_dtype(params)
+        if self.integers is None:
+            names = argument_names(objective.loss, len(items))
+            items = tuple(
+                to_data(item, dtype, name) for item, name in zip(items, names, strict=True)
+            )
+            run = lambda items: objective.loss(params, *items)  # noqa: E731
+            self.integers = integer_leaves(run, items, dtype)
+        return as_floats(tuple(to_data(item, dtype) for item in items), self.integers, dtype)
 
     def _steps(self, objective: Objective) -> Callable[..., Any]:
         """Return a function that takes one step on each of its batches."""
@@ -349,7 +361,7 @@ def _has_grown(value: float, first: float) -> bool:
 def _check_taken(batches: Iterator[Any], state: TrainState) -> None:
     """Raise ValueError unless these are as many rows as the state has taken of its epoch."""
     dtype = working_dtype(state.params)
-    rows = [_rows(_converted(batch, dtype)) for batch in batches]
+    rows = [_rows(tuple(to_data(item, dtype) for item in _items(batch))) for batch in batches]
     if len(rows) != state.batch or sum(rows) != state.rows:
         raise ValueError(
             f"init had taken {state.rows:,} rows in {state.batch:,} batches of its epoch; here the "
@@ -358,10 +370,9 @@ def _check_taken(batches: Iterator[Any], state: TrainState) -> None:
         )
 
 
-def _converted(batch: Any, dtype: mx.Dtype) -> tuple[Any, ...]:
-    """Return a batch as the loss takes it after its parameters."""
-    items = batch if isinstance(batch, (tuple, list)) else (batch,)
-    return tuple(to_data(item, dtype) for item in items)
+def _items(batch: Any) -> tuple[Any, ...]:
+    """Return the arguments in a batch, which can be a single array."""
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 def _rows(batch: tuple[Any, ...]) -> int:

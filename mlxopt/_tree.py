@@ -7,6 +7,7 @@ A tree is an array, or a list, tuple, dict or NamedTuple of trees. Leaves come i
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -246,6 +247,12 @@ def check_params(params: Tree) -> None:
             raise ValueError(f"{name} is empty: its shape is {leaf.shape}.")
 
 
+def has_module(tree: Tree) -> bool:
+    """Whether this is a module of `mlx.nn`, a dict to Python."""
+    library = sys.modules.get("mlx.nn")  # a module has imported it
+    return library is not None and isinstance(tree, library.Module)
+
+
 def structure(tree: Tree) -> Any:
     """Return a tree without its arrays, to be compared with that of another."""
     if isinstance(tree, dict):
@@ -343,49 +350,3 @@ def spread(
         for step, child in theirs.items()
         for entry in spread(ours[step], child, is_entry, name + step, kind, of + step)
     ]
-
-
-# --- Data ----------------------------------------------------------------------------------------
-
-
-def to_data(item: Any, dtype: mx.Dtype) -> Any:
-    """Return a data argument as MLX takes it.
-
-    NumPy arrays, lists and data frames become arrays: floating ones of `dtype`, integers and
-    booleans of their own, since they may be labels or indices. Arrays of MLX, strings, None and
-    Python numbers, which `mx.compile` holds constant, are returned unchanged.
-    """
-    # np.float64 is a float, but NumPy would do the arithmetic of np.float64 · mx.array.
-    number = isinstance(item, (bool, int, float)) and not isinstance(item, np.generic)
-    if item is None or number or isinstance(item, (mx.array, str)):
-        return item
-    if isinstance(item, dict):
-        return {key: to_data(child, dtype) for key, child in item.items()}
-    if isinstance(item, tuple) and hasattr(item, "_fields"):
-        return type(item)(*(to_data(child, dtype) for child in item))
-    if isinstance(item, (list, tuple)) and _holds_data(item):
-        return type(item)(to_data(child, dtype) for child in item)
-    array = np.asarray(item)
-    if array.dtype == object or array.dtype.kind not in "fiub":
-        raise TypeError(
-            f"a data argument of type {type(item).__qualname__} gives a NumPy array of dtype "
-            f"{array.dtype}, which MLX cannot hold; expected numbers. Encode text as numbers first."
-        )
-    if array.dtype.kind == "f":
-        # By NumPy first: mx.array(float64 array) would round to float32 in any case.
-        return mx.array(array.astype(numpy_dtype(dtype), copy=False), dtype=dtype)
-    return mx.array(array)
-
-
-def as_data(items: tuple[Any, ...], params: Tree) -> tuple[Any, ...]:
-    """Return data arguments as MLX takes them, in the working dtype of `params`."""
-    dtype = working_dtype(params)
-    return tuple(to_data(item, dtype) for item in items)
-
-
-def _holds_data(items: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a sequence is a tree of data, not rows of numbers."""
-    # A list of NumPy arrays is rows of a table; a tuple of them is several things.
-    kinds = (mx.array, dict) if isinstance(items, list) else (mx.array, dict, np.ndarray)
-    frames = isinstance(items, tuple)
-    return any(isinstance(one, kinds) or (frames and hasattr(one, "columns")) for one in items)

@@ -40,6 +40,7 @@ ROOMS = [
     ["_platform", "_checks", "_report"],
     ["_krylov", "_dense"],
     ["_operation", "_tree", "_status"],
+    ["_numbers"],
 ]
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}

@@ -14,7 +14,6 @@ from mlxopt._platform.device import device_for
 from mlxopt._tree import (
     FLOATS,
     Tree,
-    as_data,
     check_params,
     dtype_name,
     from_host,
@@ -23,6 +22,7 @@ from mlxopt._tree import (
     to_host,
     widened,
 )
+from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._differences import Difference, differentiate
 from mlxopt.autodiff._gradient import value_and_grad
 from mlxopt.autodiff._guards import TapeError, check_is_callable, name_of, with_fixed_draw
@@ -139,7 +139,7 @@ def check_grads(
     if order not in (1, 2):
         raise ValueError(f"order is {order!r}; expected 1 (gradient) or 2 (its derivative too).")
     loss = with_fixed_draw(loss)
-    data = as_data(data, params)
+    data = as_data(data, params, loss)
     point = _in_float64(loss, params, data, order, compile)
     if point is None:
         params, data = tree_map(_in_float32, (params, data))

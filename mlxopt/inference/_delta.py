@@ -13,9 +13,9 @@ from mlxopt._checks import describe_type
 from mlxopt._dense import eigen
 from mlxopt._tree import Tree, to_host, widened
 from mlxopt.autodiff import jacobian
+from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable, name_of
 from mlxopt.inference._estimates import Estimates, entry_names
-from mlxopt.inference._likelihood import as_float64
 
 
 def delta(
@@ -56,7 +56,7 @@ def delta(
         hint = "It comes second: delta(function, estimates, *data)."
         raise TypeError(f"estimates is {describe_type(estimates)}; expected Estimates. {hint}")
     with mx.stream(mx.cpu):
-        arguments = estimates.values, *as_float64(data)
+        arguments = estimates.values, *widened(as_data(data, estimates.values, function))
         matrix = np.array(jacobian(function, flat=True, compile=compile)(*arguments))
         values = widened(function(*arguments))
         mx.eval(values)

@@ -12,8 +12,9 @@ from mlx.utils import tree_map
 
 from mlxopt._result import Result
 from mlxopt._status import Status
-from mlxopt._tree import check_params, dtype_name, from_host, leaves, to_data, to_host, widened
+from mlxopt._tree import check_params, dtype_name, from_host, leaves, to_host, widened
 from mlxopt.autodiff import hessian, hvp, jacobian, value_and_grad
+from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import call, check_is_callable
 from mlxopt.inference._estimates import Vector, entry_names
 
@@ -42,7 +43,8 @@ class Likelihood:
         self._values, self._compile = _checked(function), compile
         self._sum = functools.wraps(function)(lambda *args: mx.sum(self._values(*args)))
         with mx.stream(mx.cpu):
-            self.params, self.data = widened(params), as_float64(data)
+            self.params = widened(params)
+            self.data = widened(as_data(data, self.params, function))
             self.names, self.theta = entry_names("params", self.params), to_host(self.params)
             values = self._values(self.params, *self.data)
             _check_finite(values)
@@ -137,11 +139,6 @@ class Likelihood:
             return [to_host(product(self.params, vector, *part)) for part in parts]
         except _FAILURES:
             return []
-
-
-def as_float64(data: Data) -> Data:
-    """Return data as MLX takes them, floating-point arrays in float64."""
-    return tuple(widened(to_data(item, mx.float64)) for item in data)
 
 
 def _checked(function: Function) -> Function:

@@ -1,0 +1,252 @@
+"""The arguments of a loss after its parameters, as MLX takes them: numbers are floats."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt._numbers import to_numbers
+from mlxopt._operation import Function
+from mlxopt._tree import (
+    Tree,
+    from_leaves,
+    has_module,
+    leaves,
+    numpy_dtype,
+    working_dtype,
+)
+from mlxopt.autodiff._guards import kept_random_state
+
+
+def as_data(
+    data: tuple[Any, ...],
+    params: Tree,
+    loss: Function,
+    single: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None,
+) -> tuple[Any, ...]:
+    """Return the data of `loss(params, *data)` as it takes them, in the dtype of `params`.
+
+    NumPy arrays, lists and data frames become arrays of the working dtype of `params`, booleans
+    stay booleans. Integers become floats too, whose powers neither wrap nor round to 0, except
+    where the loss uses them as integers: as indices, in operations on bits, as keys of random
+    numbers. Those of 8 and 16 bits are then widened to 32, unsigned ones to signed. Floating-point
+    arrays of MLX, strings, None and Python numbers, which `mx.compile` holds constant, are returned
+    unchanged.
+
+    Args:
+        data: the arguments of `loss` after its first.
+        params: the first.
+        loss: the function, which is called where integers are among the data.
+        single: the arguments `(params, *data)` of one problem from data of many.
+    """
+    dtype = working_dtype(params)
+    names = argument_names(loss, len(data))
+    items = tuple(to_data(item, dtype, name) for item, name in zip(data, names, strict=True))
+
+    def run(items: tuple[Any, ...]) -> Any:
+        return loss(*(single(items) if single else (params, *items)))
+
+    return as_floats(items, integer_leaves(run, items, dtype), dtype)
+
+
+def argument_names(function: Function, count: int) -> list[str]:
+    """Return the names of the `count` arguments of a function after its first, for messages."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+    except (TypeError, ValueError):  # of C, without a signature
+        parameters = []
+    names = [one.name for one in parameters if one.kind <= one.POSITIONAL_OR_KEYWORD][:count]
+    return names + [f"data[{index}]" for index in range(len(names), count)]
+
+
+def to_data(item: Any, dtype: mx.Dtype, name: str = "data", strict: bool = True) -> Any:
+    """Return a data argument with arrays of MLX in place of those of NumPy, lists and frames.
+
+    Args:
+        item: an array, a number, or a tree of them.
+        dtype: of the floating-point arrays; integers and booleans keep their own.
+        name: of the argument, for messages.
+        strict: False leaves everything else than NumPy's arrays and numbers as it is.
+
+    Raises:
+        TypeError: it holds something else than real numbers, or masked numbers.
+    """
+    # np.float64 is a float, but NumPy would do the arithmetic of np.float64 · mx.array.
+    number = isinstance(item, (bool, int, float)) and not isinstance(item, np.generic)
+    if item is None or number or isinstance(item, (mx.array, str)):
+        return item
+    convert = functools.partial(to_data, dtype=dtype, strict=strict)
+    if isinstance(item, dict):
+        if has_module(item):
+            raise TypeError(
+                f"{name} is an mlx.nn.Module ({type(item).__name__}), no array. Use it in the loss "
+                f"by its name; or params, apply = mo.functional(module), and minimize over params."
+            )
+        return {key: convert(child, name=f"{name}[{key!r}]") for key, child in item.items()}
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        fields: Any = item
+        parts = zip(fields._fields, fields, strict=True)
+        return type(item)(*(convert(child, name=f"{name}.{field}") for field, child in parts))
+    if isinstance(item, (list, tuple)) and (not strict or _holds_data(item)):
+        return type(item)(convert(one, name=f"{name}[{i}]") for i, one in enumerate(item))
+    if not strict and not hasattr(item, "__array__"):
+        return item
+    array = to_numbers(item, name)
+    if array.dtype.kind == "f":
+        # By NumPy first: mx.array(float64 array) would round to float32 in any case.
+        return mx.array(array.astype(numpy_dtype(dtype), copy=False), dtype=dtype)
+    return mx.array(array)
+
+
+def _holds_data(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a sequence is a tree of data, not rows of numbers."""
+    # A list of NumPy arrays is rows of a table; a tuple of them is several things.
+    kinds = (mx.array, dict) if isinstance(items, list) else (mx.array, dict, np.ndarray)
+    frames = isinstance(items, tuple)
+    return any(isinstance(one, kinds) or (frames and hasattr(one, "columns")) for one in items)
+
+
+# --- Integers ------------------------------------------------------------------------------------
+
+
+Integers = dict[int, mx.Dtype]  # leaves that are no numbers, by position, and their dtypes
+
+_WIDER: dict[mx.Dtype, mx.Dtype] = {
+    **dict.fromkeys((mx.int8, mx.uint8, mx.int16, mx.uint16), mx.int32),
+    **dict.fromkeys((mx.uint32, mx.uint64), mx.int64),
+}
+
+
+def is_integer(leaf: Any) -> bool:
+    """Whether this is an array of integers."""
+    return _is_array(leaf) and mx.issubdtype(leaf.dtype, mx.integer)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, mx.array)
+
+
+def as_floats(data: Tree, integers: Integers, dtype: mx.Dtype) -> Tree:
+    """Return data with integer leaves as floats, except those of `integers`."""
+    arrays = leaves(data)
+    if not any(map(is_integer, arrays)):
+        return data
+
+    def convert(index: int, leaf: Any) -> Any:
+        to = integers.get(index, dtype)
+        return leaf.astype(to, stream=mx.cpu if to == mx.float64 else None)
+
+    converted = [convert(i, leaf) if is_integer(leaf) else leaf for i, leaf in enumerate(arrays)]
+    return from_leaves(converted, data)
+
+
+def integer_leaves(run: Callable[[Tree], Any], data: Tree, dtype: mx.Dtype) -> Integers:
+    """Return the leaves of `data` that `run(data)` uses as integers, and the dtypes for them.
+
+    They are found in the graph of the result, which is not evaluated. A leaf is one of them where
+    it, or integers computed from it, are indices, are taken apart into bits, or are a key of random
+    numbers; and where `dtype` does not hold its numbers exactly and the result depends on their
+    differences, remainders or equality.
+    """
+    arrays = leaves(data)
+    found: Integers = {index: leaf.dtype for index, leaf in enumerate(arrays) if is_integer(leaf)}
+    if not found:
+        return {}
+    # uint8 cannot be multiplied by -1, say; but a key of random numbers must be uint32.
+    for keys in ((), (mx.uint32,)):
+        integers: Integers = {
+            i: kind if kind in keys else _WIDER.get(kind, kind) for i, kind in found.items()
+        }
+        try:
+            with kept_random_state():
+                # Each leaf gets a node of its own: one array can be passed twice.
+                nodes = leaves(as_floats(data, integers, dtype))
+                named = {f"data{index}": mx.stop_gradient(nodes[index]) for index in found}
+                nodes = [named.get(f"data{index}", node) for index, node in enumerate(nodes)]
+                outputs = leaves(run(from_leaves(nodes, data)))
+                text = io.StringIO()
+                mx.export_to_dot(text, *filter(_is_array, outputs), **named)
+                uses = _Uses(text.getvalue())
+                kept = uses.integers | {i for i in uses.exact if not _is_exact(arrays[i], dtype)}
+                integers = {index: integers[index] for index in kept}
+                run(as_floats(data, integers, dtype))
+            return integers
+        except Exception:  # a mistake in the loss raises again in the run
+            continue
+    return found
+
+
+class _Uses:
+    """How a graph uses the integer leaves that are its nodes data0, data1, ...
+
+    Args:
+        dot: the graph as `mx.export_to_dot` writes it, the operations in the order of evaluation.
+    """
+
+    def __init__(self, dot: str) -> None:
+        self.integers: set[int] = set()
+        """The leaves used as indices or bits."""
+        self.exact: set[int] = set()
+        """The leaves that are subtracted, compared or divided with remainder, as integers."""
+        # The leaves on which the values of each node depend; and those without a change of dtype.
+        self._origins: dict[str, set[int]] = {}
+        self._unchanged: dict[str, set[int]] = {}
+        inputs: list[str] = []
+        name = ""
+        for line in dot.splitlines():
+            if "[label" in line:  # { 94649 [label ="Gather", shape=rectangle]; }
+                name, inputs = line.split('"')[1], []
+            elif line.startswith('"'):  # "x" -> 94649
+                inputs.append(line.split('"')[1])
+            elif '"' in line:  # 94649 -> "y", or { "y"; }, or { rank=source; "x"; }
+                node = line.split('"')[1]
+                if "->" in line:
+                    self._follow(name, inputs, node)
+                if node.startswith("data"):
+                    self._origins[node] = self._unchanged[node] = {int(node[4:])}
+
+    def _follow(self, name: str, inputs: list[str], output: str) -> None:
+        """Take account of one operation."""
+        if not any(node in self._origins for node in inputs):
+            return
+        indices = _indices(name, inputs)
+        self.integers |= _union(self._origins, indices)
+        unchanged = _union(self._unchanged, inputs)
+        if re.search("Bit|Shift|View|Quantized", name):
+            self.integers |= unchanged
+        if re.search("Subtract|Equal|Remainder|FloorDivide|DivMod", name):
+            self.exact |= unchanged
+        if re.match("Arg|SearchSorted", name):  # indices of their own
+            return
+        self._origins[output] = _union(self._origins, [i for i in inputs if i not in indices])
+        if not re.search("AsType|CustomTransforms", name):
+            self._unchanged[output] = unchanged - _union(self._unchanged, indices)
+
+
+def _indices(name: str, inputs: list[str]) -> list[str]:
+    """Return the inputs of an operation that are indices."""
+    if name in ("GatherMM", "GatherQMM"):
+        return inputs[2:]
+    if name.startswith("Gather"):
+        return inputs[1:]
+    if name.startswith("Scatter"):  # into the first, from the last
+        return inputs[1:-1]
+    return inputs[-1:] if name.startswith("DynamicSlice") else []
+
+
+def _union(sets: dict[str, set[int]], nodes: list[str]) -> set[int]:
+    return set().union(*(sets.get(node, ()) for node in nodes))
+
+
+def _is_exact(leaf: mx.array, dtype: mx.Dtype) -> bool:
+    """Whether every integer in an array is one of `dtype`."""
+    digits = 53 if dtype == mx.float64 else 24
+    numbers = np.asarray(leaf)
+    return numbers.size == 0 or max(-int(numbers.min()), int(numbers.max())) <= 2**digits
