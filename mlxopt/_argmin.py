@@ -129,7 +129,7 @@ def argmin(
 
     @wraps(loss)
     def solve(params: Tree, *args: Any) -> Tree:
-        check_params(params)
+        params = check_params(params)
         args = as_data(args, params, loss)
         start, numbers = _detached(params), _detached(args)
         drawn = with_fixed_draw(checked)

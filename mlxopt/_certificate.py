@@ -80,7 +80,7 @@ def certify(
       distance   unknown
     """
     check_is_callable(loss)
-    check_params(params)
+    params = check_params(params, mx.float64)
     tol = default_tol(params) if tol is None else tol
     with mx.stream(mx.cpu):
         return _Point(loss, params, data).certificate(tol, drop)

@@ -197,7 +197,7 @@ def least_squares(
     {'rate': array(0.212132, dtype=float32), 'offset': array(0.396863, dtype=float32)}
     """
     check_is_callable(residual)
-    check_params(params)
+    params = check_params(params)
     _check_optimizer(optimizer, data)
     check_finish(finish)
     tol = None if tol is None else check_tol(tol)

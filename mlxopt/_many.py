@@ -184,7 +184,7 @@ def minimize_many(
     optimizer = as_rule(optimizer)
     method = _method(optimizer)
     of_squares = isinstance(optimizer, (LevenbergMarquardt, GaussNewton))
-    check_params(params)
+    params = check_params(params)
     tol = default_tol(params) if tol is None else check_tol(tol)
     max_steps = check_count(max_steps, "max_steps")
     stop, patience = check_stop(stop), optimizer.patience

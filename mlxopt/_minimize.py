@@ -53,7 +53,8 @@ def minimize(
     Args:
         loss: a function `loss(params, *data)` that returns a scalar array, made of MLX operations.
             Random operations in it use one fixed draw.
-        params: the start, a tree (array, list, tuple, dict, NamedTuple) of float arrays.
+        params: the start, a tree (array, list, tuple, dict, NamedTuple) of float arrays. Numbers
+            and arrays of NumPy become float32, unless they are float16.
         optimizer: `LBFGS()` is the one to try first; see `mlxopt.optimizers`. A list runs several
             in turn, each from the end of the one before: `[(SGD(0.1), 200), LBFGS()]`, where a pair
             has its own number of steps in place of `max_steps`.
@@ -112,7 +113,7 @@ def minimize(
     """
     check_is_callable(loss)
     stages = _stages(optimizer, check_count(max_steps, "max_steps"))
-    check_params(params)
+    params = check_params(params)
     check_callback(callback)
     check_finish(finish)
     tol = None if tol is None else check_tol(tol)

@@ -149,7 +149,7 @@ def train(
             f"mo.minimize(loss, params, optimizer, *data). It comes third: "
             f"train(loss, params, optimizer, batches)."
         )
-    check_params(params)
+    params = check_params(params)
     check_callback(callback)
     if init is None or epochs != 0:  # a state may have completed all its epochs
         check_count(epochs, "epochs")

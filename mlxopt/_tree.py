@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from mlxopt._numbers import to_numbers
+
 Tree = Any  # an mx.array, or a list, tuple, dict or NamedTuple of trees
 Params = Tree  # a tree of floating-point arrays
 Vector = mx.array  # the entries of a tree as one array of shape (p,)
@@ -219,13 +221,24 @@ def to_device(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
 # --- Structure, shapes and dtypes ----------------------------------------------------------------
 
 
-def check_params(params: Tree) -> None:
-    """Raise TypeError or ValueError unless `params` is a tree of real floating-point arrays."""
+def check_params(params: Tree, dtype: mx.Dtype = mx.float32) -> Tree:
+    """Return `params` as a tree of real floating-point arrays of MLX.
+
+    Numbers and arrays of NumPy become arrays of `dtype`, by default float32 as in `mx.array`;
+    float16 and float32 are kept.
+
+    Raises:
+        TypeError, ValueError: it holds none, or something else.
+    """
+    _check_is_plain(params)
     found = leaves_with_paths(params)
     if not found:
         raise ValueError(
             f"params holds no arrays: got {params!r}. Pass an mx.array or a tree of them."
         )
+    if not all(isinstance(leaf, mx.array) for _, leaf in found):
+        found = [(path, _to_param(leaf, f"params{path}", dtype)) for path, leaf in found]
+        params = from_leaves([leaf for _, leaf in found], params)
     for path, leaf in found:
         name = f"params{path}"
         if not isinstance(leaf, mx.array):
@@ -245,12 +258,44 @@ def check_params(params: Tree) -> None:
             )
         if leaf.size == 0:
             raise ValueError(f"{name} is empty: its shape is {leaf.shape}.")
+    return params
+
+
+def _to_param(leaf: Any, name: str, dtype: mx.Dtype) -> Any:
+    """Return a number, or an array of NumPy, as an array of MLX; others unchanged."""
+    is_bool = isinstance(leaf, (bool, np.bool_))
+    if is_bool or not isinstance(leaf, (int, float, np.ndarray, np.generic)):
+        return leaf
+    array = to_numbers(leaf, name)
+    if array.dtype.kind == "b":
+        return mx.array(array)
+    narrow: dict[Any, mx.Dtype] = {np.float16: mx.float16, np.float32: mx.float32}
+    return to_device(array, narrow.get(array.dtype.type, dtype))
 
 
 def has_module(tree: Tree) -> bool:
     """Whether this is a module of `mlx.nn`, a dict to Python."""
     library = sys.modules.get("mlx.nn")  # a module has imported it
     return library is not None and isinstance(tree, library.Module)
+
+
+def _check_is_plain(params: Tree, path: str = "") -> None:
+    """Raise TypeError for a module, and for [1.0, 2.0], which could be a vector or a tree."""
+    if has_module(params):
+        raise TypeError(
+            f"params{path} is an mlx.nn.Module ({type(params).__name__}); expected arrays, and a "
+            f"loss that is a function of them. Write params, apply = mo.functional(module), and "
+            f"apply(params, X) in the loss in place of module(X)."
+        )
+    below = children(params) or []
+    numbers = below and all(isinstance(child, (int, float)) for _, child in below)
+    if numbers and type(params) in (list, tuple):
+        raise TypeError(
+            f"params{path} is a {type(params).__name__} of numbers; expected an mx.array, or a "
+            f"tree of them. For a vector write mx.array({list(params)}, dtype=mx.float32)."
+        )
+    for step, child in below:
+        _check_is_plain(child, path + step)
 
 
 def structure(tree: Tree) -> Any:

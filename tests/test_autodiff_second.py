@@ -94,7 +94,7 @@ def test_a_vector_may_hold_its_keys_in_another_order():
         (mx.zeros(3), ValueError, ["shape (3,)", "a dict"]),
         ({"a": mx.zeros(3), "b": mx.zeros(())}, ValueError, ["vector['a']", "(3,)", "(2,)"]),
         ({"a": mx.zeros(2), "b": mx.zeros(1)}, ValueError, ["vector['b']", "(1,)", "()"]),
-        ({"a": np.zeros(2), "b": mx.zeros(())}, TypeError, ["vector['a']", "NumPy"]),
+        ({"a": np.zeros(3), "b": mx.zeros(())}, ValueError, ["vector['a']", "(3,)", "(2,)"]),
         ({"a": mx.zeros(2) + 1j, "b": mx.zeros(())}, TypeError, ["vector['a']", "complex64"]),
     ],
 )
@@ -266,7 +266,7 @@ def test_guards_are_those_of_value_and_grad(name):
     assert found.tolist() == expected.get(name, [[2, -4]] * 3)
     for params, error, word in (
         (mx.array([1, 2]), TypeError, "int32"),
-        (np.ones(2), TypeError, "numpy.ndarray"),
+        ({"a": "text"}, TypeError, "builtins.str"),
         ({}, ValueError, "no arrays"),
     ):
         with pytest.raises(error, match=word):

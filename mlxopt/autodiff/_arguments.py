@@ -6,7 +6,7 @@ import functools
 import inspect
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ from mlxopt._numbers import to_numbers
 from mlxopt._operation import Function
 from mlxopt._tree import (
     Tree,
-    from_leaves,
+    children,
     has_module,
     leaves,
     numpy_dtype,
@@ -84,6 +84,8 @@ def to_data(item: Any, dtype: mx.Dtype, name: str = "data", strict: bool = True)
         return item
     convert = functools.partial(to_data, dtype=dtype, strict=strict)
     if isinstance(item, dict):
+        if has_module(item) and not strict:
+            return item
         if has_module(item):
             raise TypeError(
                 f"{name} is an mlx.nn.Module ({type(item).__name__}), no array. Use it in the loss "
@@ -94,7 +96,7 @@ def to_data(item: Any, dtype: mx.Dtype, name: str = "data", strict: bool = True)
         fields: Any = item
         parts = zip(fields._fields, fields, strict=True)
         return type(item)(*(convert(child, name=f"{name}.{field}") for field, child in parts))
-    if isinstance(item, (list, tuple)) and (not strict or _holds_data(item)):
+    if isinstance(item, (list, tuple)) and (_holds_data(item) if strict else _holds_arrays(item)):
         return type(item)(convert(one, name=f"{name}[{i}]") for i, one in enumerate(item))
     if not strict and not hasattr(item, "__array__"):
         return item
@@ -113,6 +115,11 @@ def _holds_data(items: list[Any] | tuple[Any, ...]) -> bool:
     return any(isinstance(one, kinds) or (frames and hasattr(one, "columns")) for one in items)
 
 
+def _holds_arrays(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a sequence is more than numbers and strings."""
+    return any(hasattr(one, "__array__") or isinstance(one, (dict, list, tuple)) for one in items)
+
+
 # --- Integers ------------------------------------------------------------------------------------
 
 
@@ -129,13 +136,34 @@ def is_integer(leaf: Any) -> bool:
     return _is_array(leaf) and mx.issubdtype(leaf.dtype, mx.integer)
 
 
+def _leaves(data: Tree) -> list[Any]:
+    """Return the leaves of data; a module, which a tree of MLX would turn into a dict, is one."""
+    below = None if has_module(data) else children(data)
+    return [data] if below is None else [leaf for _, child in below for leaf in _leaves(child)]
+
+
+def _rebuilt(data: Tree, arrays: Iterable[Any]) -> Tree:
+    """Return a tree like `data` with these leaves."""
+    remaining = iter(arrays)
+
+    def build(tree: Tree) -> Tree:
+        if has_module(tree) or (below := children(tree)) is None:
+            return next(remaining)
+        parts = [build(child) for _, child in below]
+        if isinstance(tree, dict):
+            return dict(zip(tree, parts, strict=True))
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+    return build(data)
+
+
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, mx.array)
 
 
 def as_floats(data: Tree, integers: Integers, dtype: mx.Dtype) -> Tree:
     """Return data with integer leaves as floats, except those of `integers`."""
-    arrays = leaves(data)
+    arrays = _leaves(data)
     if not any(map(is_integer, arrays)):
         return data
 
@@ -143,8 +171,9 @@ def as_floats(data: Tree, integers: Integers, dtype: mx.Dtype) -> Tree:
         to = integers.get(index, dtype)
         return leaf.astype(to, stream=mx.cpu if to == mx.float64 else None)
 
-    converted = [convert(i, leaf) if is_integer(leaf) else leaf for i, leaf in enumerate(arrays)]
-    return from_leaves(converted, data)
+    return _rebuilt(
+        data, [convert(i, one) if is_integer(one) else one for i, one in enumerate(arrays)]
+    )
 
 
 def integer_leaves(run: Callable[[Tree], Any], data: Tree, dtype: mx.Dtype) -> Integers:
@@ -155,7 +184,7 @@ def integer_leaves(run: Callable[[Tree], Any], data: Tree, dtype: mx.Dtype) -> I
     numbers; and where `dtype` does not hold its numbers exactly and the result depends on their
     differences, remainders or equality.
     """
-    arrays = leaves(data)
+    arrays = _leaves(data)
     found: Integers = {index: leaf.dtype for index, leaf in enumerate(arrays) if is_integer(leaf)}
     if not found:
         return {}
@@ -167,10 +196,10 @@ def integer_leaves(run: Callable[[Tree], Any], data: Tree, dtype: mx.Dtype) -> I
         try:
             with kept_random_state():
                 # Each leaf gets a node of its own: one array can be passed twice.
-                nodes = leaves(as_floats(data, integers, dtype))
+                nodes = _leaves(as_floats(data, integers, dtype))
                 named = {f"data{index}": mx.stop_gradient(nodes[index]) for index in found}
                 nodes = [named.get(f"data{index}", node) for index, node in enumerate(nodes)]
-                outputs = leaves(run(from_leaves(nodes, data)))
+                outputs = leaves(run(_rebuilt(data, nodes)))
                 text = io.StringIO()
                 mx.export_to_dot(text, *filter(_is_array, outputs), **named)
                 uses = _Uses(text.getvalue())

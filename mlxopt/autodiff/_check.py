@@ -135,7 +135,7 @@ def check_grads(
     True
     """
     check_is_callable(loss)
-    check_params(params)
+    params = check_params(params)
     if order not in (1, 2):
         raise ValueError(f"order is {order!r}; expected 1 (gradient) or 2 (its derivative too).")
     loss = with_fixed_draw(loss)

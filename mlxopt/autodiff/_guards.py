@@ -7,7 +7,7 @@ import functools
 import inspect
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,9 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxopt._operation import Function, is_refusal
-from mlxopt._platform import blas
 from mlxopt._tree import (
     FLOATS,
     Tree,
-    check_params,
     copies,
     describe_structure,
     dtype_name,
@@ -31,7 +29,7 @@ from mlxopt._tree import (
 )
 
 _PACKAGE = str(Path(__file__).parents[1])
-_proving: ContextVar[bool] = ContextVar("_proving", default=False)
+proving: ContextVar[bool] = ContextVar("proving", default=False)
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -54,7 +52,7 @@ def name_of(function: Function) -> str:
 
 def call(function: Function, *args: Any, **kwargs: Any) -> Any:
     """Return `function(*args, **kwargs)`, with all digits in MLX's functions of float64 arrays."""
-    if holds_float64((args, kwargs)) and not _proving.get():
+    if holds_float64((args, kwargs)) and not proving.get():
         # 5 ms for an import that float32 does without.
         from mlxopt.special._precise import precise
 
@@ -143,38 +141,6 @@ def check_vector(params: Tree, vector: Tree) -> Tree:
             )
     # By name: two equal dictionaries can hold their keys in different orders.
     return tree_map(lambda leaf, one: one.astype(leaf.dtype), params, vector)
-
-
-class Proof:
-    """A trace of a function, once for each kind of arguments, which proves that it is pure MLX.
-
-    Only the parameters, at `positions`, are traced, so that a function can read its data.
-    """
-
-    def __init__(self, function: Function, compile: bool, positions: Sequence[int] = (0,)) -> None:
-        self._function, self._wanted, self._positions = function, compile, positions
-        self._seen: set[Any] = set()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Check the parameters, and trace unless such arguments were traced; raise TapeError."""
-        blas.start()
-        for position in self._positions:
-            check_params(args[position])
-        if not self._wanted or (kind := signature((args, kwargs))) in self._seen:
-            return
-
-        def in_params(params: list[Tree]) -> Any:
-            traced = dict(zip(self._positions, params, strict=True))
-            # No digits are needed, and data that are not traced could not have them in mlx.nn.
-            token = _proving.set(True)
-            try:
-                return self._function(*(traced.get(i, arg) for i, arg in enumerate(args)), **kwargs)
-            finally:
-                _proving.reset(token)
-
-        with tape_guard(self._function), kept_random_state():
-            compiled(in_params)([args[position] for position in self._positions])
-        self._seen.add(kind)
 
 
 def signature(tree: Tree) -> Any:

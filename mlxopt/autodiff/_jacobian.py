@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +11,8 @@ from mlx.utils import tree_map
 
 from mlxopt._operation import Function
 from mlxopt._tree import Tree, count, leaves, ravel
-from mlxopt.autodiff._guards import Proof, checked_function, checked_loss, name_of, with_fixed_draw
+from mlxopt.autodiff._guards import checked_function, checked_loss, name_of, with_fixed_draw
+from mlxopt.autodiff._proof import Proof
 from mlxopt.autodiff._rows import RowMap, split
 
 
@@ -48,7 +50,8 @@ def jacobian(function: Function, flat: bool = False, compile: bool = True) -> Fu
 
     @functools.wraps(function)
     def wrapped(params: Tree, *data: Any, **kwargs: Any) -> Any:
-        prove(params, *data, **kwargs)
+        arguments, kwargs = prove(params, *data, **kwargs)
+        params, data = arguments[0], arguments[1:]
         drawn = with_fixed_draw(checked)
         outputs = drawn(params, *data, **kwargs)
         p, m = count(params), count(outputs)
@@ -120,6 +123,8 @@ def per_example_grad(loss: Function, compile: bool = True) -> Function:
 
     @functools.wraps(loss)
     def wrapped(params: Tree, *data: Any, **kwargs: Any) -> Tree:
+        arguments, kwargs = prove.convert(params, *data, **kwargs)
+        params, data = arguments[0], arguments[1:]
         examples = _examples(name_of(loss), data)
         shared = [leaf for leaf in leaves(data) if not _has_axis(leaf)]
         drawn = with_fixed_draw(checked)
@@ -132,7 +137,7 @@ def per_example_grad(loss: Function, compile: bool = True) -> Function:
             return mx.grad(drawn)(params, *batch, **kwargs)
 
         first = tree_map(lambda leaf: leaf[:1] if _has_axis(leaf) else leaf, data)
-        prove(params, *first, **kwargs)
+        prove.trace(params, *first, **kwargs)
         return rows(one, lambda: examples, params, shared, kwargs, kind=data)(examples)
 
     return wrapped
@@ -142,7 +147,7 @@ def _has_axis(leaf: Any) -> bool:
     return isinstance(leaf, mx.array) and leaf.ndim > 0
 
 
-def _examples(name: str, data: tuple[Any, ...]) -> list[mx.array]:
+def _examples(name: str, data: Sequence[Any]) -> list[mx.array]:
     """Return the arrays of `data` that hold examples, equally many."""
     examples = [leaf for leaf in leaves(data) if _has_axis(leaf)]
     lengths = sorted({leaf.shape[0] for leaf in examples})

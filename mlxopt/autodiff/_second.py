@@ -12,7 +12,9 @@ from typing import Any
 
 from mlxopt._operation import Function
 from mlxopt._tree import Tree, count, working_dtype
-from mlxopt.autodiff._guards import Proof, check_vector, checked_loss, with_fixed_draw
+from mlxopt.autodiff._arguments import to_data
+from mlxopt.autodiff._guards import check_vector, checked_loss, with_fixed_draw
+from mlxopt.autodiff._proof import Proof
 from mlxopt.autodiff._rows import RowMap, hessian_product, hessian_row, split
 
 
@@ -44,7 +46,9 @@ def hvp(loss: Function, compile: bool = True) -> Function:
 
     @functools.wraps(loss)
     def wrapped(params: Tree, vector: Tree, *data: Any, **kwargs: Any) -> Tree:
-        prove(params, *data, **kwargs)
+        arguments, kwargs = prove(params, *data, **kwargs)
+        params, data = arguments[0], arguments[1:]
+        vector = to_data(vector, working_dtype(params), "vector", strict=False)
         return product(params, check_vector(params, vector), *data, **kwargs)
 
     return wrapped
@@ -83,7 +87,8 @@ def hessian(loss: Function, flat: bool = False, compile: bool = True) -> Functio
 
     @functools.wraps(loss)
     def wrapped(params: Tree, *data: Any, **kwargs: Any) -> Any:
-        prove(params, *data, **kwargs)
+        arguments, kwargs = prove(params, *data, **kwargs)
+        params, data = arguments[0], arguments[1:]
         row = hessian_row(with_fixed_draw(checked))
         matrix = rows.matrix(row, count(params), working_dtype(params), params, data, kwargs)
         return matrix if flat else split(matrix, params, params)

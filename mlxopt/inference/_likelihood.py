@@ -39,7 +39,7 @@ class Likelihood:
         check_is_callable(function)
         params = result.params if isinstance(result, Result) else result
         self.status: Status | None = result.status if isinstance(result, Result) else None
-        check_params(params)
+        params = check_params(params, mx.float64)
         self._values, self._compile = _checked(function), compile
         self._sum = functools.wraps(function)(lambda *args: mx.sum(self._values(*args)))
         with mx.stream(mx.cpu):

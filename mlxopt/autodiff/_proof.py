@@ -1,0 +1,92 @@
+"""The door of every derivative: arguments converted, and the function traced once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlxopt._operation import Function
+from mlxopt._platform import blas
+from mlxopt._tree import Tree, check_params, working_dtype
+from mlxopt.autodiff._arguments import Integers, as_floats, integer_leaves, to_data
+from mlxopt.autodiff._guards import compiled, kept_random_state, proving, signature, tape_guard
+
+Given = dict[int | str, Any]  # arguments by position or name
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Proof:
+    """A trace of a function, once for each kind of arguments, which proves that it is pure MLX.
+
+    Only the parameters are traced, so that a function can read its data.
+
+    Args:
+        function: takes parameters and data.
+        compile: whether to trace it.
+        params: the arguments that are parameters, by position or name.
+    """
+
+    def __init__(
+        self, function: Function, compile: bool, params: Sequence[int | str] = (0,)
+    ) -> None:
+        self._function, self._wanted, self._params = function, compile, params
+        self._seen: set[Any] = set()
+        self._integers: dict[Any, Integers] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Call:
+        """Return the arguments as arrays, having traced such arguments once; raise TapeError."""
+        given, kind = self._converted(args, kwargs)
+        self._trace(given, kind)
+        return _call(given)
+
+    def convert(self, *args: Any, **kwargs: Any) -> Call:
+        """Return the parameters checked, and NumPy arrays and integers as `as_data` has them."""
+        return _call(self._converted(args, kwargs)[0])
+
+    def trace(self, *args: Any, **kwargs: Any) -> None:
+        """Trace the function unless such arguments were traced."""
+        self._trace({**dict(enumerate(args)), **kwargs}, signature((args, kwargs)))
+
+    def _converted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, Any]:
+        """Return all arguments by position or name, and their kind."""
+        blas.start()
+        given: Given = {**dict(enumerate(args)), **kwargs}
+        params = {key: check_params(given.pop(key)) for key in self._params}
+        dtype = working_dtype(params)
+        data = {key: to_data(item, dtype, _name(key), strict=False) for key, item in given.items()}
+        kind = signature((params, data))
+        if kind not in self._integers:
+            run = lambda data: self._run({**params, **data})  # noqa: E731
+            self._integers[kind] = integer_leaves(run, data, dtype)
+        return {**params, **as_floats(data, self._integers[kind], dtype)}, kind
+
+    def _trace(self, given: Given, kind: Any) -> None:
+        if not self._wanted or kind in self._seen:
+            return
+
+        def in_params(params: list[Tree]) -> Any:
+            # No digits are needed, and data that are not traced could not have them in mlx.nn.
+            token = proving.set(True)
+            try:
+                return self._run({**given, **dict(zip(self._params, params, strict=True))})
+            finally:
+                proving.reset(token)
+
+        with tape_guard(self._function), kept_random_state():
+            compiled(in_params)([given[key] for key in self._params])
+        self._seen.add(kind)
+
+    def _run(self, given: Given) -> Any:
+        args, kwargs = _call(given)
+        return self._function(*args, **kwargs)
+
+
+def _call(given: Given) -> Call:
+    """Return arguments by position and name."""
+    positions = sorted(key for key in given if isinstance(key, int))
+    named = {key: item for key, item in given.items() if isinstance(key, str)}
+    return tuple(given[position] for position in positions), named
+
+
+def _name(key: int | str) -> str:
+    return f"argument {key}" if isinstance(key, int) else key
