@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
+
+from mlxopt._status import warn
 
 _INF = math.inf
 
@@ -100,12 +102,61 @@ def check_finish(finish: Any) -> None:
         raise ValueError(f'finish is {finish!r}; expected None or "float64".')
 
 
-def check_callback(callback: Any) -> None:
-    """Raise TypeError unless `callback` is None or can be called."""
-    if callback is not None and not callable(callback):
-        raise TypeError(
-            f"callback is {describe_type(callback)}; expected a function that takes an Info."
-        )
+def check_callback(callback: Any) -> Callable[[Any], bool] | None:
+    """Return a function of an Info that calls each callback, and whether one returned True.
+
+    Any other answer than True, False or None is ignored with a warning, once for each callback. So
+    is that of a lambda that calls `update`: tqdm's returns True when it draws the bar.
+
+    Args:
+        callback: a function, a list or tuple of functions, or None.
+    """
+    if callback is None:
+        return None
+    several = isinstance(callback, (list, tuple))
+    callbacks = list(callback) if several else [callback]
+    for index, one in enumerate(callbacks):
+        if not callable(one):
+            raise TypeError(
+                f"callback{f'[{index}]' if several else ''} is {describe_type(one)}; expected a "
+                f"function that takes an Info, or a list of them."
+            )
+    warned = set()
+
+    def call(info: Any) -> bool:
+        stops = False
+        for index, one in enumerate(callbacks):
+            answer = one(info)
+            if answer is None:
+                continue
+            if _is_bool(answer) and not (answer and _is_update(one)):
+                stops = stops or bool(answer)
+            elif index not in warned:
+                warned.add(index)
+                name = getattr(one, "__qualname__", type(one).__name__)
+                kind = "the True of an `update`" if answer is True else describe_type(answer)
+                warn(
+                    f"the callback {name} returned {kind.replace('of type', 'a value of type')}, "
+                    f"which is ignored: True stops the run, None and False do not. In a def, "
+                    f"unlike a lambda, the last call is not the value returned.",
+                    UserWarning,
+                )
+        return stops
+
+    return call
+
+
+def _is_bool(answer: Any) -> bool:
+    """Whether this is a bool, of NumPy or MLX too."""
+    if isinstance(answer, bool):
+        return True
+    return str(getattr(answer, "dtype", "")).endswith("bool") and answer.ndim == 0
+
+
+def _is_update(function: Any) -> bool:
+    """Whether this is a lambda that calls a method `update`."""
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_name == "<lambda>" and "update" in code.co_names
 
 
 def check_start(value: float, optimality: float) -> None:

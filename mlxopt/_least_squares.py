@@ -138,7 +138,7 @@ def least_squares(
     tol: float | None = None,
     max_steps: int = 1000,
     stop: StopRule | Sequence[StopRule] = (),
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     progress: bool | None = None,
     compile: bool = True,
 ) -> LeastSquaresResult:
@@ -169,7 +169,8 @@ def least_squares(
             1e-5 for float32. It has no units. 0 takes every step.
         max_steps: the largest number of evaluations of the residual, polish included.
         stop: stop rules beside `tol` and `max_steps`, as in `minimize`.
-        callback: called with an `Info` after each step; True stops.
+        callback: called with an `Info` after each step; True stops. A list of functions
+            calls each.
         progress: show a progress bar; None shows one if the run takes more than a second.
         compile: False evaluates op by op, for a residual that branches on values.
 
@@ -201,7 +202,7 @@ def least_squares(
     _check_optimizer(optimizer, data)
     check_finish(finish)
     tol = None if tol is None else check_tol(tol)
-    check_callback(callback)
+    callback = check_callback(callback)
     check_count(max_steps, "max_steps")
     stop = check_stop(stop)
     chosen = _robust_loss(robust)

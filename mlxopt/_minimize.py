@@ -44,7 +44,7 @@ def minimize(
     finish: str | None = None,
     init: Any = None,
     record_every: int | None = None,
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     progress: bool | None = None,
     compile: bool = True,
 ) -> Result:
@@ -81,7 +81,7 @@ def minimize(
             others. Each record is an entry of `result.history` and a call of `callback`, and the
             stop rules are checked then.
         callback: called with an `Info` (step, value, optimality, seconds, evaluations, params,
-            state) at each record; returning True stops.
+            state) at each record; returning True stops. A list of functions calls each.
         progress: show a progress bar; None shows one if the run takes more than a second.
         compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
             everything it captures frozen into it.
@@ -114,7 +114,7 @@ def minimize(
     check_is_callable(loss)
     stages = _stages(optimizer, check_count(max_steps, "max_steps"))
     params = check_params(params)
-    check_callback(callback)
+    callback = check_callback(callback)
     check_finish(finish)
     tol = None if tol is None else check_tol(tol)
     if record_every is not None:

@@ -86,7 +86,7 @@ def train(
     optimizer: FirstOrder | MLXOptimizer,
     batches: Iterable[Any],
     epochs: int = 1,
-    callback: Callback | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     progress: bool | None = None,
     compile: bool = True,
     init: TrainState | None = None,
@@ -105,7 +105,8 @@ def train(
             tuple (or a single array) for each batch.
         epochs: the number of passes over `batches`.
         callback: called with an `Info` every 50 batches or every second, and at the end of an
-            epoch; its `value` is the mean loss of the epoch so far. Returning True stops.
+            epoch; its `value` is the mean loss of the epoch so far. Returning True stops. A
+            list of functions calls each.
         progress: show a progress bar; None shows one if the run takes more than a second.
         compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
             everything it captures frozen into it.
@@ -150,7 +151,7 @@ def train(
             f"train(loss, params, optimizer, batches)."
         )
     params = check_params(params)
-    check_callback(callback)
+    callback = check_callback(callback)
     if init is None or epochs != 0:  # a state may have completed all its epochs
         check_count(epochs, "epochs")
     if init is not None:
