@@ -220,17 +220,17 @@ def least_squares(
     finishes = finish is not None and any(leaf.dtype != mx.float64 for leaf in leaves(params))
     loop = Loop(callback, ProgressBar("least_squares", max_steps, progress), stop)
 
+    items = as_data(data, params, residual)
+
     def fit() -> tuple[Any, Status]:
-        items = as_data(data, params, residual)
         with device_for(params, items):
-            params = copies(params)
             first = first_tol(params, tol, finishes)
-            state, status = run(params, items, first, bool(polish) and not finishes)
+            state, status = run(copies(params), items, first, bool(polish) and not finishes)
         if finishes and status in SETTLED and loop.steps < max_steps:
             with mx.stream(mx.cpu):
                 wide = widened(state.params)
-                items = widened(as_data(data, wide, residual))
-                state, status = run(wide, items, first_tol(wide, tol), bool(polish), checked=True)
+                wider = widened(as_data(data, wide, residual))
+                state, status = run(wide, wider, first_tol(wide, tol), bool(polish), checked=True)
         return state, status
 
     result = loop.answer(fit, lambda state, status: _described(loop, state, status, chosen))

@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._platform import blas
 from mlxopt._platform.compiler import precompile_header
+from mlxopt._platform.device import begin
 from mlxopt._tree import (
     Params,
     count,
@@ -61,7 +61,7 @@ class Objective:
         compile: bool = True,
         fixed_draw: bool = True,
     ) -> None:
-        blas.start()
+        begin()
         checked = checked_loss(loss)
         self.loss = with_fixed_draw(checked) if fixed_draw else checked
         self.data = data

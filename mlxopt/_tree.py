@@ -66,8 +66,22 @@ def copies(tree: Tree) -> Tree:
 
 def read(*scalars: mx.array) -> tuple[float, ...]:
     """Return the numbers in these arrays of shape (), after one wait for the device."""
-    mx.eval(*scalars)
+    evaluate(*scalars)
     return tuple(float(scalar) for scalar in scalars)
+
+
+def evaluate(*trees: Tree) -> None:
+    """Evaluate all leaves; raise RuntimeError for an unevaluated array of another thread."""
+    try:
+        mx.eval(*trees)
+    except RuntimeError as error:
+        if "There is no Stream" not in str(error):
+            raise
+        raise RuntimeError(
+            "an argument of this computation was made in another thread and is not evaluated yet: "
+            "MLX evaluates an array only in the thread that made it. Write mx.eval(params, data) "
+            f"there, before another thread takes them. (MLX said: {error})"
+        ) from error
 
 
 def is_finite(*values: float) -> bool:
@@ -185,7 +199,7 @@ def to_host(tree: Tree, lead: int = 0) -> np.ndarray:
 
     The first `lead` axes of the leaves, which they share, are kept: (..., p).
     """
-    mx.eval(tree)
+    evaluate(tree)
     flat = [to_numpy(leaf) for leaf in leaves(tree)]
     flat = [leaf.reshape((*leaf.shape[:lead], -1)) for leaf in flat]
     return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=-1)
@@ -208,6 +222,7 @@ def rounded(vectors: np.ndarray, like: Tree) -> np.ndarray:
 
 def to_numpy(array: mx.array) -> np.ndarray:
     """Return an array as float64 on the host."""
+    evaluate(array)
     narrow = array.dtype == mx.bfloat16  # NumPy has no such dtype
     return np.array(array.astype(mx.float32) if narrow else array, dtype=np.float64)
 

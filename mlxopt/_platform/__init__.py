@@ -8,3 +8,5 @@ except ImportError as error:  # the bare Linux wheel has no backend
         "pip install 'mlxopt[cuda]'; on macOS, pip install mlxopt brings it. "
         f"(MLX said: {error})"
     ) from None
+
+from mlxopt._platform import threads  # noqa: F401 - a fork can precede all computations

@@ -1,4 +1,4 @@
-"""The device for a computation."""
+"""What comes before a computation: its device, a fast BLAS, a thread that can compute."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxopt._platform import blas, threads
 from mlxopt._tree import leaves
 
 
@@ -16,3 +17,14 @@ def device_for(*trees: Any) -> contextlib.AbstractContextManager[Any]:
     if any(array.dtype == mx.float64 for array in arrays):
         return mx.stream(mx.cpu)
     return contextlib.nullcontext()
+
+
+def begin() -> None:
+    """Prepare the process and the thread for their first computation; else do nothing.
+
+    Raises:
+        RuntimeError: the process is the child of a fork that MLX does not survive.
+    """
+    blas.start()
+    if not hasattr(threads.local, "end"):
+        threads.enter()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlxopt._operation import Function
-from mlxopt._platform import blas
+from mlxopt._platform.device import begin
 from mlxopt._tree import Tree, check_params, working_dtype
 from mlxopt.autodiff._arguments import Integers, as_floats, integer_leaves, to_data
 from mlxopt.autodiff._guards import compiled, kept_random_state, proving, signature, tape_guard
@@ -49,7 +49,7 @@ class Proof:
 
     def _converted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, Any]:
         """Return all arguments by position or name, and their kind."""
-        blas.start()
+        begin()
         given: Given = {**dict(enumerate(args)), **kwargs}
         params = {key: check_params(given.pop(key)) for key in self._params}
         dtype = working_dtype(params)

@@ -22,7 +22,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from mlxopt._operation import Function, as_tuple, batched, known, on, operation
-from mlxopt._platform import blas
+from mlxopt._platform.device import begin
 from mlxopt._tree import dtype_name
 
 Explain: TypeAlias = Callable[..., str]
@@ -116,7 +116,7 @@ def on_cpu(function: Function) -> Function:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        blas.start()
+        begin()
         return placed(*args, **kwargs)
 
     return wrapped

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._tree import evaluate
+
 _NUMBERS = "fiub"  # NumPy's kinds of float, int, unsigned and bool
 
 
@@ -49,6 +51,7 @@ def read_table(X: Any) -> Table:
     if hasattr(X, "columns") and hasattr(X, "dtypes"):
         return _read_frame(X)
     if isinstance(X, mx.array):
+        evaluate(X)
         dtype = str(X.dtype)
         array = X if X.dtype == mx.bfloat16 else np.asarray(X)
     else:
@@ -122,6 +125,7 @@ def _precision(dtype: str) -> float:
 def _to_numpy(values: Any, name: str) -> np.ndarray:
     """Return an array of NumPy, numbers where it can be."""
     if isinstance(values, mx.array):
+        evaluate(values)
         return np.asarray(values.astype(mx.float32) if values.dtype == mx.bfloat16 else values)
     try:
         array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
