@@ -65,7 +65,7 @@ def run(*parts: str, path: Path | None = None) -> str:
     if path is not None:
         path.write_text(text)
     command = [sys.executable, "-W", "ignore", *(["-c", text] if path is None else [path])]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENV)
     assert (found.returncode, found.stderr) == (0, ""), found
     return found.stdout.strip()
 

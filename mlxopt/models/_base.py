@@ -120,7 +120,9 @@ class Model:
         if self.precision not in PRECISIONS:
             known = ", ".join(map(repr, PRECISIONS))
             raise ValueError(f"precision is {self.precision!r}; expected one of {known}.")
-        if isinstance(self.solver, Optimizer) or self.solver in self._solvers:
+        if isinstance(self.solver, Optimizer):
+            return self._check_minimizes_the_loss_alone()
+        if self.solver in self._solvers:
             return
         if isinstance(self.solver, type):
             raise TypeError(f"solver is {describe_type(self.solver)}; expected an instance.")
@@ -129,6 +131,17 @@ class Model:
         raise ValueError(
             f"solver is {self.solver!r}; expected one of {', '.join(map(repr, self._solvers))}, or "
             f"an optimizer such as mo.LBFGS().{hint}"
+        )
+
+    def _check_minimizes_the_loss_alone(self) -> None:
+        if self.solver.loss_alone and not _decays(self.solver):
+            return
+        model, kind = type(self).__name__, type(self.solver).__name__
+        raise ValueError(
+            f"solver is {self.solver!r}, which minimizes the loss with bounds, a penalty or weight "
+            f"decay; {model} ends at the minimum of its own loss, where these would be lost. For a "
+            f"ridge penalty pass l2=...; for others write the loss as a function and call "
+            f"mo.minimize(loss, params, mo.{kind}(...), X, y)."
         )
 
     def _precision(self) -> str:
@@ -224,6 +237,12 @@ class Model:
         return self._summary
 
     _summary: Summary
+
+
+def _decays(rule: Any) -> bool:
+    """Whether a rule, or one inside it, has weight decay."""
+    inner = [getattr(rule, "rule", None), *getattr(rule, "groups", {}).values()]
+    return getattr(rule, "weight_decay", 0.0) > 0 or any(map(_decays, filter(None, inner)))
 
 
 def warn_of_status(status: Status, solver: Any, precision: str) -> None:

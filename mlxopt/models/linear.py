@@ -33,9 +33,10 @@ class LinearRegression(Model):
         solver: "auto": QR while the design is small or ill-conditioned; where it is large,
             its Gram matrix, with the answer refined by residuals from the data. "qr" takes QR in
             any case. "newton", "lbfgs", "momentum" and "sgd" (full-batch, with steps of 1 / the
-            largest curvature) run `mlxopt.minimize`, and so does any optimizer of mlxopt's. All of
-            them read X a block of rows at a time, cast to float64; of more than 16 MB no copy is
-            kept, but of one-hot columns (where "auto" is many times faster) their nonzero entries.
+            largest curvature) run `mlxopt.minimize`, and so does any optimizer of mlxopt's without
+            bounds, a penalty or weight decay. All of them read X a block of rows at a time, cast to
+            float64; of more than 16 MB no copy is kept, but of one-hot columns (where "auto" is
+            many times faster) their nonzero entries.
             A fit to large data takes less than a tenth of the memory of X in float32.
         l2: the strength of the penalty, zero or more; the intercept is free of it.
         fit_intercept: whether there is an intercept.

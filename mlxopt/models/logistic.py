@@ -32,8 +32,9 @@ class LogisticRegression(Model):
 
     Args:
         solver: "newton" (with the Hessian XᵀWX), "lbfgs", "momentum", "sgd" (full-batch, with steps
-            of 1 / the largest curvature), or any optimizer of mlxopt's, run by `mlxopt.minimize`. A
-            converged run is finished by Newton steps, so that all of them give the same digits.
+            of 1 / the largest curvature), or any optimizer of mlxopt's without bounds, a penalty or
+            weight decay, run by `mlxopt.minimize`. A converged run is finished by Newton steps, so
+            that all of them give the same digits.
             X is read a block of rows at a time, cast to float64; of more than 16 MB no copy is
             kept. On large data "newton" starts from the maximum of a sample of the rows, and a fit
             takes less than a tenth of the memory of X in float32.
