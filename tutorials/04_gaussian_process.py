@@ -55,8 +55,8 @@ y = truth(x) + true_noise * rng.normal(size=count)
 # and $\log\det K$ is twice the sum of the logarithms of $L$'s diagonal.
 #
 # All three numbers must stay positive, so their logarithms are the parameters. And $K$ is nearly
-# singular, as neighboring rows are almost the same. That calls for float64, with an exponential that
-# has its digits. In a loss `mx.exp` has them; the covariance also serves for predictions, outside a
+# singular, as neighboring rows are almost the same. That calls for float64, and an exponential with
+# its digits. In a loss `mx.exp` has them; the covariance also serves for predictions, outside a
 # loss, where MLX's own on the CPU has seven, so it uses `mo.special.exp`.
 
 
