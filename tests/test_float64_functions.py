@@ -247,6 +247,30 @@ def test_threads():
     assert names_are_mlx_s_own()
 
 
+def test_another_thread_keeps_mlx_s_own_numbers():
+    found = []
+
+    def elsewhere():
+        try:
+            with mx.stream(mx.cpu):
+                x = mx.array([0.3, 0.7], dtype=mx.float64)
+                # In a trace for any shape mlxopt's functions would be an error.
+                silu = mx.compile(lambda x: x * mx.sigmoid(x), shapeless=True)
+                found.append((mx.exp(x).tolist(), OWN["exp"](x).tolist(), silu(x).tolist()))
+        finally:
+            mx.clear_streams()
+
+    def loss(x):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        return mx.sum(mx.exp(x))
+
+    mo.grad(loss, compile=False)(float64([0.5]))
+    assert found
+    assert found[0][0] == found[0][1]
+
+
 # --- Wherever the toolkit calls a loss -----------------------------------------------------------
 
 COUNTS = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0])

@@ -2,7 +2,7 @@
 
 In float64 on the CPU MLX computes these functions, or their derivatives, in float32. While a
 function wrapped by `precise` is called, the names in `mlx.core` stand for functions that compute
-float64 arrays with those of `mlxopt.special`, and all others with MLX's own. Code that reaches MLX
+float64 arrays with those of `mlxopt.special`, and all others with MLX's own, as other threads do. Code that reaches MLX
 by these names, such as `mlx.nn`, then has the digits too. `from mlx.core import exp` keeps MLX's
 own, and so do rules that run later: those of a user's `mx.custom_function`, and the second pass of
 `mx.checkpoint`.
@@ -14,6 +14,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import mlx.core as mx
@@ -54,7 +55,7 @@ def _dispatched(ours: Function, own: Function) -> Function:
         dtypes = {array.dtype for array in arrays}
         # MLX has rules of its own for complex numbers, and for empty arrays.
         is_ours = mx.float64 in dtypes and mx.complex64 not in dtypes
-        if not is_ours or any(array.size == 0 for array in arrays):
+        if not (is_ours and _inside.get()) or any(array.size == 0 for array in arrays):
             return own(*args, **options)
         # MLX would take the numbers of a NumPy array in float32.
         args = tuple(mx.array(x, mx.float64) if isinstance(x, np.ndarray) else x for x in args)
@@ -80,18 +81,19 @@ def _table() -> Iterator[tuple[Any, str, Function, Function]]:
 _TABLE = tuple(_table())
 _lock = threading.Lock()
 _calls = 0
+_inside: ContextVar[bool] = ContextVar("_inside", default=False)  # whether this thread is in one
 
 
 def precise(function: Function) -> Function:
     """Return `function`, called with all digits of float64 in MLX's functions.
 
     Calls can be nested, and made in several threads; the names are MLX's own again after the last.
-    Another thread sees the same functions with more digits.
     """
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
         _enter(1)
+        token = _inside.set(True)
         try:
             return _traced_anew(function, args, kwargs)
         except ValueError as error:
@@ -103,6 +105,7 @@ def precise(function: Function) -> Function:
                 "constant before the run, or pass it as data."
             ) from error
         finally:
+            _inside.reset(token)
             _enter(-1)
 
     return called
