@@ -162,3 +162,35 @@ def test_a_part_that_is_being_written_is_no_stale_one(tmp_path, monkeypatch):
             quick.write(b"quick")
     assert (tmp_path / "slow").read_bytes() == b"slow"
     assert sorted(tmp_path.iterdir()) == [tmp_path / "quick", tmp_path / "slow"]
+
+
+LIMITED = """
+import resource, sys
+import matplotlib.pyplot
+from mlxopt.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # like a disk that is full
+main()
+"""
+
+
+@pytest.mark.parametrize(("option", "name"), [("--out", "model.npz"), ("--plot", "fit.png")])
+@pytest.mark.parametrize("old", [b"the old one", None], ids=["replaces", "new"])
+def test_a_command_that_cannot_write_leaves_the_old_file(tmp_path, option, name, old):
+    table, path = tmp_path / "table.csv", tmp_path / name
+    x = np.linspace(0.0, 1.0, 30)
+    rows = [f"{a},{b},{a + 2 * b}" for a, b in zip(x, np.sin(9 * x), strict=True)]
+    table.write_text("\n".join(["a,b,y", *rows]))
+    if old is not None:
+        path.write_bytes(old)
+    arguments = ["fit", str(table), "--target", "y", option, str(path)]
+    limited = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True
+    )
+    assert limited.returncode == 2
+    assert f"{path} cannot be written: File too large." in limited.stderr
+    assert "intercept" in limited.stdout
+    assert sorted(tmp_path.iterdir()) == sorted([table] + [path] * (old is not None))
+    assert old is None or path.read_bytes() == old
+    subprocess.run([sys.executable, "-m", "mlxopt", *arguments], check=True, capture_output=True)
+    assert path.read_bytes()[:4] in (b"PK\x03\x04", b"\x89PNG")
+    assert sorted(tmp_path.iterdir()) == sorted([table, path])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 from rich.console import Console
 
+from mlxopt._platform.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -57,8 +59,10 @@ def check_writable(path: Path | None) -> None:
         fail(f"{path} is a folder; name a file in it.")
     if not path.parent.is_dir():
         fail(f"{path} cannot be written: there is no folder {path.parent}.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        fail(f"{path} cannot be written: permission denied.")
+    # The file is replaced, not overwritten: that takes a new one beside it.
+    for place in (path, path.resolve().parent):
+        if place.exists() and not os.access(place, os.W_OK):
+            fail(f"{path} cannot be written: permission denied for {place}.")
 
 
 def check_picture(path: Path | None) -> None:
@@ -81,6 +85,7 @@ def check_distinct(paths: dict[str, Path | None]) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     try:
-        figure.savefig(path, dpi=150)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=150, format=path.suffix.lstrip(".").lower())
     except OSError as error:
-        fail(f"{path} cannot be written: {error.strerror}.")
+        fail(f"{path} cannot be written: {error.strerror or error}.")

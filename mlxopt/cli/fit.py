@@ -14,6 +14,7 @@ import typer
 from typer import Argument, Option
 
 from mlxopt import plots
+from mlxopt._platform.files import replacing
 from mlxopt._report import counted
 from mlxopt._status import Status
 from mlxopt.cli import _console
@@ -265,6 +266,7 @@ def _save_model(estimator: Any, table: Table, out: Path) -> None:
     if hasattr(estimator, "classes_"):
         arrays["classes"] = estimator.classes_
     try:
-        np.savez(out, **arrays)
+        with replacing(out) as file:
+            np.savez(file, **arrays)
     except OSError as error:
-        fail(f"{out} cannot be written: {error.strerror}.")
+        fail(f"{out} cannot be written: {error.strerror or error}.")

@@ -24,6 +24,7 @@ from benchmarks import (
     report,
 )
 from benchmarks.contest import Task
+from mlxopt._platform.files import replacing
 from mlxopt.cli._console import fail, save, stderr, stdout
 
 # Each yields its tasks one at a time: the data of a single task fill memory.
@@ -88,7 +89,8 @@ def run(names: list[str], quick: bool, json_file: Path | None, plot: Path | None
     report.print_end(console, settings, machine["absent"], results)
     if json_file is not None:
         text = json.dumps(report.to_json(machine, settings, results), indent=1)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        with replacing(json_file) as file:
+            file.write(f"{text}\n".encode())
     if plot is not None:
         save(picture.draw(results, machine, judged=not quick), plot)
     if any(outcomes[0].failure for _, _, outcomes in results):
