@@ -36,7 +36,10 @@ def check_number(
     if isinstance(scalar, bool) or not isinstance(scalar, Real):
         kind = type(value).__qualname__
         raise TypeError(f"{_label(value, name)} expected a number{instead}, got {kind}.")
-    number = float(scalar)
+    try:
+        number = float(scalar)
+    except OverflowError:  # a whole number beyond the floats
+        number = _INF
     if not (math.isfinite(number) and least <= number <= most and above < number < below):
         limits = _limits(least, above, below, most)
         raise ValueError(f"{_label(value, name)} expected a finite number{limits}.")

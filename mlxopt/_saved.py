@@ -41,6 +41,7 @@ _HINTS = {
     "1": " mlxopt 0.1.0 wrote it: resume it with that version, or start from its parameters: "
     "mx.load(path, format='safetensors') has them as state.params..., float64 as int64 bits.",
 }
+_LIMIT = 2**64  # of whole numbers
 _KEYS = (type(None), bool, int, str)  # the types that a key of a dict can have
 
 
@@ -117,10 +118,11 @@ def load(path: str | os.PathLike[str], classes: Iterable[type] = ()) -> tuple[An
         if metadata["crc32"] != _checksum(metadata["tree"], arrays):
             raise ValueError("its checksum is wrong")
         decode = functools.partial(_decode, arrays=arrays, classes=named)
-        optimizer, state = json.loads(metadata["tree"], object_hook=decode)
+        tree = json.loads(metadata["tree"], object_hook=decode, parse_int=_whole)
+        optimizer, state = tree
     except ImportError as error:  # from _class
         raise ValueError(f"{path} {error}") from None
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except Exception as error:  # of any type: a class in the file checks its fields as it likes
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not is_state(state):
         raise ValueError(f"{path} is damaged: it holds no optimizer's state.")
@@ -130,6 +132,8 @@ def load(path: str | os.PathLike[str], classes: Iterable[type] = ()) -> tuple[An
 def _encode(item: Any, path: str, arrays: dict[str, mx.array], classes: dict[str, type]) -> Any:
     """Return an item as JSON; add its arrays to `arrays` and its classes to `classes`."""
     cls: Any = type(item)
+    if cls is int and abs(item) >= _LIMIT:
+        raise TypeError(f"{path} is a whole number of more than 64 bits; expected a smaller one.")
     if cls is float or cls in _KEYS:
         return item
     if cls is Status:
@@ -185,6 +189,14 @@ def _decode(item: dict[str, Any], arrays: dict[str, mx.array], classes: dict[str
         return array
     host = np.array(array)
     return {"rows": host, "columns": host.T, "number": host[()]}[kind]
+
+
+def _whole(text: str) -> int:
+    """Return a whole number of a file."""
+    number = int(text)
+    if abs(number) >= _LIMIT:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return number
 
 
 def _class(name: str, fields: list[str], classes: dict[str, type]) -> Any:

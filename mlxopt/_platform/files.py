@@ -9,13 +9,13 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 _ENDING = ".mlxopt-part"
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield a new file, open for writing, that takes the place of `path` at the end.
 
     An exception leaves `path` as it was. Mode and owner of the old file are kept; of a symbolic
@@ -54,7 +54,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
-def _locked(part: str, folder: int) -> IO[bytes]:
+def _locked(part: str, folder: int) -> BinaryIO:
     """Return a new file, locked for as long as it is open; without a name where that is possible.
 
     The system removes a nameless file when its process is killed.
