@@ -28,7 +28,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt import _train, optimizers, prox, schedules
+from mlxopt import _epochs, optimizers, prox, schedules
 from mlxopt._checks import describe_type
 from mlxopt._platform.files import replacing
 from mlxopt._resume import is_state
@@ -220,7 +220,7 @@ def _known() -> dict[str, type]:
 
     files = sorted(Path(optimizers.__path__[0]).glob("*.py"))
     modules = [importlib.import_module(f"mlxopt.optimizers.{file.stem}") for file in files]
-    modules = [_train, prox, schedules, *modules]
+    modules = [_epochs, prox, schedules, *modules]
     found = [cls for module in modules for cls in vars(module).values() if _fields(cls) is not None]
     return _by_name(cls for cls in found if cls.__module__.startswith("mlxopt."))
 

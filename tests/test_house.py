@@ -24,7 +24,7 @@ ROOMS = [
     ["_race", "testing"],
     ["inference", "_argmin", "_many", "_saved"],
     ["_least_squares", "_train"],
-    ["_minimize"],
+    ["_minimize", "_epochs"],
     ["many"],
     ["_loop"],
     ["_verdict", "_certificate"],

@@ -17,9 +17,9 @@ from problems import regression, squared_loss
 
 import mlxopt as mo
 from mlxopt import Status
+from mlxopt._epochs import TrainState
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._saved import _checksum, _known, load, save
-from mlxopt._train import TrainState
 from mlxopt._tree import leaves
 
 schedules = mo.schedules

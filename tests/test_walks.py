@@ -28,7 +28,7 @@ def loss(params, X, y):
 
 WALKS = {
     "minimize": (19, lambda: mo.minimize(loss, START, LBFGS, X, Y)),
-    "train": (14, lambda: mo.train(loss, START, SGD, mo.batches(X, Y, batch_size=8), epochs=2)),
+    "train": (15, lambda: mo.train(loss, START, SGD, mo.batches(X, Y, batch_size=8), epochs=2)),
     "least_squares": (19, lambda: mo.least_squares(residual, START, X, Y)),
     "minimize_many": (
         19,
