@@ -36,7 +36,9 @@ class Factor(NamedTuple):
     def solve(self) -> np.ndarray:
         """Return the basic solution, (q,): zero for dependent columns."""
         solution = np.zeros(self.R.shape[1])
-        solution[self.basis] = self.inverse @ self.z
+        # With two pairs of columns that differ by δ, entries of `inverse` are off by δ⁻² roundoffs,
+        # and the coefficients would be too; substitution leaves δ⁻¹ of them.
+        solution[self.basis] = _solve_upper(self.R[:, self.basis], self.z)
         return solution
 
     def minimum_norm(self, design: Design, solution: np.ndarray) -> np.ndarray:
@@ -142,13 +144,17 @@ def triangle(design: Design, penalty: np.ndarray) -> np.ndarray:
     return R
 
 
-def _inverse(R: np.ndarray) -> np.ndarray:
-    """Return the inverse of an upper triangular matrix.
+def _solve_upper(R: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return R⁻¹ `right` of an upper triangular matrix.
 
     By NumPy's elimination, which finds nothing to eliminate: SciPy's triangular solver wakes the
     threads of another BLAS while those of NumPy's still hold the cores, and waits for them.
     """
-    return np.linalg.solve(R, np.eye(len(R)))
+    return np.linalg.solve(R, right)
+
+
+def _inverse(R: np.ndarray) -> np.ndarray:
+    return _solve_upper(R, np.eye(len(R)))
 
 
 def growth(n: int) -> float:
