@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
+
 from mlxopt._tree import Tree, count, dtype_name, leaves_with_paths
 
 Row = Sequence[str]
@@ -70,3 +72,24 @@ def shapes(params: Tree) -> str:
 def counted(number: int, what: str) -> str:
     """Return `1 row`, `2,000 rows`."""
     return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def entry_names(base: str, tree: Tree) -> tuple[str, ...]:
+    """Return the name of each entry of a tree: `params['w'][0, 1]`."""
+    return tuple(
+        f"{base}{path}" + (f"[{', '.join(map(str, index))}]" if index else "")
+        for path, leaf in leaves_with_paths(tree)
+        for index in np.ndindex(*leaf.shape)
+    )
+
+
+def combination(weights: np.ndarray, names: tuple[str, ...]) -> str:
+    """Return a direction as text without small terms: `params['w'][0] - 2 params['w'][1]`."""
+    weights = weights / weights[np.argmax(np.abs(weights))]
+    large = [i for i in np.argsort(-np.abs(weights), kind="stable") if abs(weights[i]) > 1e-3]
+    text = ""
+    for i in sorted(large[:5]):
+        size = f"{abs(weights[i]):.3g} " if abs(abs(weights[i]) - 1) > 5e-4 else ""
+        text += f" {'-' if weights[i] < 0 else '+'} {size}{names[i]}"
+    text = text[3:] if text.startswith(" +") else f"-{text[3:]}"
+    return text + (f" and {len(large) - 5} terms more" if len(large) > 5 else "")

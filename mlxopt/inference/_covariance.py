@@ -10,6 +10,7 @@ import numpy as np
 
 from mlxopt._checks import check_choice
 from mlxopt._dense import eigen
+from mlxopt._report import combination
 from mlxopt._status import warn
 from mlxopt.inference._estimates import Estimates
 from mlxopt.inference._likelihood import Likelihood
@@ -139,7 +140,7 @@ def invert(likelihood: Likelihood) -> tuple[np.ndarray, float]:
     found = eigen(hessian)
     lowest = found.values[0]
     if lowest <= _SINGULAR * len(names):
-        direction = _combination(found.direction(0), names)
+        direction = combination(found.direction(0), names)
         raise LinAlgError(
             f"the negative log-likelihood curves downwards along {direction}: a saddle or a "
             f"maximum, with no standard errors. {_IS_IT}"
@@ -172,18 +173,6 @@ def check_is_minimum(likelihood: Likelihood, inverse: np.ndarray, errors: np.nda
             f"this function the one that was minimized, on these data, without penalty or bounds?"
         )
     return distance
-
-
-def _combination(weights: np.ndarray, names: tuple[str, ...]) -> str:
-    """Return a direction as text without small terms: `params['w'][0] - 2 params['w'][1]`."""
-    weights = weights / weights[np.argmax(np.abs(weights))]
-    large = [i for i in np.argsort(-np.abs(weights), kind="stable") if abs(weights[i]) > 1e-3]
-    text = ""
-    for i in sorted(large[:5]):
-        size = f"{abs(weights[i]):.3g} " if abs(abs(weights[i]) - 1) > 5e-4 else ""
-        text += f" {'-' if weights[i] < 0 else '+'} {size}{names[i]}"
-    text = text[3:] if text.startswith(" +") else f"-{text[3:]}"
-    return text + (f" and {len(large) - 5} terms more" if len(large) > 5 else "")
 
 
 def _check_kind(kind: str, correction: str | None, clusters: Any) -> str | None:

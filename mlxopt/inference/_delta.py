@@ -11,11 +11,12 @@ import numpy as np
 
 from mlxopt._checks import describe_type
 from mlxopt._dense import eigen
+from mlxopt._report import entry_names
 from mlxopt._tree import Tree, to_host, widened
 from mlxopt.autodiff import jacobian
 from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable, name_of
-from mlxopt.inference._estimates import Estimates, entry_names
+from mlxopt.inference._estimates import Estimates
 
 
 def delta(

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxopt._checks import check_number
 from mlxopt._report import Row, counted, shortened, table
-from mlxopt._tree import Tree, from_leaves, leaves_with_paths, pieces, to_host
+from mlxopt._tree import Tree, from_leaves, pieces, to_host
 
 Vector = np.ndarray  # (k,), float64
 
@@ -116,15 +116,6 @@ class Estimates:
             data += f" in {self.clusters:,} clusters"
         header = ["", "estimate", "std. error", "95 % interval"]
         return _text(f"Estimates ({basis}; {data})", header, rows, self.notes)
-
-
-def entry_names(base: str, tree: Tree) -> tuple[str, ...]:
-    """Return the name of each entry of a tree: `params['w'][0, 1]`."""
-    return tuple(
-        f"{base}{path}" + (f"[{', '.join(map(str, index))}]" if index else "")
-        for path, leaf in leaves_with_paths(tree)
-        for index in np.ndindex(*leaf.shape)
-    )
 
 
 def quantile(level: float, degrees_of_freedom: float = math.inf) -> float:

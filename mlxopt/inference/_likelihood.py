@@ -10,13 +10,14 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+from mlxopt._report import entry_names
 from mlxopt._result import Result
 from mlxopt._status import Status
 from mlxopt._tree import check_params, dtype_name, from_host, leaves, to_host, widened
 from mlxopt.autodiff import hessian, hvp, jacobian, value_and_grad
 from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import call, check_is_callable
-from mlxopt.inference._estimates import Vector, entry_names
+from mlxopt.inference._estimates import Vector
 
 Function = Callable[..., mx.array]
 Data = tuple[Any, ...]
