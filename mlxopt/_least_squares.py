@@ -33,7 +33,6 @@ from mlxopt._tree import (
     copies,
     count,
     epsilon,
-    first_tol,
     from_host,
     leaves,
     to_host,
@@ -224,13 +223,13 @@ def least_squares(
 
     def fit() -> tuple[Any, Status]:
         with device_for(params, items):
-            first = first_tol(params, tol, finishes)
+            first = _tol(params, tol, finishes)
             state, status = run(copies(params), items, first, bool(polish) and not finishes)
         if finishes and status in SETTLED and loop.steps < max_steps:
             with mx.stream(mx.cpu):
                 wide = widened(state.params)
                 wider = widened(as_data(data, wide, residual))
-                state, status = run(wide, wider, first_tol(wide, tol), bool(polish), checked=True)
+                state, status = run(wide, wider, _tol(wide, tol), bool(polish), checked=True)
         return state, status
 
     result = loop.answer(fit, lambda state, status: _described(loop, state, status, chosen))
@@ -265,6 +264,15 @@ def _run(
         if polished.optimality <= max(tol, state.optimality):
             state = polished
         return state, Status.CONVERGED if state.optimality <= tol else Status.NO_PROGRESS
+
+
+def _tol(params: Params, tol: float | None, finishes: bool = False) -> float:
+    """Return the tolerance for the cosines of a run, which a finish in float64 may follow."""
+    eps = epsilon(params)
+    least = 1e-8 if eps < 1e-10 else 1e-5 if eps < 1e-6 else 1e-3
+    if tol is None:
+        return least
+    return max(tol, least) if finishes and tol > 0 else tol
 
 
 def _check_optimizer(optimizer: Any, data: tuple[Any, ...]) -> None:
