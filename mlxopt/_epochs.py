@@ -27,6 +27,7 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff._arguments import Integers, argument_names, as_floats, integer_leaves, to_data
+from mlxopt.autodiff._pairs import warn_of_pairs
 from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder, Optimizer
 from mlxopt.optimizers._base import initial_buffers
@@ -109,6 +110,8 @@ class Epochs(Optimizer[TrainState]):
         self.groups = itertools.chain([group], self.groups)
         with device_for(state.params, group[0]):
             objective.trace(state.params, group[0])
+            if objective.compiles:
+                warn_of_pairs(objective.loss, state.params, group[0])
             objective.data = group[0]
             value, grad = objective.value_and_grad(state.params)
             first, largest = read(value, largest_entry(grad))

@@ -41,6 +41,7 @@ from mlxopt._tree import (
 )
 from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
+from mlxopt.autodiff._pairs import warn_of_pairs
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._descent import DescentState
 from mlxopt.optimizers._polish import Polish
@@ -223,6 +224,7 @@ def least_squares(
 
     def fit() -> tuple[Any, Status]:
         with device_for(params, items):
+            warn_of_pairs(residual, params, items)
             first = _tol(params, tol, finishes)
             state, status = run(copies(params), items, first, bool(polish) and not finishes)
         if finishes and status in SETTLED and loop.steps < max_steps:

@@ -28,6 +28,7 @@ from mlxopt._stop import StopRule, check_stop, stop_rules, with_user
 from mlxopt._tree import Tree, check_params, count, default_tol, from_host
 from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
+from mlxopt.autodiff._pairs import warn_of_pairs
 from mlxopt.many._loop import Batch, BatchState
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Axes, sort
@@ -205,6 +206,8 @@ def minimize_many(
             rows = min(single.rows(first), count(first))
         else:
             rows = count(first) if isinstance(optimizer, Newton) else 1
+        if compile:
+            warn_of_pairs(loss, first, its_data)
         objective = BatchedObjective(single, problems, compile=compile, rows=rows)
         batch = Batch(objective, method, with_user(stop_rules(tol, max_steps, patience), stop))
     bar = ProgressBar("minimize_many", problems.size, progress)

@@ -22,6 +22,7 @@ from mlxopt._stop import AllSteps, Stall, StopRule, check_stop, stop_rules
 from mlxopt._tree import Params, check_params, copies, count, default_tol, first_tol, widened
 from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
+from mlxopt.autodiff._pairs import warn_of_pairs
 from mlxopt.optimizers import Newton, Optimizer, State
 from mlxopt.optimizers._base import as_rule
 
@@ -138,6 +139,8 @@ def minimize(
     def run() -> tuple[State, Status]:
         with device_for(params, items):
             objective.trace(params)
+            if compile:
+                warn_of_pairs(loss, params, items)
             first = first_tol(params, tol, finishes=finish is not None)
             state, status = _run(loop, objective, params, stages, first, init)
         if finish and status in SETTLED:

@@ -68,7 +68,7 @@ class Objective:
         self.evaluations = 0
         self.steps_per_call = 1  # first-order steps in one compiled call
         self._fixed_draw = fixed_draw
-        self._compiles = compile
+        self.compiles = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._hessian_rows: Callable[..., mx.array] | None = None
         self._has_hessian = False
@@ -83,7 +83,7 @@ class Objective:
         Raises:
             TapeError: it reads arrays back to Python.
         """
-        if not self._compiles:
+        if not self.compiles:
             return
         # With a fixed draw the answer does not matter, and this trace serves the run as well.
         function = self._both() if self._fixed_draw else compiled(self.loss)
@@ -95,7 +95,7 @@ class Objective:
         """Return the compiled function of this key, from `make()` at the first call."""
         if key not in self._compiled:
             function = make()
-            if self._compiles:
+            if self.compiles:
                 precompile_header()
                 # Without the state among its inputs and outputs a compiled function repeats its
                 # random numbers; with it each call costs 30 µs more.
@@ -115,7 +115,7 @@ class Objective:
         10 steps gain nothing. Compiling them may take seconds, so short runs do without.
         """
         self._steps_timed += count
-        if self._steps_timed >= 200 and self._compiles and seconds / count < 200e-6:
+        if self._steps_timed >= 200 and self.compiles and seconds / count < 200e-6:
             self.steps_per_call = 10
 
     def value_and_grad(self, params: Params) -> tuple[mx.array, Params]:

@@ -1,6 +1,8 @@
 """Losses per example, to be reduced by `mean` or otherwise.
 
-Arguments broadcast together; the result has a loss for each entry, in their promoted dtype.
+Predictions and targets have one shape, or one of them is a number; the result has a loss for each
+entry, in their promoted dtype. Shapes (n,) and (n, 1), which would give n² losses of all pairs,
+raise ValueError; `squared_error(*mx.broadcast_arrays(a[:, None], b))` states that pairs are meant.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ def squared_error(predictions: mx.array, targets: mx.array) -> mx.array:
     >>> squared_error(mx.array([1.0, 4.0]), mx.array([1.0, 2.0]))
     array([0, 2], dtype=float32)
     """
+    _check_shapes("squared_error", predictions, targets)
     return 0.5 * mx.square(predictions - targets)
 
 
@@ -34,6 +37,7 @@ def huber(predictions: mx.array, targets: mx.array, delta: float = 1.0) -> mx.ar
     >>> huber(mx.array([0.5, 3.0]), mx.array([0.0, 0.0]))
     array([0.125, 2.5], dtype=float32)
     """
+    _check_shapes("huber", predictions, targets)
     size = mx.abs(predictions - targets)
     inside = mx.minimum(size, delta)
     return inside * (size - 0.5 * inside)
@@ -44,6 +48,13 @@ def _logistic_slopes(logits: mx.array, labels: mx.array) -> tuple[mx.array, mx.a
 
 
 @pairwise(_logistic_slopes)
+def _logistic(logits: mx.array, labels: mx.array) -> mx.array:
+    logits = waist(logits)
+    above = waist(mx.maximum(logits, 0))
+    wrong = (1 - labels) * above + labels * (above - logits)
+    return wrong + waist(softplus_below(logits))
+
+
 def logistic(logits: mx.array, labels: mx.array) -> mx.array:
     """Return log(1 + exp(logits)) - labels · logits for labels in [0, 1] and finite logits.
 
@@ -55,10 +66,24 @@ def logistic(logits: mx.array, labels: mx.array) -> mx.array:
     >>> logistic(mx.array([0.0, 100.0, 100.0]), mx.array([1.0, 1.0, 0.0]))
     array([0.693147, 3.78351e-44, 100], dtype=float32)
     """
-    logits = waist(logits)
-    above = waist(mx.maximum(logits, 0))
-    wrong = (1 - labels) * above + labels * (above - logits)
-    return wrong + waist(softplus_below(logits))
+    _check_shapes("logistic", logits, labels)
+    return _logistic(logits, labels)
+
+
+def _check_shapes(name: str, predictions: Any, targets: Any) -> None:
+    """Raise ValueError unless the two have one shape, or one of them is a number."""
+    shapes = [tuple(getattr(array, "shape", ())) for array in (predictions, targets)]
+    if shapes[0] == shapes[1] or () in shapes:
+        return
+    columns = sorted(shapes, key=len)
+    hint = ""
+    if columns[1] == (*columns[0], 1):
+        column = "predictions" if shapes[0] == columns[1] else "targets"
+        hint = f" For one loss a row write {column}.squeeze(-1)."
+    raise ValueError(
+        f"{name} got shapes {shapes[0]} and {shapes[1]}; expected equal ones, since these would be "
+        f"broadcast or fail.{hint} If all pairs are meant: {name}(*mx.broadcast_arrays(a, b))."
+    )
 
 
 def mean(values: mx.array) -> mx.array:

@@ -19,6 +19,7 @@ from mlxopt._tree import (
     children,
     has_module,
     leaves,
+    leaves_with_paths,
     numpy_dtype,
     working_dtype,
 )
@@ -64,6 +65,16 @@ def argument_names(function: Function, count: int) -> list[str]:
         parameters = []
     names = [one.name for one in parameters if one.kind <= one.POSITIONAL_OR_KEYWORD][:count]
     return names + [f"data[{index}]" for index in range(len(names), count)]
+
+
+def named_leaves(function: Function, data: tuple[Any, ...]) -> list[tuple[str, Any]]:
+    """Return the leaves of the data of `function(params, *data)` with their names."""
+    names = argument_names(function, len(data))
+    return [
+        (name + path, leaf)
+        for name, item in zip(names, data, strict=True)
+        for path, leaf in leaves_with_paths(item)
+    ]
 
 
 def to_data(item: Any, dtype: mx.Dtype, name: str = "data", strict: bool = True) -> Any:
@@ -142,7 +153,7 @@ def _leaves(data: Tree) -> list[Any]:
     return [data] if below is None else [leaf for _, child in below for leaf in _leaves(child)]
 
 
-def _rebuilt(data: Tree, arrays: Iterable[Any]) -> Tree:
+def rebuilt(data: Tree, arrays: Iterable[Any]) -> Tree:
     """Return a tree like `data` with these leaves."""
     remaining = iter(arrays)
 
@@ -171,7 +182,7 @@ def as_floats(data: Tree, integers: Integers, dtype: mx.Dtype) -> Tree:
         to = integers.get(index, dtype)
         return leaf.astype(to, stream=mx.cpu if to == mx.float64 else None)
 
-    return _rebuilt(
+    return rebuilt(
         data, [convert(i, one) if is_integer(one) else one for i, one in enumerate(arrays)]
     )
 
@@ -199,7 +210,7 @@ def integer_leaves(run: Callable[[Tree], Any], data: Tree, dtype: mx.Dtype) -> I
                 nodes = _leaves(as_floats(data, integers, dtype))
                 named = {f"data{index}": mx.stop_gradient(nodes[index]) for index in found}
                 nodes = [named.get(f"data{index}", node) for index, node in enumerate(nodes)]
-                outputs = leaves(run(_rebuilt(data, nodes)))
+                outputs = leaves(run(rebuilt(data, nodes)))
                 text = io.StringIO()
                 mx.export_to_dot(text, *filter(_is_array, outputs), **named)
                 uses = _Uses(text.getvalue())

@@ -17,6 +17,7 @@ from mlxopt._tree import check_params, dtype_name, from_host, leaves, to_host, w
 from mlxopt.autodiff import hessian, hvp, jacobian, value_and_grad
 from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import call, check_is_callable
+from mlxopt.autodiff._pairs import warn_of_pairs
 from mlxopt.inference._estimates import Vector
 
 Function = Callable[..., mx.array]
@@ -47,6 +48,8 @@ class Likelihood:
             self.params = widened(params)
             self.data = widened(as_data(data, self.params, function))
             self.names, self.theta = entry_names("params", self.params), to_host(self.params)
+            if compile:
+                warn_of_pairs(function, self.params, self.data)
             values = self._values(self.params, *self.data)
             _check_finite(values)
             self.examples: int | None = values.shape[0] if values.ndim else None
