@@ -130,7 +130,7 @@ def argmin(
     @wraps(loss)
     def solve(params: Tree, *args: Any) -> Tree:
         params = check_params(params)
-        args = as_data(args, params, loss)
+        args = as_data(args, params, loss, warns=True)
         start, numbers = _detached(params), _detached(args)
         drawn = with_fixed_draw(checked)
         options: Any = {"tol": tol, "max_steps": max_steps, "compile": compile}

@@ -26,7 +26,13 @@ from mlxopt._tree import (
     read,
     working_dtype,
 )
-from mlxopt.autodiff._arguments import Integers, argument_names, as_floats, integer_leaves, to_data
+from mlxopt.autodiff._arguments import (
+    Cast,
+    Integers,
+    as_floats,
+    integers_of_batches,
+    to_data,
+)
 from mlxopt.autodiff._pairs import warn_of_pairs
 from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder, Optimizer
@@ -217,15 +223,11 @@ class Epochs(Optimizer[TrainState]):
 
     def _converted(self, objective: Objective, params: Params, batch: Any) -> Batch:
         """Return a batch as the loss takes it after its parameters."""
-        items, dtype = _items(batch), working_dtype(params)
+        items, cast = _items(batch), Cast(working_dtype(params))
         if self.integers is None:
-            names = argument_names(objective.loss, len(items))
-            items = tuple(
-                to_data(item, dtype, name) for item, name in zip(items, names, strict=True)
-            )
-            run = lambda items: objective.loss(params, *items)  # noqa: E731
-            self.integers = integer_leaves(run, items, dtype)
-        return as_floats(tuple(to_data(item, dtype) for item in items), self.integers, dtype)
+            rows = self.batches.arrays if isinstance(self.batches, Batches) else None
+            self.integers = integers_of_batches(objective.loss, params, items, rows)
+        return as_floats(tuple(to_data(item, cast) for item in items), self.integers, cast)
 
     def _steps(self, objective: Objective) -> Callable[..., Any]:
         """Return a function that takes one step on each of its batches."""
@@ -251,8 +253,8 @@ def _has_grown(value: float, first: float) -> bool:
 
 def _check_taken(batches: Iterator[Any], state: TrainState) -> None:
     """Raise ValueError unless these are as many rows as the state has taken of its epoch."""
-    dtype = working_dtype(state.params)
-    rows = [_rows(tuple(to_data(item, dtype) for item in _items(batch))) for batch in batches]
+    cast = Cast(working_dtype(state.params))
+    rows = [_rows(tuple(to_data(item, cast) for item in _items(batch))) for batch in batches]
     if len(rows) != state.batch or sum(rows) != state.rows:
         raise ValueError(
             f"init had taken {state.rows:,} rows in {state.batch:,} batches of its epoch; here the "

@@ -186,6 +186,8 @@ def least_squares(
     Warns:
         ConvergenceWarning: the run ended without converging and was not asked to; the data do not
             determine all parameters; or the residual ignores a leaf of `params`.
+        UserWarning: a cast of data to the dtype of `params` merges their numbers, or the residual
+            combines each row with all others, as shapes (n,) and (n, 1) do.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> def residual(params, x, y):
@@ -220,7 +222,7 @@ def least_squares(
     finishes = finish is not None and any(leaf.dtype != mx.float64 for leaf in leaves(params))
     loop = Loop(callback, ProgressBar("least_squares", max_steps, progress), stop)
 
-    items = as_data(data, params, residual)
+    items = as_data(data, params, residual, warns=not finishes)
 
     def fit() -> tuple[Any, Status]:
         with device_for(params, items):

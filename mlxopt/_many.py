@@ -167,6 +167,7 @@ def minimize_many(
 
     Warns:
         ConvergenceWarning: some problems failed, or the loss ignores a leaf of `params`.
+        UserWarning: as in `minimize`.
 
     Two fits of a line through the origin, from one start:
 
@@ -195,7 +196,7 @@ def minimize_many(
         first, its_data = problems.single(0, problems.start[0])
         return first, *its_data
 
-    items = as_data(data, params, loss, single_problem)
+    items = as_data(data, params, loss, single_problem, warns=True)
     with device_for(params, items):
         problems = sort(params, items, in_axes)
         first, its_data = problems.single(0, problems.start[0])

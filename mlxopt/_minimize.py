@@ -103,6 +103,8 @@ def minimize(
     Warns:
         ConvergenceWarning: the run ended without converging and was not asked to; or the loss
             ignores a leaf of `params`.
+        UserWarning: a cast of data to the dtype of `params` merges their numbers, or the loss
+            combines each row with all others, as shapes (n,) and (n, 1) do.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> def loss(params, x, y):
@@ -128,7 +130,7 @@ def minimize(
     total = sum(steps for _, steps in stages)
     bar = ProgressBar("minimize", total, progress)
     loop = Loop(callback, bar, stop, record_every, judges=True)
-    items = as_data(data, params, loss)
+    items = as_data(data, params, loss, warns=finish is None)
     with device_for(params, items):
         params = copies(params)
         init = None if init is None else init._replace(params=params)

@@ -50,3 +50,70 @@ def _remedy(array: np.ndarray) -> str:
     if array.dtype.names:
         return f"Pass its fields: x[{array.dtype.names[0]!r}], ..."
     return f"{example}Encode text as numbers first."
+
+
+_MOVED = 1e-3  # of the spread of a column: the largest change by a cast without a warning
+
+
+def merged_by_cast(array: np.ndarray, to: Any, name: str, columns: bool = True) -> str | None:
+    """Return a warning if numbers lose what tells them apart in another dtype, else None.
+
+    Args:
+        array: numbers of any shape.
+        to: a floating-point dtype of NumPy.
+        name: of the array, for the warning.
+        columns: compare within the columns of a matrix that has as many rows at least, else within
+            the whole.
+    """
+    exact = np.dtype(to).itemsize if array.dtype.kind == "f" else np.dtype(to).itemsize // 2
+    if array.dtype.kind == "b" or array.dtype.itemsize <= exact or array.size == 0:
+        return None
+    is_matrix = columns and array.ndim == 2 and array.shape[0] >= array.shape[1]
+    table = array if is_matrix else array.reshape(-1, 1)
+    low, high = (ends.astype(np.float64) for ends in (table.min(axis=0), table.max(axis=0)))
+    limits, largest = np.finfo(to), np.maximum(np.abs(low), np.abs(high))
+    with np.errstate(invalid="ignore"):
+        spread = high - low
+        reach = 0.5 * limits.eps * largest + limits.smallest_subnormal  # of a cast
+        # Two passes over the data clear almost every column. NaN and infinity clear none.
+        cleared = (spread <= _constant(array) * largest) | (reach <= _MOVED * spread)
+        most = 2.0**53 if array.dtype.kind in "iu" else limits.max  # float64 holds their ends
+        suspects = np.flatnonzero(~(cleared & (largest <= most)))
+    found = [(*_moved(table[:, place], to), place) for place in suspects]
+    merged = [one for one in found if one[0] > _MOVED * one[1]]
+    if not merged:
+        return None
+    moved, spread, place = max(merged, key=lambda one: one[0] / one[1])
+    values = table[:, place]
+    with np.errstate(over="ignore"):
+        before, after = np.unique(values).size, np.unique(values.astype(to)).size
+    if is_matrix:
+        name = f"{name}[:, {place}]"
+    more = f" ({len(merged) - 1} columns more do.)" if len(merged) > 1 else ""
+    small = np.abs(values[np.isfinite(values)]).max() < 1e-30
+    cure = f"Subtract a number near them before the call, as in {name} - {name}[0]"
+    if small or moved == np.inf:
+        cure = "Divide them by a unit before the call"
+    return (
+        f"{name} loses digits as {np.dtype(to)}: its values move by up to {moved:.3g}, "
+        f"{moved / spread:.2g} of their spread ({spread:.3g}), and {before:,} different numbers "
+        f"become {after:,}.{more} {cure}; or compute in float64, with params of dtype mx.float64."
+    )
+
+
+def _constant(values: np.ndarray) -> float:
+    """Return the spread, relative to them, of numbers that are equal but for rounding."""
+    return 64 * 2.0**-52 if values.dtype.kind == "f" else 0.0
+
+
+def _moved(values: np.ndarray, to: Any) -> tuple[float, float]:
+    """Return how far a cast moves a value at most, and the spread of the values, if finite."""
+    constant = _constant(values)
+    values = values[np.isfinite(values)].astype(np.longdouble)  # holds 64-bit integers
+    if values.size == 0:
+        return 0.0, 1.0
+    spread = values.max() - values.min()
+    if spread <= constant * np.abs(values).max():
+        return 0.0, 1.0
+    with np.errstate(over="ignore"):
+        return float(np.abs(values.astype(to) - values).max()), float(spread)

@@ -77,6 +77,10 @@ def train(
             finite, `batches` is exhausted before the last epoch, or its batches have other sizes
             than those that `init` has taken.
 
+    Warns:
+        ConvergenceWarning: the run failed, or the loss ignores a leaf of `params`.
+        UserWarning: as in `minimize`.
+
     >>> import mlx.core as mx, mlxopt as mo
     >>> X = mx.random.normal((64, 2), key=mx.random.key(0))
     >>> y = X @ mx.array([2.0, -3.4]) + 4.2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlxopt import _tree
-from mlxopt.autodiff._arguments import to_data
+from mlxopt.autodiff._arguments import Cast, to_data
 
 leaf = hnp.arrays(
     np.float32, hnp.array_shapes(max_dims=3, max_side=4), elements=st.floats(-1e6, 1e6, width=32)
@@ -69,35 +69,35 @@ def test_the_largest_entry_is_over_all_leaves_and_passes_nan_on():
 def test_floating_data_takes_the_dtype_of_the_parameters(dtype):
     value = 1 / 3
     for item in ([value, 1.0], np.array([value, 1.0]), np.array([value, 1.0], dtype=np.float64)):
-        array = to_data(item, dtype)
+        array = to_data(item, Cast(dtype))
         assert array.dtype == dtype
         assert array[0].item() == mx.array(value, dtype=dtype).item()
 
 
 def test_integers_and_mlx_arrays_stay_what_they_are():
-    assert to_data(np.array([1, 2]), mx.float32).dtype == mx.int64
-    assert to_data([True, False], mx.float32).dtype == mx.bool_
+    assert to_data(np.array([1, 2]), Cast(mx.float32)).dtype == mx.int64
+    assert to_data([True, False], Cast(mx.float32)).dtype == mx.bool_
     half = mx.array([1.0], dtype=mx.float16)
-    assert to_data(half, mx.float32) is half
-    assert to_data("relu", mx.float32) == "relu"
-    nested = to_data({"x": np.ones(2), "y": [mx.array(1.0)]}, mx.float32)
+    assert to_data(half, Cast(mx.float32)) is half
+    assert to_data("relu", Cast(mx.float32)) == "relu"
+    nested = to_data({"x": np.ones(2), "y": [mx.array(1.0)]}, Cast(mx.float32))
     assert nested["x"].dtype == mx.float32
 
 
 def test_text_is_no_data():
     with pytest.raises(TypeError, match="Encode text"):
-        to_data(np.array(["a", "b"]), mx.float32)
+        to_data(np.array(["a", "b"]), Cast(mx.float32))
 
 
 def test_tuples_of_arrays_are_trees_and_lists_of_rows_are_tables():
-    pair = to_data((np.ones((2, 3)), np.ones(4)), mx.float32)
+    pair = to_data((np.ones((2, 3)), np.ones(4)), Cast(mx.float32))
     assert [array.shape for array in pair] == [(2, 3), (4,)]
-    table = to_data([np.ones(3), np.ones(3)], mx.float32)
+    table = to_data([np.ones(3), np.ones(3)], Cast(mx.float32))
     assert table.shape == (2, 3)
-    nested = to_data([{"x": np.ones(2)}], mx.float32)
+    nested = to_data([{"x": np.ones(2)}], Cast(mx.float32))
     assert nested[0]["x"].dtype == mx.float32
-    assert isinstance(to_data(np.float64(2.0), mx.float64), mx.array)
-    assert to_data(2.0, mx.float64) == 2.0
+    assert isinstance(to_data(np.float64(2.0), Cast(mx.float64)), mx.array)
+    assert to_data(2.0, Cast(mx.float64)) == 2.0
 
 
 # --- Vectors on the host ------------------------------------------------------------------------

@@ -6,14 +6,15 @@ import functools
 import inspect
 import io
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._numbers import to_numbers
-from mlxopt._operation import Function
+from mlxopt._numbers import merged_by_cast, to_numbers
+from mlxopt._operation import Function, known
+from mlxopt._status import warn
 from mlxopt._tree import (
     Tree,
     children,
@@ -31,6 +32,7 @@ def as_data(
     params: Tree,
     loss: Function,
     single: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None,
+    warns: bool = False,
 ) -> tuple[Any, ...]:
     """Return the data of `loss(params, *data)` as it takes them, in the dtype of `params`.
 
@@ -46,15 +48,54 @@ def as_data(
         params: the first.
         loss: the function, which is called where integers are among the data.
         single: the arguments `(params, *data)` of one problem from data of many.
+        warns: warn of a cast that merges numbers.
     """
     dtype = working_dtype(params)
     names = argument_names(loss, len(data))
-    items = tuple(to_data(item, dtype, name) for item, name in zip(data, names, strict=True))
+    cast = Cast(dtype, warns, columns=single is None)
+    items = tuple(to_data(item, cast, name) for item, name in zip(data, names, strict=True))
 
     def run(items: tuple[Any, ...]) -> Any:
         return loss(*(single(items) if single else (params, *items)))
 
-    return as_floats(items, integer_leaves(run, items, dtype), dtype)
+    return as_floats(items, integer_leaves(run, items, dtype), cast, names)
+
+
+def integers_of_batches(
+    loss: Function, params: Tree, batch: tuple[Any, ...], rows: tuple[Any, ...] | None
+) -> Integers:
+    """Return the leaves of batches that are no numbers; warn of casts that merge the others.
+
+    Args:
+        loss: takes `(params, *batch)`.
+        params: a tree of arrays.
+        batch: the first.
+        rows: the arrays of which batches are parts, if known: a batch has less spread.
+    """
+    names, cast = argument_names(loss, len(batch)), Cast(working_dtype(params), warns=True)
+    here = cast._replace(warns=rows is None)
+    items = tuple(to_data(item, here, name) for item, name in zip(batch, names, strict=True))
+    integers = integer_leaves(lambda items: loss(params, *items), items, cast.dtype)
+    as_floats(items, integers, here, names)
+    for index, array in enumerate(rows or ()):
+        if index not in integers and (isinstance(array, np.ndarray) or is_integer(array)):
+            cast.check(np.asarray(array), names[index])
+    return integers
+
+
+class Cast(NamedTuple):
+    """The dtype of numbers, and what is said of a cast to it."""
+
+    dtype: mx.Dtype
+    warns: bool = False  # of a cast that merges numbers
+    columns: bool = True  # whether it is judged by the columns of a matrix, or by the whole
+
+    def check(self, array: np.ndarray, name: str) -> None:
+        """Warn if the cast of this array merges numbers."""
+        if not self.warns:
+            return
+        if words := merged_by_cast(array, numpy_dtype(self.dtype), name, self.columns):
+            warn(words, UserWarning)
 
 
 def argument_names(function: Function, count: int) -> list[str]:
@@ -77,12 +118,12 @@ def named_leaves(function: Function, data: tuple[Any, ...]) -> list[tuple[str, A
     ]
 
 
-def to_data(item: Any, dtype: mx.Dtype, name: str = "data", strict: bool = True) -> Any:
+def to_data(item: Any, cast: Cast, name: str = "data", strict: bool = True) -> Any:
     """Return a data argument with arrays of MLX in place of those of NumPy, lists and frames.
 
     Args:
         item: an array, a number, or a tree of them.
-        dtype: of the floating-point arrays; integers and booleans keep their own.
+        cast: for floating-point numbers; integers and booleans keep their dtypes.
         name: of the argument, for messages.
         strict: False leaves everything else than NumPy's arrays and numbers as it is.
 
@@ -93,7 +134,7 @@ def to_data(item: Any, dtype: mx.Dtype, name: str = "data", strict: bool = True)
     number = isinstance(item, (bool, int, float)) and not isinstance(item, np.generic)
     if item is None or number or isinstance(item, (mx.array, str)):
         return item
-    convert = functools.partial(to_data, dtype=dtype, strict=strict)
+    convert = functools.partial(to_data, cast=cast, strict=strict)
     if isinstance(item, dict):
         if has_module(item) and not strict:
             return item
@@ -113,8 +154,10 @@ def to_data(item: Any, dtype: mx.Dtype, name: str = "data", strict: bool = True)
         return item
     array = to_numbers(item, name)
     if array.dtype.kind == "f":
+        cast.check(array, name)
         # By NumPy first: mx.array(float64 array) would round to float32 in any case.
-        return mx.array(array.astype(numpy_dtype(dtype), copy=False), dtype=dtype)
+        with np.errstate(over="ignore"):
+            return mx.array(array.astype(numpy_dtype(cast.dtype), copy=False), dtype=cast.dtype)
     return mx.array(array)
 
 
@@ -172,14 +215,25 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, mx.array)
 
 
-def as_floats(data: Tree, integers: Integers, dtype: mx.Dtype) -> Tree:
-    """Return data with integer leaves as floats, except those of `integers`."""
+def as_floats(data: Tree, integers: Integers, cast: Cast, names: Sequence[str] = ()) -> Tree:
+    """Return data with integer leaves as floats, except those of `integers`.
+
+    Args:
+        data: a tree, or a tuple of trees with these names.
+        integers: the dtypes of the leaves that are no numbers.
+        cast: for the others.
+        names: of the parts of data, for messages.
+    """
     arrays = _leaves(data)
     if not any(map(is_integer, arrays)):
         return data
+    named = zip(names, data, strict=True) if names else [("data", data)]
+    paths = [name + path for name, item in named for path, _ in leaves_with_paths(item)]
 
     def convert(index: int, leaf: Any) -> Any:
-        to = integers.get(index, dtype)
+        to = integers.get(index, cast.dtype)
+        if cast.warns and index not in integers and known(leaf):
+            cast.check(np.asarray(leaf), paths[index])
         return leaf.astype(to, stream=mx.cpu if to == mx.float64 else None)
 
     return rebuilt(
@@ -207,7 +261,7 @@ def integer_leaves(run: Callable[[Tree], Any], data: Tree, dtype: mx.Dtype) -> I
         try:
             with kept_random_state():
                 # Each leaf gets a node of its own: one array can be passed twice.
-                nodes = _leaves(as_floats(data, integers, dtype))
+                nodes = _leaves(as_floats(data, integers, Cast(dtype)))
                 named = {f"data{index}": mx.stop_gradient(nodes[index]) for index in found}
                 nodes = [named.get(f"data{index}", node) for index, node in enumerate(nodes)]
                 outputs = leaves(run(rebuilt(data, nodes)))
@@ -216,7 +270,7 @@ def integer_leaves(run: Callable[[Tree], Any], data: Tree, dtype: mx.Dtype) -> I
                 uses = _Uses(text.getvalue())
                 kept = uses.integers | {i for i in uses.exact if not _is_exact(arrays[i], dtype)}
                 integers = {index: integers[index] for index in kept}
-                run(as_floats(data, integers, dtype))
+                run(as_floats(data, integers, Cast(dtype)))
             return integers
         except Exception:  # a mistake in the loss raises again in the run
             continue

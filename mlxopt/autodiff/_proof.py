@@ -8,7 +8,14 @@ from typing import Any
 from mlxopt._operation import Function
 from mlxopt._platform.device import begin
 from mlxopt._tree import Tree, check_params, working_dtype
-from mlxopt.autodiff._arguments import Integers, as_floats, integer_leaves, to_data
+from mlxopt.autodiff._arguments import (
+    Cast,
+    Integers,
+    argument_names,
+    as_floats,
+    integer_leaves,
+    to_data,
+)
 from mlxopt.autodiff._guards import compiled, kept_random_state, proving, signature, tape_guard
 
 Given = dict[int | str, Any]  # arguments by position or name
@@ -32,6 +39,7 @@ class Proof:
         self._function, self._wanted, self._params = function, compile, params
         self._seen: set[Any] = set()
         self._integers: dict[Any, Integers] = {}
+        self._by_position: list[str] = []  # the names of arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Call:
         """Return the arguments as arrays, having traced such arguments once; raise TapeError."""
@@ -53,12 +61,23 @@ class Proof:
         given: Given = {**dict(enumerate(args)), **kwargs}
         params = {key: check_params(given.pop(key)) for key in self._params}
         dtype = working_dtype(params)
-        data = {key: to_data(item, dtype, _name(key), strict=False) for key, item in given.items()}
-        kind = signature((params, data))
+        cast = Cast(dtype, warns=not self._integers)  # in the first call
+        if len(self._by_position) < len(args):
+            self._by_position = ["", *argument_names(self._function, len(args) - 1)]
+        names = [self._by_position[key] if isinstance(key, int) else key for key in given]
+        items = tuple(
+            to_data(item, cast, name, strict=False)
+            for name, item in zip(names, given.values(), strict=True)
+        )
+        kind = signature((params, tuple(given), items))
         if kind not in self._integers:
-            run = lambda data: self._run({**params, **data})  # noqa: E731
-            self._integers[kind] = integer_leaves(run, data, dtype)
-        return {**params, **as_floats(data, self._integers[kind], dtype)}, kind
+
+            def run(items: tuple[Any, ...]) -> Any:
+                return self._run({**params, **dict(zip(given, items, strict=True))})
+
+            self._integers[kind] = integer_leaves(run, items, dtype)
+        items = as_floats(items, self._integers[kind], cast, names)
+        return {**params, **dict(zip(given, items, strict=True))}, kind
 
     def _trace(self, given: Given, kind: Any) -> None:
         if not self._wanted or kind in self._seen:
@@ -86,7 +105,3 @@ def _call(given: Given) -> Call:
     positions = sorted(key for key in given if isinstance(key, int))
     named = {key: item for key, item in given.items() if isinstance(key, str)}
     return tuple(given[position] for position in positions), named
-
-
-def _name(key: int | str) -> str:
-    return f"argument {key}" if isinstance(key, int) else key

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxopt._operation import Function
 from mlxopt._tree import Tree, count, working_dtype
-from mlxopt.autodiff._arguments import to_data
+from mlxopt.autodiff._arguments import Cast, to_data
 from mlxopt.autodiff._guards import check_vector, checked_loss, with_fixed_draw
 from mlxopt.autodiff._proof import Proof
 from mlxopt.autodiff._rows import RowMap, hessian_product, hessian_row, split
@@ -48,7 +48,7 @@ def hvp(loss: Function, compile: bool = True) -> Function:
     def wrapped(params: Tree, vector: Tree, *data: Any, **kwargs: Any) -> Tree:
         arguments, kwargs = prove(params, *data, **kwargs)
         params, data = arguments[0], arguments[1:]
-        vector = to_data(vector, working_dtype(params), "vector", strict=False)
+        vector = to_data(vector, Cast(working_dtype(params)), "vector", strict=False)
         return product(params, check_vector(params, vector), *data, **kwargs)
 
     return wrapped

@@ -48,9 +48,9 @@ class Likelihood:
             self.params = widened(params)
             self.data = widened(as_data(data, self.params, function))
             self.names, self.theta = entry_names("params", self.params), to_host(self.params)
+            values = self._values(self.params, *self.data)
             if compile:
                 warn_of_pairs(function, self.params, self.data)
-            values = self._values(self.params, *self.data)
             _check_finite(values)
             self.examples: int | None = values.shape[0] if values.ndim else None
             self._value_and_grad = value_and_grad(self._sum, compile=compile)
