@@ -13,14 +13,7 @@ def to_numbers(item: Any, name: str) -> np.ndarray:
     Raises:
         TypeError: it holds something else, or masked numbers.
     """
-    parts = item if isinstance(item, (list, tuple)) else [item]
-    for part in parts:
-        if isinstance(part, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(part))):
-            raise TypeError(
-                f"{name} is a masked array, {hidden} of its {part.size} entries masked, and MLX "
-                f"has no masks: the masked numbers would be used. Drop those rows here and in the "
-                f"other data; or pass x.filled(0) and the weights ~np.ma.getmaskarray(x)."
-            )
+    check_unmasked(item, name)
     array = np.asarray(item)
     if array.dtype.kind not in "fiub":
         raise TypeError(
@@ -28,6 +21,17 @@ def to_numbers(item: Any, name: str) -> np.ndarray:
             f"{array.dtype}, which MLX cannot hold; expected numbers. {_remedy(array)}"
         )
     return array
+
+
+def check_unmasked(item: Any, name: str) -> None:
+    """Raise TypeError for an array with masked entries, whose mask `np.asarray` drops."""
+    for part in item if isinstance(item, (list, tuple)) else [item]:
+        if isinstance(part, np.ma.MaskedArray) and (hidden := int(np.ma.count_masked(part))):
+            raise TypeError(
+                f"{name} is a masked array, {hidden} of its {part.size} entries masked, and MLX "
+                f"has no masks: the masked numbers would be used. Drop those rows here and in the "
+                f"other data; or pass x.filled(0) and the weights ~np.ma.getmaskarray(x)."
+            )
 
 
 def _remedy(array: np.ndarray) -> str:

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._checks import check_count
+from mlxopt._numbers import check_unmasked
 
 _AHEAD = 64  # batches fetched at a time at most,
 _BYTES_AHEAD = 2**22  # and their bytes at most, if more than one
@@ -104,6 +105,8 @@ def batches(
     if not arrays:
         raise ValueError("batches needs at least one array: batches(X, y, batch_size=32).")
     batch_size = check_count(batch_size, "batch_size")
+    for index, array in enumerate(arrays):
+        check_unmasked(array, f"array {index} of batches")
     converted = tuple(a if isinstance(a, mx.array) else np.asarray(a) for a in arrays)
     for index, array in enumerate(converted):
         if array.ndim == 0:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map
 
 from mlxopt._operation import Function, is_refusal
@@ -30,6 +31,7 @@ from mlxopt._tree import (
 
 _PACKAGE = str(Path(__file__).parents[1])
 proving: ContextVar[bool] = ContextVar("proving", default=False)
+_NUMPY = str(Path(np.__file__).parent)
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -57,7 +59,8 @@ def call(function: Function, *args: Any, **kwargs: Any) -> Any:
         from mlxopt.special._precise import precise
 
         function = precise(function)
-    return function(*args, **kwargs)
+    with binding_guard(name_of(function)):
+        return function(*args, **kwargs)
 
 
 def checked_loss(loss: Function, has_aux: bool = False) -> Function:
@@ -162,10 +165,7 @@ def tape_guard(loss: Function) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, TapeError) or not is_refusal(error):
             raise
-        # The innermost frame of the user's own code, if there is one.
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [one for one in frames if not one.filename.startswith((_PACKAGE, *_LIBRARIES))]
-        frame = (own or frames)[-1]
+        frame = _own(traceback.extract_tb(error.__traceback__))
         raise TapeError(
             f"{name_of(loss)} reads an array back to Python in {frame.filename}, line "
             f"{frame.lineno} ({frame.line}), so its derivative may be silently wrong: it is where "
@@ -195,6 +195,42 @@ def compiled(function: Function, **options: Any) -> Function:
         return call(*copies(args))
 
     return safe
+
+
+class binding_guard:
+    """A context that says in words that MLX does not take an argument."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not TypeError or "incompatible function arguments" not in str(error):
+            return
+        frames = traceback.extract_tb(trace)
+        frame = _own(frames)
+        where = f"in {frame.filename}, line {frame.lineno} ({frame.line})"
+        after = frames[frames.index(frame) + 1 :]
+        if after and after[0].filename.startswith(_NUMPY):
+            # NumPy looks for a method of this name, and passes axis, dtype and out.
+            reduction = after[0].name
+            raise TypeError(
+                f"{self._name} calls np.{reduction} of an mx.array {where}; write "
+                f"mx.{reduction}, which has a derivative."
+            ) from error
+        operation = str(error).partition("(")[0]
+        raise TypeError(
+            f"{self._name} gives MLX's {operation} an argument that it does not take, {where}. "
+            f"Convert NumPy arrays and lists outside the loss: mx.array(x)."
+        ) from error
+
+
+def _own(frames: traceback.StackSummary) -> traceback.FrameSummary:
+    """Return the innermost frame of the user's own code, if there is one."""
+    own = [one for one in frames if not one.filename.startswith((_PACKAGE, *_LIBRARIES))]
+    return (own or frames)[-1]
 
 
 class kept_random_state:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._numbers import check_unmasked
 from mlxopt._tree import evaluate
 
 _NUMBERS = "fiub"  # NumPy's kinds of float, int, unsigned and bool
@@ -124,6 +125,7 @@ def _precision(dtype: str) -> float:
 
 def _to_numpy(values: Any, name: str) -> np.ndarray:
     """Return an array of NumPy, numbers where it can be."""
+    check_unmasked(values, name)
     if isinstance(values, mx.array):
         evaluate(values)
         return np.asarray(values.astype(mx.float32) if values.dtype == mx.bfloat16 else values)
@@ -239,6 +241,7 @@ def read_column(y: Any, name: str, rows: int) -> np.ndarray:
     if isinstance(y, mx.array):
         array = _to_numpy(y, name)
     else:
+        check_unmasked(y, name)
         array = np.asarray(y.to_numpy() if hasattr(y, "to_numpy") else y)
     if array.ndim == 2 and array.shape[1] == 1:
         raise ValueError(
