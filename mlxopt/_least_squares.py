@@ -19,6 +19,7 @@ from mlxopt._checks import (
     check_tol,
     describe_type,
 )
+from mlxopt._keywords import with_advice
 from mlxopt._loop import Callback, Loop
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
@@ -126,6 +127,7 @@ class LeastSquaresResult(Result):
         return rows
 
 
+@with_advice
 def least_squares(
     residual: Callable[..., mx.array],
     params: Tree,
@@ -317,8 +319,12 @@ def _box(params: Tree, bounds: Any, checked: bool = False) -> tuple[Tree, Bounds
     """Return the start, projected, and the bounds; a `checked` start is out by rounding alone."""
     if bounds is None:
         return params, None
-    if not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
-        raise TypeError(f"bounds is {bounds!r}; expected (lower, upper), either of them None.")
+    pairs = isinstance(bounds, list) and all(isinstance(pair, tuple) for pair in bounds)
+    if pairs or not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        raise TypeError(
+            f"bounds is {bounds!r}; expected (lower, upper), either of them None."
+            + _transposed(bounds)
+        )
     lower, upper = bounds
     check_bounds("least_squares", lower, upper)
     lower, upper = bound_vectors("least_squares", lower, upper, params)
@@ -327,6 +333,18 @@ def _box(params: Tree, bounds: Any, checked: bool = False) -> tuple[Tree, Bounds
     box = Bounds(to_numpy(lower), to_numpy(upper))
     x = to_host(params)
     return from_host(np.clip(x, box.lower, box.upper), params), box
+
+
+def _transposed(bounds: Any) -> str:
+    """Return what to write for SciPy's bounds: a pair for each parameter, or an object."""
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        return " Write bounds=(bounds.lb, bounds.ub)."
+    if not (isinstance(bounds, (list, tuple)) and bounds):
+        return ""
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in bounds):
+        return ""
+    lower, upper = (list(ends) for ends in zip(*bounds, strict=True))
+    return f" For a pair of bounds for each entry of a vector write bounds=({lower}, {upper})."
 
 
 def _described(loop: Loop, state: Any, status: Status, robust: Robust) -> LeastSquaresResult:

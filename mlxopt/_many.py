@@ -15,6 +15,7 @@ from mlx.utils import tree_map
 
 from mlxopt._certificate import certify
 from mlxopt._checks import check_count, check_tol, describe_type
+from mlxopt._keywords import with_advice
 from mlxopt._least_squares import check_rows
 from mlxopt._loop import Loop
 from mlxopt._objective import Objective
@@ -114,6 +115,7 @@ class ManyResult(Kept):
         return listing(type(self).__name__, rows)
 
 
+@with_advice
 def minimize_many(
     loss: Callable[..., mx.array],
     params: Tree,

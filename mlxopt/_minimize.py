@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlxopt._certificate import certify
 from mlxopt._checks import check_callback, check_count, check_finish, check_tol, describe_type
+from mlxopt._keywords import with_advice
 from mlxopt._loop import Callback, Loop
 from mlxopt._objective import Loss, Objective
 from mlxopt._platform.device import device_for
@@ -34,6 +35,7 @@ _POLISH_STEPS = 5
 Stages = list[tuple[Optimizer[Any], int]]
 
 
+@with_advice
 def minimize(
     loss: Loss,
     params: Params,

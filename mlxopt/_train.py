@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxopt._checks import check_callback, check_count, describe_type
 from mlxopt._epochs import Epochs, TrainState
+from mlxopt._keywords import with_advice
 from mlxopt._loop import Callback, Loop
 from mlxopt._objective import Loss, Objective
 from mlxopt._progress import ProgressBar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlx.optimizers import Optimizer as MLXOptimizer
 
 
+@with_advice
 def train(
     loss: Loss,
     params: Tree,

@@ -37,7 +37,7 @@ ROOMS = [
     ["losses", "data", "plots", "prox", "schedules", "_functional", "_progress", "_resume"],
     ["special", "linalg"],
     ["_stop", "_bounds"],
-    ["_platform", "_checks", "_report"],
+    ["_platform", "_checks", "_keywords", "_report"],
     ["_krylov", "_dense"],
     ["_operation", "_tree", "_status"],
     ["_numbers"],

@@ -381,8 +381,12 @@ def test_result_or_parameters(linear):
     np.testing.assert_array_equal(
         by_params.covariance, inference.covariance(gauss, result, X, y).covariance
     )
-    with pytest.raises(TypeError, match=r"params\['w'\] is numpy.ndarray"):
-        inference.covariance(gauss, {"w": np.zeros(3), "b": 0.0}, X, y)
+    numpy = {name: np.array(leaf) for name, leaf in result.params.items()}
+    np.testing.assert_array_equal(
+        by_params.covariance, inference.covariance(gauss, numpy, X, y).covariance
+    )
+    with pytest.raises(TypeError, match=r"params\['w'\] is builtins.str"):
+        inference.covariance(gauss, {"w": "zero", "b": 0.0}, X, y)
     with pytest.raises(TypeError, match="expected a function"):
         inference.covariance(result, gauss, X, y)  # pyright: ignore[reportArgumentType]
 
