@@ -14,6 +14,10 @@ def to_numbers(item: Any, name: str) -> np.ndarray:
         TypeError: it holds something else, or masked numbers.
     """
     check_unmasked(item, name)
+    if hasattr(item, "toarray"):
+        raise TypeError(
+            f"{name} is a sparse {type(item).__name__}; expected a dense array: {name}.toarray()."
+        )
     array = np.asarray(item)
     if array.dtype.kind not in "fiub":
         raise TypeError(

@@ -6,6 +6,7 @@ import decimal
 import mlx.core as mx
 import numpy as np
 import pytest
+import scipy.sparse
 
 import mlxopt as mo
 
@@ -47,6 +48,7 @@ WORDS = {
     "a missing entry": (np.array([1.0, None, 3, 4, 5, 6], dtype=object), "None. Drop or fill"),
     "decimals": (np.array([decimal.Decimal(1)] * 6), r"Decimal\('1'\).*x.astype\(float\)"),
     "records": (np.zeros(6, dtype=[("a", float), ("b", float)]), r"x\['a'\]"),
+    "a sparse matrix": (scipy.sparse.eye(6), r"sparse dia_matrix.*x.toarray\(\)"),
     "a mask": (HIDDEN, r"masked array, 1 of its 6 entries masked.*filled\(0\) and the weights"),
 }
 

@@ -150,7 +150,7 @@ def to_data(item: Any, cast: Cast, name: str = "data", strict: bool = True) -> A
         return type(item)(*(convert(child, name=f"{name}.{field}") for field, child in parts))
     if isinstance(item, (list, tuple)) and (_holds_data(item) if strict else _holds_arrays(item)):
         return type(item)(convert(one, name=f"{name}[{i}]") for i, one in enumerate(item))
-    if not strict and not hasattr(item, "__array__"):
+    if not strict and not (hasattr(item, "__array__") or hasattr(item, "toarray")):
         return item
     array = to_numbers(item, name)
     if array.dtype.kind == "f":
