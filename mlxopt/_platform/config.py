@@ -8,8 +8,7 @@ import sys
 
 import mlx.core as mx
 
-from mlxopt._platform import blas
-from mlxopt._platform.compiler import precompiled_header
+from mlxopt._platform import blas, compiler
 
 
 def show_config() -> None:
@@ -43,10 +42,15 @@ def facts() -> list[tuple[str, str]]:
     if binding.library is not None:
         rows.append(("in place of", "the reference BLAS of MLX's wheel (ml-explore/mlx#660)"))
     if sys.platform == "linux":
-        compiler = shutil.which("g++")
-        rows.append(("compiler", compiler or "none: compiled functions run op by op"))
-        if compiler:
-            made = precompiled_header().exists()
+        program = shutil.which("g++")
+        rows.append(("compiler", program or "none: compiled functions run op by op"))
+        folder, problem = compiler.start()
+        if program:
+            rows.append(("kernels", folder or "none: compiled functions run op by op"))
+            if problem:
+                rows.append(("", f"since {problem}"))
+        if program and folder:
+            made = compiler.precompiled_header().exists()
             rows.append(("its header", "precompiled" if made else "precompiled by the first run"))
     return rows
 

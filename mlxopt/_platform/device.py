@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxopt._platform import blas, threads
+from mlxopt._platform import blas, compiler, threads
 from mlxopt._tree import leaves
 
 
@@ -26,5 +26,6 @@ def begin() -> None:
         RuntimeError: the process is the child of a fork that MLX does not survive.
     """
     blas.start()
+    compiler.start()
     if not hasattr(threads.local, "end"):
         threads.enter()

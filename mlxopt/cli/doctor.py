@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._platform import blas
+from mlxopt._platform import blas, compiler
 from mlxopt._platform.config import facts
 from mlxopt.cli._console import stdout
 
@@ -72,6 +72,13 @@ def _advice() -> list[str]:
     lines = []
     if shutil.which("g++") is None:
         lines.append("Install g++ (apt-get install g++), so that MLX can fuse operations.")
+    folder, problem = compiler.start()
+    if problem:
+        use = "runs functions op by op" if folder is None else f"compiles in {folder}"
+        lines.append(
+            f"MLX {use}, since {problem}. Set TMPDIR to a folder of your own, with room and on a "
+            f"disk that allows programs."
+        )
     library = blas.binding().library
     if library is None:
         lines.append("A faster BLAS would make most fits many times faster; see the reason above.")

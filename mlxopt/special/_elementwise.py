@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 
 from mlxopt._operation import Function, batched, in_forward_rule, operation
+from mlxopt._platform import compiler
 
 Number: TypeAlias = mx.array | float
 Pair: TypeAlias = tuple[mx.array, mx.array]
@@ -88,6 +89,7 @@ def fused(values: Function) -> Function:
 
     @functools.wraps(values)
     def function(*args: mx.array) -> Any:
+        compiler.start()
         return values(*args) if in_forward_rule() else compiled(*args)
 
     return function
