@@ -21,7 +21,7 @@ from mlxopt._loop import Loop
 from mlxopt._objective import Objective
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
-from mlxopt._report import listing, shapes
+from mlxopt._report import html, listing, shapes
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._result import Certificate, History, Kept, Result
 from mlxopt._status import Status, warn
@@ -101,9 +101,9 @@ class ManyResult(Kept):
     def __iter__(self) -> Iterator[Result]:
         return map(self.__getitem__, range(len(self)))
 
-    def __repr__(self) -> str:
+    def _rows(self) -> list[tuple[str, str]]:
         worst = np.max(self.optimality[self.converged], initial=0.0)
-        rows = [
+        return [
             ("problems", f"{len(self):,}"),
             ("status", _listed(_counts(self.status))),
             ("value", _spread(self.value)),
@@ -112,7 +112,12 @@ class ManyResult(Kept):
             ("seconds", f"{self.seconds:.3g}"),
             ("params", shapes(self.params)),
         ]
-        return listing(type(self).__name__, rows)
+
+    def __repr__(self) -> str:
+        return listing(type(self).__name__, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html(type(self).__name__, self._rows())
 
 
 @with_advice

@@ -16,7 +16,7 @@ from mlxopt import plots
 from mlxopt._checks import check_choice, check_count, describe_type
 from mlxopt._least_squares import least_squares
 from mlxopt._minimize import minimize
-from mlxopt._report import counted, table
+from mlxopt._report import Row, counted, html, table
 from mlxopt._result import Info
 from mlxopt._status import ConvergenceWarning, Status
 from mlxopt.optimizers import GaussNewton, LevenbergMarquardt, Optimizer
@@ -130,7 +130,8 @@ class Race:
         names = ", ".join(repr(known.name) for known in self.problems)
         raise KeyError(f"{problem!r} is not in this race; these are: {names}.")
 
-    def __repr__(self) -> str:
+    def _table(self) -> tuple[str, list[Row], Row]:
+        """Return the title, the rows and the header of the table."""
         costs = np.stack(list(self.costs().values()))  # (optimizers, problems)
         seconds = np.stack(list(self.costs("seconds").values()))
         solved = np.isfinite(costs)
@@ -150,7 +151,14 @@ class Race:
         entered = f"{counted(len(header) - 1, 'optimizer')} on {counted(len(cells[0]), 'problem')}"
         ended = " until Ctrl-C" if self.interrupted else ""
         title = f"Race of {entered}{ended}: evaluations"
+        return title, rows, header
+
+    def __repr__(self) -> str:
+        title, rows, header = self._table()
         return "\n".join([title, textwrap.indent(table(header, rows), "  ")])
+
+    def _repr_html_(self) -> str:
+        return html(*self._table())
 
 
 def race(

@@ -33,8 +33,8 @@ def table(header: Row, rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def html(title: str, rows: Sequence[Row], header: Row = ()) -> str:
-    """Return rows as an HTML table; below a header the cells are flush right."""
+def html(title: str, rows: Sequence[Row], header: Row = (), notes: Sequence[str] = ()) -> str:
+    """Return rows, and notes below, as an HTML table; below a header the cells are flush right."""
     from html import escape
 
     side = "right" if header else "left"
@@ -44,6 +44,7 @@ def html(title: str, rows: Sequence[Row], header: Row = ()) -> str:
         cells = (f"<{tag} style='text-align:{side}'>{cell}</{tag}>" for cell in others)
         return f"<tr><th style='text-align:left'>{first}</th>{''.join(cells)}</tr>"
 
+    rows = [*filter(None, rows), *(("Note:", note) for note in notes)]
     head = f"<thead>{line(header, 'th')}</thead>" if header else ""
     caption = f"<caption><b>{escape(title)}</b></caption>" if title else ""
     return f"<table>{caption}{head}<tbody>{''.join(map(line, rows))}</tbody></table>"

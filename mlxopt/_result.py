@@ -66,11 +66,17 @@ class Certificate(NamedTuple):
     condition: float | None  # its condition number, where it is positive definite
     distance: float | None  # the largest entry of the Newton step, about that to the minimum
 
-    def __repr__(self) -> str:
+    def _rows(self) -> list[tuple[str, str]]:
         names = "grad_norm", "floor", "decrement", "curvature", "condition", "distance"
         values = {name: getattr(self, name) for name in names}
         rows = [(n, "unknown" if v is None else f"{v:.3g}") for n, v in values.items()]
-        return listing("Certificate", [("verdict", self.verdict), *rows])
+        return [("verdict", self.verdict), *rows]
+
+    def __repr__(self) -> str:
+        return listing("Certificate", self._rows())
+
+    def _repr_html_(self) -> str:
+        return html("Certificate", self._rows())
 
 
 class Info(NamedTuple):

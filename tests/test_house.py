@@ -45,7 +45,7 @@ ROOMS = [
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}
 # A millisecond or more each.
-LAZY |= {"importlib", "subprocess", "shutil", "html", "difflib", "ctypes"}
+LAZY |= {"importlib", "subprocess", "shutil", "html", "difflib", "ctypes", "IPython"}
 
 
 def room_of(path: Path) -> str:

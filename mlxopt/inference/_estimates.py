@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlxopt._checks import check_number
-from mlxopt._report import Row, counted, shortened, table
+from mlxopt._report import Row, counted, html, shortened, table
 from mlxopt._tree import Tree, from_leaves, pieces, to_host
 
 Vector = np.ndarray  # (k,), float64
+_Table = tuple[str, Sequence[Row], Row, Sequence[str]]  # title, rows, header, notes
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -27,11 +28,17 @@ class Intervals:
     method: str  # "Wald" or "profile likelihood", and its distribution
     notes: tuple[str, ...] = ()  # reasons for caution
 
-    def __repr__(self) -> str:
+    def _table(self) -> _Table:
         columns = zip(self.names, self.estimate, self.lower, self.upper, strict=True)
         rows = [[name, *(f"{number:.6g}" for number in numbers)] for name, *numbers in columns]
         title = f"{100 * self.level:.6g} % intervals, {self.method}"
-        return _text(title, ["", "estimate", "lower", "upper"], rows, self.notes)
+        return title, shortened(rows), ["", "estimate", "lower", "upper"], self.notes
+
+    def __repr__(self) -> str:
+        return _text(*self._table())
+
+    def _repr_html_(self) -> str:
+        return html(*self._table())
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -98,7 +105,7 @@ class Estimates:
         lower, upper = self.estimate - margin, self.estimate + margin
         return Intervals(self.names, self.estimate, lower, upper, level, method, self.notes)
 
-    def __repr__(self) -> str:
+    def _table(self) -> _Table:
         wald, errors = self.intervals(), self.standard_errors
         columns = zip(self.names, wald.estimate, errors, wald.lower, wald.upper, strict=True)
         rows = [
@@ -115,7 +122,13 @@ class Estimates:
         if self.clusters is not None:
             data += f" in {self.clusters:,} clusters"
         header = ["", "estimate", "std. error", "95 % interval"]
-        return _text(f"Estimates ({basis}; {data})", header, rows, self.notes)
+        return f"Estimates ({basis}; {data})", shortened(rows), header, self.notes
+
+    def __repr__(self) -> str:
+        return _text(*self._table())
+
+    def _repr_html_(self) -> str:
+        return html(*self._table())
 
 
 def quantile(level: float, degrees_of_freedom: float = math.inf) -> float:
@@ -130,6 +143,5 @@ def quantile(level: float, degrees_of_freedom: float = math.inf) -> float:
     return float(stdtrit(degrees_of_freedom, probability))
 
 
-def _text(title: str, header: Row, rows: Sequence[Row], notes: Sequence[str]) -> str:
-    shown = table(header, shortened(rows))
-    return "\n".join([title, shown, *(f"Note: {note}" for note in notes)])
+def _text(title: str, rows: Sequence[Row], header: Row, notes: Sequence[str]) -> str:
+    return "\n".join([title, table(header, rows), *(f"Note: {note}" for note in notes)])

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from mlxopt._checks import describe_type
+from mlxopt._report import html
 from mlxopt._status import ConvergenceWarning, Status
 from mlxopt.models._input import Table, check_finite_block, read_table
 from mlxopt.models._summary import Summary
@@ -84,6 +85,11 @@ class Model:
             if repr(value) != repr(defaults[name].default)
         )
         return f"{type(self).__name__}({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        changed = [(name, repr(value)) for name, value in self.get_params().items()]
+        fitted = self.summary()._repr_html_() if self.__sklearn_is_fitted__() else ""
+        return html(type(self).__name__, changed) + fitted
 
     def __sklearn_is_fitted__(self) -> bool:
         return "coef_" in vars(self)

@@ -86,7 +86,9 @@ class Summary:
         for row in self._rows():
             table.add_row(*(Text(cell) for cell in row))  # a column may be called "[red]"
         width = min(88, shutil.get_terminal_size((88, 24)).columns)
-        console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+        # A console of Rich in a notebook would show the table in place of writing it.
+        options = {"color_system": None, "highlight": False, "force_jupyter": False}
+        console = Console(file=io.StringIO(), width=width, **options)
         console.print(Text(self.title))
         console.print(table)
         for name, text in self.figures.items():
@@ -99,9 +101,8 @@ class Summary:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        notes = [("Note:", note) for note in self.notes]
         rows = html(self.title, self._rows(), self._header())
-        return rows + html("", [*self.figures.items(), *notes])
+        return rows + html("", list(self.figures.items()), notes=self.notes)
 
 
 def probability_text(p: float) -> str:
