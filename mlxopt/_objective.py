@@ -6,6 +6,7 @@ numbers it needs at once.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,9 +30,11 @@ from mlxopt.autodiff import _rows
 from mlxopt.autodiff._guards import (
     call,
     checked_loss,
+    compile_traces,
     compiled,
     kept_random_state,
     tape_guard,
+    trace,
     with_fixed_draw,
 )
 
@@ -86,9 +89,10 @@ class Objective:
         if not self.compiles:
             return
         # With a fixed draw the answer does not matter, and this trace serves the run as well.
-        function = self._both() if self._fixed_draw else compiled(self.loss)
+        serves = self._fixed_draw and compile_traces()
+        traced = self._both() if serves else functools.partial(trace, self.loss)
         with kept_random_state() as random, tape_guard(self.loss):
-            function(params, *(self.data if data is None else data))
+            traced(params, *(self.data if data is None else data))
         self._uses_random = random.used and not self._fixed_draw
 
     def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:

@@ -69,4 +69,51 @@ def test_a_header_that_cannot_be_made_is_done_without(tmp_path):
 def test_the_folder_is_the_one_mlx_writes_to(tmp_path, monkeypatch):
     _, kernels = run(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert {kernel.parent for kernel in kernels} == {compiler.precompiled_header().parents[3]}
+    assert {kernel.parent for kernel in kernels} == {
+        compiler.kernel_folder(compiler.temporary_folder())
+    }
+
+
+WITHOUT = """
+import mlx.core as mx, numpy as np, mlxopt as mo
+
+def loss(p, kind, x):
+    return mx.mean(mx.square(mo.special.exp(p["a"]) * x - 2.0)) + p["b"][0] ** 2
+
+def item(p, kind, x):
+    return loss(p, kind, x) * p["a"].item()
+
+def by_numpy(p, kind, x):
+    return loss(p, kind, x) + float(np.sum(np.array(p["a"])))
+
+def branch(p, kind, x):
+    return loss(p, kind, x) if p["a"] > 0 else -loss(p, kind, x)
+
+start, data = {"a": mx.array(0.5), "b": [mx.array(1.0)]}, ("kind", np.ones(3))
+for function in (item, by_numpy, branch):
+    for call in (
+        lambda: mo.minimize(function, start, mo.LBFGS(), *data),
+        lambda: mo.minimize(function, start, mo.SGD(0.1), *data),
+        lambda: mo.grad(function)(start, *data),
+        lambda: mo.hessian(lambda a: function({**start, "a": a}, *data))(mx.array(0.5)),
+    ):
+        try:
+            call()
+        except mo.TapeError:
+            continue
+        raise AssertionError(function.__name__)
+found = mo.minimize(loss, start, mo.LBFGS(), *data).params
+assert abs(found["a"].item() - np.log(2)) < 1e-3 and abs(found["b"][0].item()) < 1e-3, found
+print("done")
+"""
+
+
+@pytest.mark.parametrize("environment", [{"PATH": "/nowhere"}, {"MLX_DISABLE_COMPILE": "1"}])
+def test_losses_that_leave_the_tape_are_found_without_a_compiler(environment):
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert (found.stdout, found.stderr) == ("done\n", "")

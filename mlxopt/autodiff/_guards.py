@@ -233,6 +233,34 @@ def _own(frames: traceback.StackSummary) -> traceback.FrameSummary:
     return (own or frames)[-1]
 
 
+def trace(function: Function, *args: Any) -> None:
+    """Call `function` once with traced arrays, which MLX refuses to evaluate."""
+    if compile_traces():
+        compiled(function)(*args)
+        return
+    arrays = [leaf for leaf in leaves(args) if isinstance(leaf, mx.array)]
+
+    def of_arrays(*traced: mx.array) -> Any:
+        rest = iter(traced)
+        return function(*tree_map(lambda a: next(rest) if isinstance(a, mx.array) else a, args))
+
+    try:
+        mx.export_function(lambda _: None, of_arrays, *arrays)
+    except ValueError as error:
+        if not str(error).startswith("[export_function]"):  # raised after the trace
+            raise
+
+
+@functools.cache
+def compile_traces() -> bool:
+    """Whether `mx.compile` traces: without a compiler it returns the function as it is."""
+    try:
+        mx.compile(lambda x: (x.item(), x)[1])(mx.zeros(()))
+    except ValueError:
+        return True
+    return False
+
+
 class kept_random_state:
     """Restore MLX's global random state at the end; `used` tells whether it had changed.
 

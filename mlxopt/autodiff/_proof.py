@@ -16,7 +16,7 @@ from mlxopt.autodiff._arguments import (
     integer_leaves,
     to_data,
 )
-from mlxopt.autodiff._guards import compiled, kept_random_state, proving, signature, tape_guard
+from mlxopt.autodiff._guards import kept_random_state, proving, signature, tape_guard, trace
 
 Given = dict[int | str, Any]  # arguments by position or name
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -92,7 +92,7 @@ class Proof:
                 proving.reset(token)
 
         with tape_guard(self._function), kept_random_state():
-            compiled(in_params)([given[key] for key in self._params])
+            trace(in_params, [given[key] for key in self._params])
         self._seen.add(kind)
 
     def _run(self, given: Given) -> Any:
