@@ -82,7 +82,7 @@ def save(path: str | os.PathLike[str], optimizer: Any, state: Any) -> None:
     tree = json.dumps([_encode(*item, arrays, classes) for item in both])
     metadata = {"mlxopt": _FORMAT, "tree": tree, "crc32": _checksum(tree, arrays)}
     with replacing(path) as file:
-        mx.save_safetensors(file, arrays, metadata)
+        mx.save_safetensors(file, arrays, metadata)  # pyright: ignore[reportArgumentType]
 
 
 def load(path: str | os.PathLike[str], classes: Iterable[type] = ()) -> tuple[Any, Any]:

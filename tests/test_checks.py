@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -57,7 +58,8 @@ def test_numbers_of_numpy_are_welcome(value, name):
     for kind in (*kinds, np.array, mx.array):
         given = kind(plain)
         other = dataclasses.replace(value, **{name: given})
-        same = dataclasses.replace(value, **{name: type(plain)(given.item())})
+        number: Any = given.item()
+        same = dataclasses.replace(value, **{name: type(plain)(number)})
         assert other == same
         np.testing.assert_array_equal(np.array(minimized(other)), np.array(minimized(same)))
 
