@@ -35,7 +35,9 @@ class Curvature(NamedTuple):
     @property
     def is_concave(self) -> bool:
         """Whether the loss curves down along a direction, beyond rounding."""
-        return bool(self.values[0] < -max(_CONCAVE * self.rounding, 1e-6) * self._size)
+        return len(self.values) > 0 and bool(
+            self.values[0] < -max(_CONCAVE * self.rounding, 1e-6) * self._size
+        )
 
     @property
     def flat(self) -> np.ndarray:
@@ -73,6 +75,9 @@ def of_matrix(
         eps: the machine epsilon of the arithmetic that computed H.
         error: of the entries of H, where known; entries within it count as zero.
     """
+    if not len(gradient):
+        none = np.zeros(0)
+        return Curvature(gradient, 0.0, none, none, np.zeros((0, 0)), eps, True)
     error = np.abs(matrix - matrix.T) + error  # the asymmetry is rounding
     matrix = np.where(np.abs(matrix) <= error, 0.0, matrix)
     found = eigen(matrix)

@@ -36,6 +36,7 @@ _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the 
 _ULPS = 4.0  # roundings of a parameter that a step has to exceed to count
 _LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
 _LEAST_DROP = 0.1  # the share by which the optimality falls at least between two looks
+_FAR_ABOVE = 1e5  # roundings of the loss, which a search off a saddle may fall at first
 _FLAT_DIRECTIONS = 3  # along which the loss is evaluated
 _LARGE = 2**15  # numbers in the data from which on sums in float32 are checked in float64
 _DECISIVE = 0.01  # the share of the loss of one row that the sum over all may still fall
@@ -127,9 +128,11 @@ class Judge:
         """Return the verdict on a point that the method cannot improve."""
         point = Point(self, state)
         found = point.look()
-        if found is None:
-            flat = not point.gradient.any()
-            return Verdict(Status.CONVERGED if flat else Status.NO_PROGRESS, _NOT_FINITE)
+        if found is None and point.full.any():
+            return Verdict(Status.NO_PROGRESS, _NOT_FINITE)
+        if found is None:  # the values around have to do
+            point.free[:] = True
+            found = _curvature.of_matrix(np.zeros((len(point.x),) * 2), point.full, point.eps)
         if wrong := point.wrong_slope():
             return Verdict(Status.NO_PROGRESS, wrong, found.gain)
         drop = point.drop()
@@ -200,9 +203,10 @@ class Point:
             return _curvature.of_products(self.times, self.gradient, self.eps)
         hessian = getattr(self.judge.optimizer, "hessian", None)  # that of Newton, if given
         matrix = to_numpy(self.objective.hessian(self.state.params, hessian))
-        self.free = self.free & np.isfinite(np.diag(matrix))
+        held = self.free & ~np.isfinite(np.diag(matrix))
+        self.free = self.free & ~held
         matrix = matrix[np.ix_(self.free, self.free)]
-        if not np.isfinite(matrix).all() or (not self.free.any() and len(self.x)):
+        if not np.isfinite(matrix).all() or (held.any() and not self.free.any()):
             return None
         return _curvature.of_matrix(matrix, self.gradient, self.eps)
 
@@ -225,12 +229,10 @@ class Point:
 
     def falls(self, found: Curvature, drop: float) -> Verdict | None:
         """Return SADDLE or FLAT if the loss around the point shows that, else None."""
-        if not self.judge.optimizer.loss_alone:
-            return None
         if found.is_concave:
             noise, curvature = self.noise(), -found.values[0]
-            most = max(drop, noise) or 1.0
-            for fall in np.geomspace(most, max(noise, 1e-12 * most), 7).tolist():
+            most = max(drop, _FAR_ABOVE * noise) or 1.0
+            for fall in np.geomspace(most, max(2 * noise, 1e-12 * most), 7).tolist():
                 step = math.sqrt(2 * fall / curvature) * found.directions[0]
                 if min(self._change(step)[0], self._change(-step)[0]) < -noise:
                     return Verdict(Status.SADDLE)
@@ -247,13 +249,11 @@ class Point:
         if not seen:
             return None
         changes, noise = np.array([change for change, _ in seen]), self.noise()
+        if found.is_zero and not any(steep for _, steep in seen):
+            return Verdict(Status.FLAT, _STEPS if (np.abs(changes) > noise).any() else "")
         if (changes < -noise).any():
             return Verdict(Status.SADDLE, "the loss falls along a direction without curvature.")
-        if not found.is_zero:
-            return None
-        if not (changes > noise).any():
-            return Verdict(Status.FLAT)
-        return None if any(steep for _, steep in seen) else Verdict(Status.FLAT, _STEPS)
+        return Verdict(Status.FLAT) if found.is_zero and not (changes > noise).any() else None
 
     def noise(self, roundings: float = NOISE) -> float:
         """Return the rounding error of the loss, measured: `roundings` standard deviations.
@@ -307,7 +307,7 @@ class Point:
     def wrong_slope(self) -> str:
         """Return what is wrong with the gradient, if differences of the loss contradict it."""
         if not self.judge.optimizer.loss_alone:
-            return ""
+            return ""  # `gradient` is that of the loss alone
         g, noise = self.gradient, self.noise()
         slope = float(g @ g)
         if not slope > 0:
@@ -338,10 +338,12 @@ class Point:
 
     def _change(self, step: np.ndarray) -> tuple[float, bool]:
         """Return the change of the loss by a step, and whether its gradient there is not zero."""
-        point = from_host(self.x + self._all(step), self.state.params)
+        optimizer = self.judge.optimizer
+        point = optimizer.nearest(from_host(self.x + self._all(step), self.state.params))
         value, grad = self.objective.value_and_grad(point)
         self.objective.evaluations -= 1  # those of the method are counted
         value, largest = read(value, largest_entry(grad))
+        value += optimizer.penalty_of(point)
         return (value - self.state.value if math.isfinite(value) else math.inf), largest != 0
 
     def _rows(self) -> int:
@@ -366,8 +368,8 @@ class Point:
 
 
 _STEPS = (
-    "the loss changes in steps (round, a threshold, an argmax, a count): its gradient is zero "
-    "wherever there is one. Use a smooth loss in its place."
+    "the loss changes, but its gradient is zero all around: it goes in steps (round, a threshold, "
+    "an argmax, a count), or stop_gradient cuts it off. Use a smooth loss in its place."
 )
 _WRONG = (
     "the loss rises along the negative gradient: check the derivative, which is not the right one, "

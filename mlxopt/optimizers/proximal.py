@@ -120,12 +120,28 @@ class ProximalGradient(Optimizer[ProximalState]):
         point = params, loss + extra, grad, optimality, None, False
         return ProximalState(*point, loss, t, 1.0, None, Point(params, loss, grad))
 
+    def penalty_of(self, params: Tree) -> float:
+        dtype = working_dtype(params)
+        return read(_total(self._penalties(params), params, dtype))[0]
+
     def reduced(self, state: ProximalState) -> tuple[np.ndarray, np.ndarray]:
         """Return the prox-gradient map (x - prox(x - t ∇f, t)) / t, and where it is not zero."""
-        scale = mx.array(state.step_size, dtype=working_dtype(state.params))
-        after = _step(self._penalties(state.params), state.params, state.grad, scale)
-        change = (_tree.to_host(state.params) - _tree.to_host(after)) / state.step_size
-        return change, change != 0
+        dtype, penalties = working_dtype(state.params), self._penalties(state.params)
+        t = mx.array(state.step_size, dtype=dtype)
+        gaps, free = [], []
+        for leaf, slope, penalty in zip(
+            leaves(state.params), leaves(state.grad), penalties, strict=True
+        ):
+            x, slope = leaf.astype(dtype), slope.astype(dtype)
+            if penalty is None:
+                gaps.append(slope)
+                free.append(mx.ones_like(slope))
+                continue
+            shake = _tree.EPSILON[dtype] * mx.abs(x)  # as in `_optimality`
+            low, high = (x - penalty.prox(x - t * slope + one, t) for one in (-shake, shake))
+            gaps.append(mx.where(mx.abs(low) > mx.abs(high), low, high) / t)
+            free.append((gaps[-1] != 0).astype(dtype))
+        return _tree.to_host(gaps), _tree.to_host(free) != 0
 
     def step(self, objective: Objective, state: ProximalState) -> ProximalState:
         if state.status is not None:
