@@ -95,6 +95,18 @@ def newton_direction(matrix: np.ndarray, gradient: np.ndarray, eps: float) -> np
     return -scale * solution
 
 
+def finite(matrix: np.ndarray) -> np.ndarray:
+    """Return A (p, p) with rows and columns that are not finite as those of the largest diagonal.
+
+    A step then goes along the gradient there, as short as elsewhere where A is largest.
+    """
+    bad = ~np.isfinite(matrix).all(axis=1) & ~np.isfinite(np.diag(matrix))
+    rest = np.where(bad | bad[:, None], 0.0, matrix)
+    rest = np.where(np.isfinite(rest), rest, 0.0)
+    largest = float(np.abs(np.diag(rest)).max())
+    return rest + np.diag(np.where(bad, largest or 1.0, 0.0))
+
+
 def times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Return A v of matrices (..., m, p) and vectors (..., p)."""
     return (matrix @ vector[..., None])[..., 0]

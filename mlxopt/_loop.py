@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import mlx.core as mx
+import numpy as np
 
 from mlxopt._checks import check_start, late_interrupt
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
+from mlxopt._report import entry_names
 from mlxopt._result import History, Info, Phase
 from mlxopt._resume import resumed
 from mlxopt._status import Status, warn
@@ -29,6 +31,8 @@ from mlxopt._tree import Params, dtype_name, epsilon, leaves, to_host, working_d
 from mlxopt._verdict import Judge, Start, Verdict
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._base import STATE_FIELDS
+
+_RUNAWAY = 1e4  # times its start and one, from which on a parameter is said to run away
 
 Callback = Callable[[Info], bool | None]
 R = TypeVar("R")
@@ -203,8 +207,21 @@ class Loop:
             "history": History.of(self.records),
             "phases": tuple(self.phases),
             "gain": self.verdict.gain if self.verdict.status is status else math.nan,
-            "reason": self.verdict.reason if self.verdict.status is status else "",
+            "reason": self._reason(state, status),
         }
+
+    def _reason(self, state: Any, status: Status) -> str:
+        """Return more about the status, where there is more to say."""
+        reason = self.verdict.reason if self.verdict.status is status else ""
+        if not status.is_failure or self.start is None:
+            return reason
+        x = to_host(state.params)
+        far = np.abs(x) / (1 + np.abs(self.start.x))
+        if far.max() <= _RUNAWAY:
+            return reason
+        name, number = entry_names("params", state.params)[int(far.argmax())], x[far.argmax()]
+        runaway = f"{name} runs away, to {number:.3g}: is the minimum at infinity? Add a penalty."
+        return f"{reason or status.value} {runaway}"
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.began

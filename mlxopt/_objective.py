@@ -21,9 +21,13 @@ from mlxopt._tree import (
     Params,
     count,
     epsilon,
+    from_host,
     from_leaves,
     leaves_with_paths,
     read,
+    to_device,
+    to_host,
+    to_numpy,
     working_dtype,
 )
 from mlxopt.autodiff import _rows
@@ -161,8 +165,29 @@ class Objective:
             structured: computes it in place of p Hessian-vector products.
         """
         if self._last[0] is not params or self._last[1] is not structured:
-            self._last = params, structured, self._hessian(params, structured)
+            found = self._hessian(params, structured)
+            if structured is None:
+                found = self._completed(params, found)
+            self._last = params, structured, found
         return self._last[2]
+
+    def _completed(self, params: Params, hessian: mx.array) -> mx.array:
+        """Return the Hessian with rows that are not finite from differences of the gradient.
+
+        The second derivative of a power of zero is NaN in MLX, whatever the loss does beside zero.
+        """
+        matrix = to_numpy(hessian)
+        bad = np.flatnonzero(~np.isfinite(np.diag(matrix)))
+        if not len(bad):
+            return hessian
+        x, evaluations = to_host(params), self.evaluations
+        for i in bad:
+            step = np.zeros_like(x)
+            step[i] = epsilon(params) ** (1 / 3) * (abs(x[i]) or np.abs(x).max() or 1.0)
+            ends = [self.value_and_grad(from_host(x + s * step, params))[1] for s in (-1, 1)]
+            matrix[i] = matrix[:, i] = (to_host(ends[1]) - to_host(ends[0])) / (2 * step[i])
+        self.evaluations = evaluations
+        return to_device(matrix, working_dtype(params))
 
     def _hessian(self, params: Params, structured: Hessian | None) -> mx.array:
         if structured is not None:

@@ -23,8 +23,9 @@ class Status(Enum):
         "interrupted from the keyboard, or by an exception; this is the last point reached."
     )
     MAX_STEPS = (
-        "max_steps was reached before the run converged. Raise max_steps, or use a method that "
-        "needs fewer steps (LBFGS, Newton)."
+        "max_steps was reached before the run converged. Raise it; where the loss falls slowly, "
+        "scale the parameters, or use a method that needs fewer steps: LBFGS in place of a "
+        "first-order rule, Newton for few parameters."
     )
     MAX_SECONDS = (
         "the time was up before the run converged. Allow more seconds, or resume from the state of "

@@ -16,6 +16,7 @@ import numpy as np
 from mlxopt import _curvature
 from mlxopt._curvature import Curvature
 from mlxopt._objective import Objective
+from mlxopt._report import entry_names
 from mlxopt._status import Status
 from mlxopt._tree import (
     dtype_name,
@@ -147,6 +148,14 @@ class Judge:
             return point.converged(found)
         if found.is_concave:
             reason = "the loss curves down here, but its rounding hides how far it falls."
+        elif found.gain > 10 * max(drop, abs(state.value)):
+            farthest = int(np.argmax(np.abs(point.way) / (1 + np.abs(self.start.x))))
+            name = entry_names("params", state.params)[farthest]
+            reason = (
+                f"the loss may have no minimum: by its curvature it could still fall more than it "
+                f"has fallen. A variance that goes to zero with a perfect fit does that, or a "
+                f"minimum at infinity. Bound or penalize {name}, now {point.x[farthest]:.3g}."
+            )
         elif found.values[0] <= 10 * found.rounding * found.values[-1]:
             reason = (
                 f"a combination of the parameters hardly changes the loss, which {_COULD} "

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from mlxopt._dense import newton_direction
+from mlxopt._dense import finite, newton_direction
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import Tree, Vector, count, epsilon, largest_entry, ravel, to_host, to_numpy
@@ -49,12 +48,8 @@ class Newton(Descent):
 
     def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
         found = objective.hessian(state.params, self.hessian)
-        curvature = check_hessian(found, count(state.params))
-        given = isinstance(curvature, mx.array)
-        matrix = to_numpy(curvature) if given else np.array(curvature, dtype=np.float64)
+        matrix = finite(to_numpy(check_hessian(found, count(state.params))))
         gradient = to_host(state.grad)
-        if not np.isfinite(matrix).all():
-            return Status.NONFINITE
         direction = newton_direction(matrix, gradient, epsilon(state.params))
         return along(direction, gradient, state.params, 1.0)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlxopt import _tree
 from mlxopt._checks import check_fields
+from mlxopt._dense import finite
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import Params, epsilon, is_finite, largest_entry, ravel, to_host, to_numpy
@@ -125,9 +126,7 @@ def _with_curvature(objective: Objective, state: TrustRegionState) -> TrustRegio
     """Add the eigendecomposition of the Hessian, for the exact method."""
     if not len(state.eigenvalues):
         return state
-    matrix = to_numpy(objective.hessian(state.params))
-    if not np.isfinite(matrix).all():
-        return state._replace(status=Status.NONFINITE)
+    matrix = finite(to_numpy(objective.hessian(state.params)))
     eigenvalues, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
     state = state._replace(eigenvalues=eigenvalues, eigenvectors=vectors)
     # Where the gradient is small the point is then a saddle.
