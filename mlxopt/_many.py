@@ -59,7 +59,7 @@ class ManyResult(Kept):
     params: Tree  # the structure passed in, with the problems along the first axis
     value: np.ndarray  # (B,) float64: the losses
     grad_norm: np.ndarray  # (B,) float64: the largest absolute entry of each gradient
-    optimality: np.ndarray  # (B,) float64: the number that `tol` tests, of each
+    optimality: np.ndarray  # (B,) float64: `Result.optimality` of each
     status: np.ndarray  # (B,): why each run stopped, a `Status`
     steps: np.ndarray  # (B,) int64: steps of each run
     seconds: float  # wall time of all, compilation included

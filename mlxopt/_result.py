@@ -26,7 +26,7 @@ class History(NamedTuple):
 
     step: np.ndarray  # int64: steps taken at the time
     value: np.ndarray  # float64: the loss
-    optimality: np.ndarray  # float64: the number that `tol` tests
+    optimality: np.ndarray  # float64: see `Result.optimality`
     seconds: np.ndarray  # float64: since the start
 
     @classmethod
@@ -49,7 +49,7 @@ class Phase(NamedTuple):
     evaluations: int  # likewise
     seconds: float  # likewise
     value: float  # the loss where it ended
-    optimality: float  # the number that `tol` tests, there
+    optimality: float  # see `Result.optimality`
 
 
 class Certificate(NamedTuple):
@@ -84,7 +84,7 @@ class Info(NamedTuple):
 
     step: int  # steps taken
     value: float  # the loss
-    optimality: float  # the number that `tol` tests
+    optimality: float  # see `Result.optimality`
     seconds: float  # since the start
     evaluations: int  # of the loss and its gradient
     params: Tree  # the parameters
@@ -147,8 +147,8 @@ class Result(Kept):
     value: float
     """The loss at `params`."""
     optimality: float
-    """The number that `tol` tests, at `params`: the largest absolute entry of the gradient; with
-    bounds or a penalty, of the projected gradient or the prox-gradient map."""
+    """The largest absolute entry of the gradient at `params`; with bounds or a penalty, of the
+    projected gradient or the prox-gradient map."""
     status: Status
     """Why the run stopped; `status.value` says what to try."""
     steps: int
@@ -187,7 +187,7 @@ class Result(Kept):
 
     @property
     def converged(self) -> bool:
-        """Whether `optimality` is within the tolerance."""
+        """Whether the status is CONVERGED."""
         return self.status is Status.CONVERGED
 
     def plot(self, ax: Axes | None = None) -> Axes:

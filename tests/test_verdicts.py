@@ -7,8 +7,10 @@ answer with CONVERGED (silent), and a right one with a failure (a false alarm).
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -256,3 +258,33 @@ def test_noise_that_is_known_does_not_stop_a_run():
     result = mo.minimize(loss, array64(np.ones(3)), mo.LBFGS())
     np.testing.assert_allclose(np.array(result.params), 0.3, atol=1e-6)
     assert result.converged
+
+
+STATUS_ROW = re.compile(r"^\| ([A-Z_]+) \|.*\| `(.*)` \|$", re.MULTILINE)
+
+
+def ctrl_c(info: mo.Info) -> None:
+    raise KeyboardInterrupt
+
+
+def rows_of_readme() -> list[tuple[str, str]]:
+    return STATUS_ROW.findall((Path(__file__).parents[1] / "README.md").read_text())
+
+
+@pytest.mark.parametrize(("status", "example"), rows_of_readme())
+@pytest.mark.filterwarnings("ignore::mlxopt.ConvergenceWarning")
+def test_each_example_of_the_readme_gives_its_status(status, example):
+    given = eval(f"dict({example})", {"mx": mx, "mo": mo, "ctrl_c": ctrl_c})
+    loss, start = given.pop("f"), mx.array(given.pop("x"))
+    optimizer = given.pop("optimizer", mo.LBFGS())
+    assert mo.minimize(loss, start, optimizer, **given).status.name == status
+
+
+def test_the_readme_lists_every_status():
+    assert [status for status, _ in rows_of_readme()] == [status.name for status in STATUS_ORDER]
+
+
+STATUS_ORDER = [
+    *(Status.CONVERGED, Status.COMPLETED, Status.STOPPED, Status.INTERRUPTED),
+    *(status for status in Status if status.is_failure),
+]

@@ -5,9 +5,9 @@ NamedTuple. An optimizer defines `init` and `step`; the loop, callbacks, progres
 rules belong to `minimize`.
 
 The invariant, on entry to `step` and on exit: `state.value` and `state.grad` are the loss and its
-gradient at `state.params`, both finite, and `state.optimality` is the number that `tol` tests. One
-step is one evaluation at one trial point, which is then accepted or rejected. `state.status` is the
-reason why no further step is possible.
+gradient at `state.params`, both finite, and `state.optimality` is the largest entry of the
+gradient, or what stands for it. One step is one evaluation at one trial point, which is then
+accepted or rejected. `state.status` is the reason why no further step is possible.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class State(Protocol):
     def grad(self) -> Tree: ...  # the gradient at `params`, a tree like it
 
     @property
-    def optimality(self) -> float: ...  # the number that `tol` tests
+    def optimality(self) -> float: ...  # the largest absolute entry of the gradient
 
     @property
     def status(self) -> Status | None: ...  # why no further step is possible
@@ -169,7 +169,7 @@ class FirstOrder(Optimizer[FirstOrderState]):
         """
 
     def optimality(self, grad: Tree) -> mx.array:
-        """Return the number that `tol` tests, a scalar array."""
+        """Return the largest absolute entry of the gradient, a scalar array."""
         return largest_entry(grad)
 
     def learning_rates(self) -> Tree:

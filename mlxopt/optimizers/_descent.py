@@ -27,7 +27,7 @@ class DescentState(NamedTuple):
     params: Tree  # the parameters
     value: float  # the loss there
     grad: Tree  # its gradient there, like params
-    optimality: float  # the number that `tol` tests
+    optimality: float  # the largest entry of the gradient, or what stands for it
     status: Status | None  # why no further step is possible
     moved: bool  # whether the last trial was accepted
     direction: Any  # (p,): the direction of the line search; None before it is chosen

@@ -2,8 +2,8 @@
 
 In float64 on the CPU MLX computes these functions, or their derivatives, in float32. While a
 function wrapped by `precise` is called, the names in `mlx.core` stand for functions that compute
-float64 arrays with those of `mlxopt.special`, and all others with MLX's own, as other threads do. Code that reaches MLX
-by these names, such as `mlx.nn`, then has the digits too. `from mlx.core import exp` keeps MLX's
+float64 arrays with those of `mlxopt.special`, and all others with MLX's own, as other threads do.
+Code that reaches MLX by these names, such as `mlx.nn`, then has the digits too. `from mlx.core import exp` keeps MLX's
 own, and so do rules that run later: those of a user's `mx.custom_function`, and the second pass of
 `mx.checkpoint`.
 """
