@@ -13,6 +13,13 @@ import numpy as np
 from mlxopt._checks import check_count
 from mlxopt._numbers import check_unmasked
 
+__all__ = ["Batches", "batches"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _AHEAD = 64  # batches fetched at a time at most,
 _BYTES_AHEAD = 2**22  # and their bytes at most, if more than one
 

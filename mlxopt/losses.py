@@ -15,6 +15,12 @@ from mlxopt.special import sigmoid
 from mlxopt.special._elementwise import pairwise, waist
 from mlxopt.special._logistic import softplus_below
 
+__all__ = ["huber", "linear", "logistic", "mean", "squared_error", "total"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def squared_error(predictions: mx.array, targets: mx.array) -> mx.array:
     """Return ½ (predictions - targets)² for each entry; its derivative is the residual.

@@ -13,6 +13,23 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+__all__ = [
+    "calibration",
+    "descent",
+    "fitted_values",
+    "history",
+    "loss_curves",
+    "performance_profile",
+    "residuals",
+    "separation",
+    "trajectories",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # Of Okabe and Ito: distinct for every kind of color vision, and against gray.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 

@@ -32,6 +32,21 @@ from mlxopt._bounds import bound_arrays, inwards, project
 from mlxopt._checks import check_fields
 from mlxopt._tree import to_device
 
+__all__ = [
+    "L1",
+    "Box",
+    "Constraint",
+    "ElasticNet",
+    "GroupLasso",
+    "NonNegative",
+    "Penalty",
+    "Simplex",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Penalty(ABC):
     """A function g of one array, not necessarily smooth, and its proximal operator.

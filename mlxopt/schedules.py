@@ -17,6 +17,13 @@ from typing import Any, ClassVar
 
 from mlxopt._checks import check_fields
 
+__all__ = ["constant", "cosine", "exponential", "one_cycle", "reduce_on_plateau", "step", "warmup"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _LIMITS: dict[str, dict[str, Any]] = {
     "factor": {"least": 0, "most": 1},
     "threshold": {"least": 0, "most": 1},

@@ -3,9 +3,11 @@
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
 import ast
+import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import lazy_loader
@@ -145,3 +147,41 @@ def test_a_missing_backend_says_what_to_install(tmp_path):
     assert "pip install 'mlxopt[cpu]'" in last
     assert "pip install 'mlxopt[cuda]'" in last
     assert "libmlx.so: cannot open" in last
+
+
+MODULES = [name for name in mlxopt.__all__ if isinstance(getattr(mlxopt, name), types.ModuleType)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_dir_of_a_module_has_its_public_names_alone(name):
+    module = getattr(mlxopt, name)
+    names = dir(module)
+    assert names == sorted(module.__all__)
+    assert not [one for one in names if one.startswith("_")]
+    for one in names:
+        value = getattr(module, one)
+        assert not isinstance(value, types.ModuleType), one
+        if callable(value):
+            assert value.__module__.startswith("mlxopt."), one
+            assert value.__doc__, one
+
+
+def test_a_type_checker_sees_misspelt_names(tmp_path):
+    wrong = ["LBFG", *(f"{name}.{dir(getattr(mlxopt, name))[-1]}x" for name in MODULES)]
+    wrong.append("LBFGS(memry=3)")
+    right = ["LBFGS(memory=3)", *(f"{name}.{dir(getattr(mlxopt, name))[-1]}" for name in MODULES)]
+    script = tmp_path / "script.py"
+    lines = ["import mlxopt as mo", *(f"print(mo.{name})" for name in (*right, *wrong))]
+    script.write_text("\n".join(lines))
+    # A project of its own, which sees the package as one that is installed.
+    paths = f'extraPaths = ["{PACKAGE.parent}"]'
+    (tmp_path / "pyproject.toml").write_text(f"[tool.pyright]\n{paths}\n")
+    found = subprocess.run(
+        [sys.executable, "-m", "pyright", "--outputjson", "-p", tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    reported = json.loads(found.stdout)["generalDiagnostics"]
+    errors = {one["range"]["start"]["line"] for one in reported if one["severity"] == "error"}
+    assert errors == set(range(1 + len(right), len(lines))), reported

@@ -26,6 +26,10 @@ ALL = (*MGH, *OTHERS, *BOUNDED)
 __all__ = ["ALL", "BOUNDED", "MGH", "OTHERS", "Minimum", "Problem", "get"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def get(name: str) -> Problem:
     """Return the problem of that name; raise KeyError, with the nearest names, if there is none."""
     found = {problem.name: problem for problem in ALL}

@@ -12,6 +12,10 @@ from mlxopt.testing._problems import PROBLEMS
 __all__ = ["check_optimizer"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def check_optimizer(
     optimizer: Optimizer[Any],
     *,
