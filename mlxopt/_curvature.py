@@ -8,7 +8,7 @@ parameter changes S and g, not λ.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,36 +18,44 @@ from mlxopt._krylov import NotPositiveError, conjugate_gradients, lanczos
 DENSE = 300  # parameters up to which the whole Hessian is computed
 PRODUCTS = 30  # Hessian-vector products beyond that, before a run may end
 SEARCHED = 100  # and for a certificate
+
+Number = Any  # a float, or an array of the leading axes: many points
+
 _CONCAVE = 1e3  # roundings of λ, below which a negative one is no saddle
 
 
 class Curvature(NamedTuple):
     """What the Hessian at a point, restricted to q free parameters, says."""
 
-    gradient: np.ndarray  # (q,): g
-    gain: float  # ½ gᵀH⁻¹g: the decrease of the loss still to be expected
-    step: np.ndarray  # (q,): -H⁻¹g, the Newton step
-    values: np.ndarray  # (k,): λ, ascending
-    directions: np.ndarray  # (k, q): S v, one a row
-    rounding: float  # the error of λ
+    gradient: np.ndarray  # (..., q): g
+    gain: Number  # ½ gᵀH⁻¹g: the decrease of the loss still to be expected
+    step: np.ndarray  # (..., q): -H⁻¹g, the Newton step
+    values: np.ndarray  # (..., k): λ, ascending
+    directions: np.ndarray  # (..., k, q): S v, one a row
+    rounding: Number  # the error of λ
     whole: bool  # whether all of H was computed
 
     @property
-    def is_concave(self) -> bool:
+    def is_concave(self) -> Number:
         """Whether the loss curves down along a direction, beyond rounding."""
-        return len(self.values) > 0 and bool(
-            self.values[0] < -max(_CONCAVE * self.rounding, 1e-6) * self._size
-        )
+        if not self.values.shape[-1]:
+            return False
+        return self.values[..., 0] < -np.maximum(_CONCAVE * self.rounding, 1e-6) * self._size
+
+    @property
+    def is_flat(self) -> np.ndarray:
+        """Whether each direction has no curvature beyond rounding, (..., k)."""
+        return np.abs(self.values) <= np.expand_dims(self.rounding * self._size, -1)
 
     @property
     def flat(self) -> np.ndarray:
-        """Directions without curvature beyond rounding, (f, q), the flattest first."""
-        level = np.abs(self.values) <= self.rounding * self._size
-        return self.directions[level][np.argsort(np.abs(self.values[level]))]
+        """The directions that are flat, (f, q), the flattest first; of one point."""
+        flat = self.is_flat
+        return self.directions[flat][np.argsort(np.abs(self.values[flat]))]
 
     @property
     def is_zero(self) -> bool:
-        """Whether there is no curvature at all."""
+        """Whether there is no curvature at all; of one point."""
         return not self._size > 0
 
     def gain_of(self, gradient: np.ndarray) -> float:
@@ -60,8 +68,8 @@ class Curvature(NamedTuple):
         return 0.5 * float(np.sum(along**2 / np.maximum(np.abs(self.values), floor)))
 
     @property
-    def _size(self) -> float:
-        return float(np.abs(self.values).max(initial=0.0))
+    def _size(self) -> Number:
+        return np.abs(self.values).max(axis=-1, initial=0.0)
 
 
 def of_matrix(
@@ -70,24 +78,25 @@ def of_matrix(
     """Return the curvature from the whole Hessian.
 
     Args:
-        matrix: H, (q, q), finite.
-        gradient: g, (q,).
+        matrix: H, (..., q, q), finite.
+        gradient: g, (..., q).
         eps: the machine epsilon of the arithmetic that computed H.
         error: of the entries of H, where known; entries within it count as zero.
     """
-    if not len(gradient):
+    if not gradient.shape[-1]:
         none = np.zeros(0)
         return Curvature(gradient, 0.0, none, none, np.zeros((0, 0)), eps, True)
-    error = np.abs(matrix - matrix.T) + error  # the asymmetry is rounding
+    error = np.abs(matrix - matrix.mT) + error  # the asymmetry is rounding
     matrix = np.where(np.abs(matrix) <= error, 0.0, matrix)
     found = eigen(matrix)
-    error = np.where(matrix == 0, 0.0, found.scale[:, None] * error * found.scale)
-    rounding = min(max(4 * len(matrix) * eps, float(error.sum(axis=1).max())), 0.1)
-    size = float(found.largest)
-    floor = rounding * size if size > 0 else 1.0
-    step = -found.floored(floor).solve(gradient)
-    directions = (found.scale[:, None] * found.vectors).T
-    gain = -0.5 * float(gradient @ step)
+    scale = found.scale[..., :, None]
+    error = np.where(matrix == 0, 0.0, scale * error * found.scale[..., None, :])
+    rounding = error.sum(axis=-1).max(axis=-1)
+    rounding = np.minimum(np.maximum(4 * matrix.shape[-1] * eps, rounding), 0.1)
+    floor = np.where(found.largest > 0, rounding * found.largest, 1.0)
+    step = -found.floored(floor[..., None]).solve(gradient)
+    gain = -0.5 * np.vecdot(gradient, step)
+    directions = (scale * found.vectors).mT
     return Curvature(gradient, gain, step, found.values, directions, rounding, True)
 
 

@@ -206,7 +206,7 @@ class Loop:
             "seconds": self._seconds(),
             "history": History.of(self.records),
             "phases": tuple(self.phases),
-            "gain": self.verdict.gain if self.verdict.status is status else math.nan,
+            "gain": float(self.verdict.gain) if self.verdict.status is status else math.nan,
             "reason": self._reason(state, status),
         }
 

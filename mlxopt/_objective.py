@@ -154,7 +154,14 @@ class Objective:
         )
 
     def product(self, params: Params, vector: Params) -> Params:
-        """Return `hvp` without compiling it, for a few products only."""
+        """Return `hvp` without compiling it, for a few products only.
+
+        At the point of the last Hessian it is the product with that.
+        """
+        if self._last[0] is params:
+            matrix = to_numpy(self._last[2])
+            if np.isfinite(matrix).all():
+                return from_host(matrix @ to_host(vector), params)
         return _rows.hessian_product(self.loss)(params, vector, *self.data)
 
     def hessian(self, params: Params, structured: Hessian | None = None) -> mx.array:

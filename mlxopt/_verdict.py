@@ -19,6 +19,7 @@ from mlxopt._objective import Objective
 from mlxopt._report import entry_names
 from mlxopt._status import Status
 from mlxopt._tree import (
+    Tree,
     dtype_name,
     epsilon,
     from_host,
@@ -35,7 +36,7 @@ from mlxopt.optimizers import Optimizer
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
 _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
 _ULPS = 4.0  # roundings of a parameter that a step has to exceed to count
-_LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
+LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
 _LEAST_DROP = 0.1  # the share by which the optimality falls at least between two looks
 _FAR_ABOVE = 1e5  # roundings of the loss, which a search off a saddle may fall at first
 _FLAT_DIRECTIONS = 3  # along which the loss is evaluated
@@ -59,6 +60,51 @@ class Verdict(NamedTuple):
 
 
 GO_ON = Verdict(None)
+
+
+# These hold for the numbers of one point, and for arrays with leading axes: many of them.
+
+
+def seems_minimal(x: np.ndarray, g: np.ndarray, curved: Any, level: Any, eps: float) -> Any:
+    """Return whether the least decrease along -g, where gᵀHg = `curved`, is at most `level`.
+
+    Or the step to it is one of rounding. A step along -g gains less than one with all of H.
+    """
+    square = np.vecdot(g, g)
+    length = np.where(curved > 0, square / np.where(curved > 0, curved, 1.0), np.inf)
+    with np.errstate(invalid="ignore"):  # 0 · inf
+        step = np.expand_dims(length, -1) * g
+    return (0.5 * square * length <= level) | is_rounding(x, step, eps)
+
+
+def drop_so_far(drop: Any, along: Any, curved: Any, noise: Any) -> Any:
+    """Return the drop of the loss so far, or that of the quadratic model if it is less.
+
+    A start so far off that the loss there says nothing about a minimum would pass anything. A large
+    constant in the loss hides the drop.
+
+    Args:
+        drop: of the loss, from the start.
+        along: gᵀs, s the way from the start.
+        curved: sᵀHs.
+        noise: of the loss.
+    """
+    return np.fmin(np.maximum(drop, noise), np.abs(along) + 0.5 * np.abs(curved))
+
+
+def is_hidden(found: Curvature, x: np.ndarray, noise: Any, eps: float) -> Any:
+    """Whether rounding hides what is left to gain, of the loss or of the parameters."""
+    return (found.gain <= noise) | is_rounding(x, found.step, eps)
+
+
+def is_rounding(x: np.ndarray, step: np.ndarray, eps: float) -> Any:
+    """Whether a step moves no parameter by more than a few roundings."""
+    return (np.abs(step) <= _ULPS * eps * np.abs(x)).all(axis=-1)
+
+
+def to_rounding(params: Tree) -> str:
+    """Return the reason of a convergence that ends at rounding."""
+    return f"to the rounding of {dtype_name(working_dtype(params))}."
 
 
 class Judge:
@@ -88,19 +134,13 @@ class Judge:
         if point.is_large():
             point.allow_for_noise()
         g, level = point.gradient, point.eps * abs(state.value)
-        # What a step along -g could gain is less than all, for the price of two gradients.
-        squared, curved = float(g @ g), float(g @ point.times(g))
-        if not curved > 0:
-            return GO_ON
-        length = squared / curved
-        if not (0.5 * length * squared <= level or point.is_rounding(length * g)):
+        if not seems_minimal(point.free_x, g, g @ point.times(g), level, point.eps):
             return GO_ON
         found = point.look()
         if found is None or found.is_concave:
             return GO_ON
-        if found.gain <= level or point.is_rounding(found.step):
-            return point.converged(found)
-        return GO_ON
+        hidden = is_hidden(found, point.free_x, level, point.eps)
+        return point.converged(found) if hidden else GO_ON
 
     def on_claim(self, state: Any) -> Verdict:
         """Return the verdict on a gradient that has become small."""
@@ -119,7 +159,7 @@ class Judge:
         if found.gain <= self.tol**2 * drop:
             return point.converged(found, "")
         # A start close to the minimum leaves little to drop.
-        if found.gain <= _LEAST_GAIN * drop and found.gain <= point.noise(1.0):
+        if found.gain <= LEAST_GAIN * drop and found.gain <= point.noise(1.0):
             return point.converged(found)
         wanted = self.tol * math.sqrt(drop / found.gain) if found.gain > 0 else 0.0
         self.goal = state.optimality * min(max(wanted, 1e-3), 1 - _LEAST_DROP)
@@ -144,7 +184,7 @@ class Judge:
         if point.allow_for_noise():
             return GO_ON  # the method gave up on noise that it did not know
         noise = point.noise()
-        if not found.is_concave and (found.gain <= noise or point.is_rounding(found.step)):
+        if not found.is_concave and is_hidden(found, point.free_x, noise, point.eps):
             return point.converged(found)
         if found.is_concave:
             reason = "the loss curves down here, but its rounding hides how far it falls."
@@ -199,6 +239,10 @@ class Point:
         self._noise: float | None = None
 
     @property
+    def free_x(self) -> np.ndarray:
+        return self.x[self.free]
+
+    @property
     def gradient(self) -> np.ndarray:
         return self.full[self.free]
 
@@ -220,16 +264,12 @@ class Point:
         return _curvature.of_matrix(matrix, self.gradient, self.eps)
 
     def drop(self) -> float:
-        """Return the drop of the loss so far, or that of the quadratic model if it is less.
-
-        A start so far off that the loss there says nothing about a minimum would pass anything.
-        """
+        """Return the drop of the loss so far."""
         if not self.way.any():
             return 0.0
-        slope = float(to_host(self.state.grad) @ self.way)
-        model = abs(slope) + 0.5 * abs(float(self.way @ self._times(self.way)))
-        # A large constant in the loss hides the drop.
-        return min(max(self.judge.start.value - self.state.value, self.assumed_noise), model)
+        drop, along = self.judge.start.value - self.state.value, to_host(self.state.grad) @ self.way
+        curved = self.way @ self._times(self.way)
+        return float(drop_so_far(drop, along, curved, self.assumed_noise))
 
     def leaves(self, found: Curvature) -> bool:
         """Whether the gradient leads away from a saddle."""
@@ -289,14 +329,10 @@ class Point:
             self.objective.noise = self.noise() / (NOISE * abs(self.state.value))
         return noisier
 
-    def is_rounding(self, step: np.ndarray) -> bool:
-        """Whether a step moves no parameter by more than a few roundings."""
-        return bool((np.abs(step) <= _ULPS * self.eps * np.abs(self.x[self.free])).all())
-
     def converged(self, found: Curvature, reason: str | None = None) -> Verdict:
         """Return CONVERGED, unless sums in float32 over large data hide a gain that matters."""
         if reason is None:
-            reason = f"to the rounding of {dtype_name(working_dtype(self.state.params))}."
+            reason = to_rounding(self.state.params)
         if self.is_large():
             value, gradient = self._exact()
             gain, rows = found.gain_of(gradient[self.free]), self._rows()
