@@ -229,13 +229,13 @@ def least_squares(
     def fit() -> tuple[Any, Status]:
         with device_for(params, items):
             warn_of_pairs(residual, params, items)
-            first = _tol(params, tol, finishes)
+            first = cosine_tol(params, tol, finishes)
             state, status = run(copies(params), items, first, bool(polish) and not finishes)
         if finishes and status in SETTLED and loop.steps < max_steps:
             with mx.stream(mx.cpu):
                 wide = widened(state.params)
                 wider = widened(as_data(data, wide, residual))
-                state, status = run(wide, wider, _tol(wide, tol), bool(polish), checked=True)
+                state, status = run(wide, wider, cosine_tol(wide, tol), bool(polish), checked=True)
         return state, status
 
     result = loop.answer(fit, lambda state, status: _described(loop, state, status, chosen))
@@ -272,7 +272,7 @@ def _run(
         return state, Status.CONVERGED if state.optimality <= tol else Status.NO_PROGRESS
 
 
-def _tol(params: Params, tol: float | None, finishes: bool = False) -> float:
+def cosine_tol(params: Params, tol: float | None, finishes: bool = False) -> float:
     """Return the tolerance for the cosines of a run, which a finish in float64 may follow."""
     eps = epsilon(params)
     least = 1e-8 if eps < 1e-10 else 1e-5 if eps < 1e-6 else 1e-3

@@ -16,7 +16,7 @@ from mlx.utils import tree_map
 from mlxopt._certificate import certify
 from mlxopt._checks import check_count, check_tol, describe_type
 from mlxopt._keywords import with_advice
-from mlxopt._least_squares import check_rows
+from mlxopt._least_squares import check_rows, cosine_tol
 from mlxopt._loop import Loop
 from mlxopt._objective import Objective
 from mlxopt._platform.device import device_for
@@ -25,7 +25,7 @@ from mlxopt._report import html, listing, shapes
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._result import Certificate, History, Kept, Result
 from mlxopt._status import Status, warn
-from mlxopt._stop import StopRule, check_stop, stop_rules, with_user
+from mlxopt._stop import Orthogonality, StopRule, Tolerance, check_stop, stop_rules, with_user
 from mlxopt._tree import Tree, check_params, count, default_tol, from_host
 from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
@@ -34,6 +34,7 @@ from mlxopt.many._loop import Batch, BatchState
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._problems import Axes, sort
 from mlxopt.many._state import Method
+from mlxopt.many._verdict import BatchedJudge
 from mlxopt.many.ask_and_tell import AskAndTell
 from mlxopt.many.first_order import BatchedFirstOrder
 from mlxopt.many.gauss_newton import BatchedGaussNewton
@@ -61,6 +62,8 @@ class ManyResult(Kept):
     grad_norm: np.ndarray  # (B,) float64: the largest absolute entry of each gradient
     optimality: np.ndarray  # (B,) float64: `Result.optimality` of each
     status: np.ndarray  # (B,): why each run stopped, a `Status`
+    reason: np.ndarray  # (B,): more about each status, a string
+    gain: np.ndarray  # (B,) float64: the decrease of each loss still to be expected, or NaN
     steps: np.ndarray  # (B,) int64: steps of each run
     seconds: float  # wall time of all, compilation included
     certify: Callable[[int], Certificate] | None = None
@@ -68,7 +71,7 @@ class ManyResult(Kept):
 
     @property
     def converged(self) -> np.ndarray:
-        """Whether each is within the tolerance, shape (B,), bool."""
+        """Whether each has converged, shape (B,), bool."""
         return self.status == Status.CONVERGED
 
     @property
@@ -95,6 +98,8 @@ class ManyResult(Kept):
             evaluations=steps + 1,
             seconds=seconds,
             history=History.of([(steps, *numbers, seconds)]),
+            gain=float(self.gain[index]),
+            reason=str(self.reason[index]),
             certify=None if judge is None else functools.partial(judge, index),
         )
 
@@ -194,7 +199,9 @@ def minimize_many(
     method = _method(optimizer)
     of_squares = isinstance(optimizer, (LevenbergMarquardt, GaussNewton))
     params = check_params(params)
-    tol = default_tol(params) if tol is None else check_tol(tol)
+    if tol is None:
+        tol = cosine_tol(params, None) if of_squares else default_tol(params)
+    tol = check_tol(tol)
     max_steps = check_count(max_steps, "max_steps")
     stop, patience = check_stop(stop), optimizer.patience
 
@@ -217,7 +224,10 @@ def minimize_many(
         if compile:
             warn_of_pairs(loss, first, its_data)
         objective = BatchedObjective(single, problems, compile=compile, rows=rows)
-        batch = Batch(objective, method, with_user(stop_rules(tol, max_steps, patience), stop))
+        judge = None if of_squares else BatchedJudge(objective, method, tol)
+        rule = Orthogonality if of_squares else Tolerance
+        rules = stop_rules(tol, max_steps, patience, rule)
+        batch = Batch(objective, method, with_user(rules, stop), judge)
     bar = ProgressBar("minimize_many", problems.size, progress)
     loop = Loop(None, bar, (), explains=False)
 
@@ -228,10 +238,10 @@ def minimize_many(
     def result(state: BatchState, status: Status) -> ManyResult:
         if status is Status.INTERRUPTED:
             batch.interrupt()
-        ends = batch.ends
-        x, value, grad, optimality = ends.points
+        x, value, grad, optimality = batch.ends.points
+        why, reasons, gain = batch.ends.verdicts
 
-        def judge(index: int) -> Certificate:
+        def certified(index: int) -> Certificate:
             with device_for(problems.like):
                 params, its_data = problems.single(index, x[index])
             return certify(single.loss, params, *its_data, tol=tol)
@@ -241,10 +251,12 @@ def minimize_many(
             value,
             np.abs(grad).max(axis=1),
             optimality,
-            ends.status,
-            ends.steps,
+            why,
+            reasons,
+            gain,
+            batch.ends.steps,
             time.perf_counter() - began,
-            judge if optimizer.loss_alone else None,
+            certified if optimizer.loss_alone else None,
         )
 
     found = loop.answer(run, result)

@@ -214,6 +214,10 @@ class Objective:
         rows = self._hessian_rows
         return _rows.unit_rows(lambda units: rows(units, params, self.data), size, dtype)
 
+    def keep_hessian(self, params: Params, structured: Hessian | None, matrix: mx.array) -> None:
+        """Keep a Hessian known otherwise, as that of the last call."""
+        self._last = params, structured, matrix
+
     def ignored_leaves(self, params: Params, grad: Params) -> list[str]:
         """Return the paths of the leaves that the loss does not depend on.
 

@@ -67,15 +67,16 @@ def row(result, index):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 def test_each_problem_takes_the_steps_it_takes_alone(optimizer):
     X, y = classes(12)
-    result = mo.minimize_many(logistic, start(), optimizer, X, y, in_axes=(None, 0, 0))
+    options: Any = {"tol": 1e-8}
+    result = mo.minimize_many(logistic, start(), optimizer, X, y, in_axes=(None, 0, 0), **options)
     assert result.converged.all()
     for i in range(12):
-        alone = mo.minimize(logistic, start(), optimizer, X[i], y[i])
+        alone = mo.minimize(logistic, start(), optimizer, X[i], y[i], **options)
         assert result.steps[i] == alone.steps
         assert result.value[i] == pytest.approx(alone.value, rel=1e-12)
         for key, leaf in row(result, i).items():
             # The same steps but for the rounding of sums; curvature here is above 0.01.
-            np.testing.assert_allclose(leaf, np.array(alone.params[key]), rtol=0, atol=1e-9)
+            np.testing.assert_allclose(leaf, np.array(alone.params[key]), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("optimizer", RESIDUAL_OPTIMIZERS, ids=repr)
@@ -109,7 +110,10 @@ def test_classic_problems_from_many_starts_end_as_alone(problem, optimizer):
         for i in range(3):
             alone = mo.minimize(problem.loss, starts[i], optimizer, max_steps=400)
             assert result.status[i] == alone.status or result.value[i] <= alone.value + 1e-9
-            assert result.converged[i] == (result.grad_norm[i] <= 1e-8)
+            if result.converged[i]:  # little is left to gain, or less than rounding
+                drop = problem.loss(starts[i]).item() - result.value[i]
+                # Residuals of 1e-5 are differences of numbers near 1.
+                assert result.gain[i] <= max(1e-18 * drop, 1e-12 * abs(result.value[i]))
             if result.converged[i] and result.steps[i] == alone.steps:
                 assert result.value[i] == pytest.approx(alone.value, rel=1e-6, abs=1e-12)
 
@@ -131,10 +135,11 @@ def test_classic_residuals_take_the_steps_they_take_alone(problem, optimizer):
     starts = mx.stack([problem.params(mx.float64, factor) for factor in (1.0, 0.5, 10.0)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mo.ConvergenceWarning)
-        result = mo.minimize_many(problem.residual, starts, optimizer, max_steps=300)
+        options: Any = {"tol": 1e-8, "max_steps": 300}
+        result = mo.minimize_many(problem.residual, starts, optimizer, **options)
         for i in range(3):
             alone = mo.least_squares(
-                problem.residual, starts[i], optimizer=optimizer, polish=False, max_steps=300
+                problem.residual, starts[i], optimizer=optimizer, polish=False, **options
             )
             if (problem.name, type(optimizer).__name__) in CLOSE_CALLS:
                 assert result.value[i] == pytest.approx(alone.value, rel=0.01)
@@ -270,7 +275,8 @@ def test_problems_leave_the_batch_and_nobody_notices(monkeypatch):
 
     def watched(self):
         pad(self)
-        sizes.append(self._size)
+        if self.compile:  # not for the verdicts
+            sizes.append(self._size)
 
     monkeypatch.setattr(BatchedObjective, "_pad", watched)
     lazy = mo.minimize_many(
@@ -284,12 +290,15 @@ def test_problems_leave_the_batch_and_nobody_notices(monkeypatch):
     eager = mo.minimize_many(
         loss, mx.zeros(3, dtype=mx.float64), mo.LBFGS(), scales, in_axes=(None, 0)
     )
-    assert len(sizes) > 3
-    assert all(later <= 0.8 * earlier for earlier, later in itertools.pairwise(sizes))
+    assert len(set(sizes)) > 3
+    # Equal where a problem came back that claimed too early to have converged.
+    assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
     assert lazy.converged.all()
     assert len(set(lazy.steps)) > 4
     assert list(lazy.steps) == list(eager.steps)
-    np.testing.assert_allclose(np.array(lazy.params), 1.0, rtol=0, atol=1e-8)
+    drops = 0.5 * scales.sum(axis=1)
+    left = 0.5 * (scales * np.square(np.array(lazy.params) - 1.0)).sum(axis=1)
+    assert (left <= 1.01e-18 * drops).all()  # tol², but for rounding
     np.testing.assert_array_equal(np.array(lazy.params), np.array(eager.params))
 
 
@@ -385,9 +394,11 @@ def test_an_optimizer_of_the_users_own():
         return X.T @ (X * (s * (1 - s))[:, None]) / y.shape[0] + 0.1 * mx.eye(3, dtype=w.dtype)
 
     w = mx.zeros(3, dtype=mx.float64)
-    result = mo.minimize_many(loss, w, Cautious(hessian), X, y, in_axes=(None, 0, 0))
+    options: dict[str, Any] = {"in_axes": (None, 0, 0)}
+    mo.minimize_many(loss, w, Cautious(hessian), X, y, tol=0, max_steps=4, **options)
+    assert len(calls) == 4 * 5  # computed once, however often a step runs again
+    result = mo.minimize_many(loss, w, Cautious(hessian), X, y, **options)
     assert result.converged.all()
-    assert len(calls) == result.steps.sum()  # computed once, however often a step runs again
     for i in range(5):
         alone = mo.minimize(loss, w, Cautious(), X[i], y[i])
         assert result.steps[i] == alone.steps
@@ -521,9 +532,10 @@ def test_mixed_dtypes_are_rounded_leaf_by_leaf():
         return mx.square(params["wide"] - 1 / 3) + mx.square(wide - 1 / 3)
 
     starts = {"wide": mx.zeros(3), "narrow": mx.zeros(3, dtype=mx.float16)}
-    with pytest.warns(mo.ConvergenceWarning, match="NO_PROGRESS"):
-        # A float16 near 1/3 is off by up to 2⁻¹³, and the slope by twice that.
-        result = mo.minimize_many(loss, starts, mo.LBFGS(), tol=1e-6)
+    # A float16 near 1/3 is off by up to 2⁻¹³, and the slope by twice that: far above this tol.
+    result = mo.minimize_many(loss, starts, mo.LBFGS(), tol=1e-6)
+    assert {one.reason for one in result} == {"to the rounding of float32."}
+    assert result.optimality.max() > 1e-4
     assert result.params["narrow"].dtype == mx.float16
     nearest = np.float16(1 / 3)
     assert abs(float(result.params["narrow"][0].item()) - nearest) <= 2.0**-12
@@ -869,7 +881,12 @@ def test_line_searches_go_as_one_goes(coefficients):
         return values, slopes[:, None]
 
     like = SimpleNamespace(like=mx.array([0.0]))
-    objective: Any = SimpleNamespace(value_and_grad=value_and_grad, problems=like, dtype=mx.float32)
+    objective: Any = SimpleNamespace(
+        value_and_grad=value_and_grad,
+        problems=like,
+        dtype=mx.float32,
+        epsilon=lambda: np.full(len(coefficients), 2.0**-23),
+    )
     method = Along(mo.LBFGS())
     state = method.init(objective, np.zeros((len(coefficients), 1)))
     alone = [search.begin(along(c, 0.0)[0], -1.0, 1.0, 2.0**-23) for c in coefficients]

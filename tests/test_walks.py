@@ -31,7 +31,7 @@ WALKS = {
     "train": (18, lambda: mo.train(loss, START, SGD, mo.batches(X, Y, batch_size=8), epochs=2)),
     "least_squares": (21, lambda: mo.least_squares(residual, START, X, Y)),
     "minimize_many": (
-        21,
+        26,
         lambda: mo.minimize_many(loss, STARTS, LBFGS, X, Y, in_axes=(0, None, None)),
     ),
 }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlxopt._status import Status
-from mlxopt._tree import epsilon, numpy_dtype, rounded
+from mlxopt._tree import numpy_dtype, rounded
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, is_none, where
 from mlxopt.optimizers._line_search import begin, judge, proceed
@@ -81,14 +81,15 @@ class Descent(Method):
         trial, model = self.evaluate(objective, x)
         slope = np.vecdot(trial.grad, state.direction)
         able = is_none(state.status)
-        search = begin(points.value, state.slope, step_size, epsilon(like))
+        noise = objective.epsilon()
+        search = begin(points.value, state.slope, step_size, noise)
         moved = able & judge(search, trial.value, slope)[0]
 
         status, step_size, search = state.status.copy(), step_size.copy(), np.full(len(x), None)
         rejected = np.flatnonzero(able & ~moved)
         table = np.array([points.value, state.slope, step_size, trial.value, slope])[:, rejected]
         for row, (start, descent, t, value, end) in zip(rejected, table.T.tolist(), strict=True):
-            one = state.search[row] or begin(start, descent, t, epsilon(like))
+            one = state.search[row] or begin(start, descent, t, noise[row])
             one = proceed(one, value, end)
             if one.verdict == "":
                 search[row], step_size[row] = one, one.step_size

@@ -17,7 +17,7 @@ import numpy as np
 
 from mlxopt._objective import Objective
 from mlxopt._platform.compiler import precompile_header
-from mlxopt._tree import Tree, count, ravel, to_device, to_numpy, unravel, working_dtype
+from mlxopt._tree import Tree, count, epsilon, ravel, to_device, to_numpy, unravel, working_dtype
 from mlxopt.autodiff._guards import call, compiled, name_of
 from mlxopt.autodiff._rows import hessian_row
 from mlxopt.many._agreement import At, check_row, explain_failure, general_vector
@@ -53,14 +53,21 @@ class BatchedObjective:
         own = sum(leaf.size for leaf in problems.own) // problems.size
         self._rows = rows
         self._numbers = own + sum(leaf.size for leaf in problems.shared) + count(problems.like)
-        self.alive = np.arange(problems.size)
+        self.alive, self.noise = np.arange(problems.size), np.zeros(problems.size)
         self._pad()
 
-    def keep(self, rows: np.ndarray) -> None:
-        """Continue with these of the running problems, a mask of shape (A,)."""
-        self.alive, self._slots = self.alive[rows], self._slots[rows]
-        if 0 < 2 * len(self.alive) <= self._size and self._wasted >= _WORTH_SHRINKING:
+    def keep(self, alive: np.ndarray) -> None:
+        """Compute these problems from here on, (A,) places among all."""
+        self.alive, self._slots = alive, self._places[alive]
+        worth = self._wasted >= _WORTH_SHRINKING or not self.compile
+        shrinks = worth and 2 * len(alive) <= self._size
+        if len(alive) and (shrinks or (self._slots < 0).any()):
             self._pad()
+
+    def epsilon(self, alive: np.ndarray | None = None) -> np.ndarray:
+        """Return the relative rounding errors of the losses, (A,): those running, or `alive`."""
+        noise = self.noise[self.alive if alive is None else alive]
+        return np.maximum(epsilon(self.problems.like), noise)
 
     def value_and_grad(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the losses (A,) and their gradients (A, p) at x (A, p)."""
@@ -156,10 +163,13 @@ class BatchedObjective:
     def _pad(self) -> None:
         """Arrange the running problems in as few slots as they need."""
         number, all_of_them = len(self.alive), self.problems.size
-        self._size = number if number == all_of_them else 1 << (number - 1).bit_length()
+        exact = number == all_of_them or not self.compile
+        self._size = number if exact else 1 << (number - 1).bit_length()
         self._slots, self._wasted = np.arange(number), 0
         self._buffer = np.zeros((self._size, self.problems.start.shape[1]))
         filled = np.concatenate([self.alive, np.repeat(self.alive[-1:], self._size - number)])
+        self._places = np.full(all_of_them, -1)
+        self._places[self.alive] = self._slots
         work = self._size * self._numbers
         pieces = -(-work * self._rows // _MOST)
         shared = bool(self._streams) and self._size > 1 and work >= _WORTH_TWO

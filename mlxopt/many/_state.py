@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+
+from mlxopt._stop import Progress
+from mlxopt._tree import Tree, from_host
 
 
 class Points(NamedTuple):
@@ -17,6 +20,39 @@ class Points(NamedTuple):
     optimality: np.ndarray  # (A,): what is compared with tol
 
 
+class Verdicts(NamedTuple):
+    """A `Verdict` on each of A runs."""
+
+    status: np.ndarray  # (A,): a Status, or None where the run goes on
+    reason: np.ndarray  # (A,): in a sentence, or ""
+    gain: np.ndarray  # (A,): the decrease still to be expected, or NaN
+
+    @classmethod
+    def of(cls, status: np.ndarray) -> Verdicts:
+        """Return verdicts that say no more than this status."""
+        size = len(status)
+        return cls(status, np.full(size, "", dtype=object), np.full(size, np.nan))
+
+
+class Running(NamedTuple):
+    """The runs under way; A rows."""
+
+    rows: np.ndarray  # (A,) int: their places among all
+    state: Any  # the method's
+    progress: Progress
+    start: Points
+    best: Points
+
+
+class Spot(NamedTuple):
+    """The part of a single optimizer's state that a verdict needs."""
+
+    params: Tree
+    value: float
+    grad: Tree
+    optimality: float
+
+
 class Method(ABC):
     """The optimizer of a single run, for the rows of arrays; a step is one trial for each row.
 
@@ -24,12 +60,20 @@ class Method(ABC):
     each, or None) and `moved` (bool).
     """
 
+    in_step: ClassVar[bool] = False
+    """Whether all rows need to have taken the same number of steps."""
+
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
 
     @abstractmethod
     def init(self, objective: Any, x: np.ndarray) -> Any:
         """Return the state at x, shape (A, p); one evaluation."""
+
+    def single(self, state: Any, point: Points, like: Tree) -> Any:
+        """Return the state of a single run at a point of the row to which `state` is reduced."""
+        x, value, grad, optimality = point
+        return Spot(from_host(x, like), float(value), from_host(grad, like), float(optimality))
 
     @abstractmethod
     def step(self, objective: Any, state: Any) -> Any:
@@ -56,6 +100,19 @@ def take(rows: Any, state: Any) -> Any:
     if isinstance(state, tuple):
         return type(state)(*(take(rows, field) for field in state))
     return state[rows] if isinstance(state, np.ndarray) else state
+
+
+def join(one: Running, other: Running) -> Running:
+    """Return the rows of both."""
+
+    def joined(one: Any, other: Any) -> Any:
+        if isinstance(one, tuple):
+            return type(one)(*(joined(*fields) for fields in zip(one, other, strict=True)))
+        return np.concatenate([one, other]) if isinstance(one, np.ndarray) else one
+
+    if not len(one.rows):
+        return other
+    return joined(one, other) if len(other.rows) else one
 
 
 def where(rows: np.ndarray, new: Any, old: Any) -> Any:

@@ -74,16 +74,19 @@ class AskAndTell(Method):
     """Any optimizer, with a state for each problem."""
 
     def init(self, objective: BatchedObjective, x: np.ndarray) -> AskedState:
-        like, self.single = objective.problems.like, AskedObjective(objective.single)
+        like, self.asked = objective.problems.like, AskedObjective(objective.single)
         points = Points(x, np.zeros(len(x)), np.zeros_like(x), np.zeros(len(x)))
         none = np.full(len(x), None)
         state = AskedState(points, none, np.zeros(len(x), bool), none)
         start = self.optimizer.init
-        return self._run(objective, state, lambda row: start(self.single, from_host(x[row], like)))
+        return self._run(objective, state, lambda row: start(self.asked, from_host(x[row], like)))
+
+    def single(self, state: Any, point: Points, like: Tree) -> Any:
+        return state.states._replace(**super().single(state, point, like)._asdict())
 
     def step(self, objective: BatchedObjective, state: AskedState) -> AskedState:
         step = self.optimizer.step
-        return self._run(objective, state, lambda row: step(self.single, state.states[row]))
+        return self._run(objective, state, lambda row: step(self.asked, state.states[row]))
 
     def _run(
         self, objective: BatchedObjective, state: AskedState, call: Callable[[int], Any]
@@ -96,8 +99,10 @@ class AskAndTell(Method):
         while results:
             asked: dict[int, Tree] = {}
             for row in results:
-                own = [leaf[int(objective.alive[row])] for leaf in problems.own]
-                self.single.record(problems.data(own, problems.shared), results[row])
+                index = int(objective.alive[row])
+                own = [leaf[index] for leaf in problems.own]
+                self.asked.record(problems.data(own, problems.shared), results[row])
+                self.asked.noise = objective.noise[index]
                 try:
                     new = call(row)
                 except _Ask as ask:

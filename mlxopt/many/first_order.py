@@ -32,6 +32,8 @@ class FirstOrderState(NamedTuple):
 class BatchedFirstOrder(Method):
     """A first-order rule."""
 
+    in_step = True  # one learning rate for all
+
     def init(self, objective: BatchedObjective, x: np.ndarray) -> FirstOrderState:
         rule, self._rows = self.optimizer, None
 
@@ -76,7 +78,7 @@ class BatchedFirstOrder(Method):
             like = params, params, initial_buffers(rule, params), rates[0]
             problems = objective.problems._replace(like=like, start=z)
             self._rows = BatchedObjective(objective.single, problems, compile=objective.compile)
-        self._rows.keep(np.isin(self._rows.alive, objective.alive))
+        self._rows.keep(objective.alive)
 
         def at(row: Tree, data: tuple[Any, ...]) -> mx.array:
             params, grad, buffers, (rate,) = row

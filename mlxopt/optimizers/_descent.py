@@ -156,7 +156,8 @@ class Descent(Optimizer[DescentState]):
         """Return the state with the memory of a start; NO_PROGRESS if it has that already."""
         memory = self.restart(state)
         if memory is None:
-            return state._replace(status=Status.NO_PROGRESS, direction=None, moved=False)
+            # A run that goes on, with more noise allowed for, begins a new search.
+            return state._replace(direction=None, status=Status.NO_PROGRESS, moved=False)
         return state._replace(direction=None, memory=memory, moved=False)
 
 

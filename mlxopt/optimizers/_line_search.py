@@ -49,7 +49,7 @@ class LineSearch(NamedTuple):
 NO_SEARCH = LineSearch(0.0, 0.0, 0.0, 0.0)
 
 
-def begin(value: Any, slope: Any, step_size: Any, eps: float) -> LineSearch:
+def begin(value: Any, slope: Any, step_size: Any, eps: Any) -> LineSearch:
     """Return a search from φ(0) = `value` with φ'(0) = `slope` < 0, first trial at `step_size`.
 
     `eps` is the machine epsilon of the arithmetic that computes φ.

@@ -1,0 +1,149 @@
+"""Whether runs have converged: the judgement of single runs, for many from one batched Hessian.
+
+Where the tests of the usual case decide, all runs are judged at once; the others one by one.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from mlxopt import _curvature
+from mlxopt._dense import times
+from mlxopt._status import Status
+from mlxopt._tree import count, epsilon, to_device
+from mlxopt._verdict import (
+    LEAST_GAIN,
+    NOISE,
+    Judge,
+    Start,
+    Verdict,
+    drop_so_far,
+    is_hidden,
+    seems_minimal,
+    to_rounding,
+)
+from mlxopt.many._objective import BatchedObjective
+from mlxopt.many._state import Method, Points, Running, Verdicts, take
+from mlxopt.optimizers import Optimizer
+
+_FAR = 100.0  # roundings that a step has to exceed to rule out a start at a minimum
+
+
+class BatchedJudge:
+    """Judges runs at points where they claim to have converged, or cannot proceed.
+
+    Args:
+        objective: the losses of all problems.
+        method: takes the steps.
+        tol: 0 takes every step.
+    """
+
+    def __init__(self, objective: BatchedObjective, method: Method, tol: float) -> None:
+        self.objective, self.method, self.tol = objective, method, tol
+        self.goal = np.full(objective.problems.size, np.inf)  # as in Judge, of every problem
+        self._batched: BatchedObjective | None = None  # for Hessians; of the problems judged last
+        self._dense = count(objective.problems.like) <= _curvature.DENSE
+        self._all_free = type(method.optimizer).reduced is Optimizer.reduced
+
+    def has_left(self, runs: Running) -> np.ndarray:
+        """Return which runs have moved on from a start that cannot have been a minimum, (A,)."""
+        start, points, eps = runs.start, runs.state.points, epsilon(self.objective.problems.like)
+        falls = start.value - points.value > 2 * NOISE * eps * np.abs(start.value)
+        step, size = (np.abs(x).max(axis=1) for x in (points.x - start.x, start.x))
+        return falls & (step > _FAR * eps * size)
+
+    def __call__(self, kind: str, runs: Running, points: Points) -> Verdicts:
+        """Return the verdicts on runs at these points, arrays (A,); `kind` is a method of Judge."""
+        size = len(runs.rows)
+        found = Verdicts.of(np.full(size, None))
+        matrix = self._hessian(runs.rows, points.x) if self._dense else None
+        left = np.ones(size, dtype=bool)
+        if matrix is not None and self._all_free:
+            usual = points.grad.any(axis=1) & np.isfinite(matrix).all(axis=(1, 2))
+            if usual.any():
+                some = take(usual, runs._replace(state=None))
+                decided, verdicts = self._usual(kind, some, take(usual, points), matrix[usual])
+                left[usual] = ~decided
+                for field, values in zip(found, verdicts, strict=True):
+                    field[usual] = values
+        for row in np.flatnonzero(left).tolist():
+            known = None if matrix is None else matrix[row]
+            verdict = self._single(kind, take(row, runs), take(row, points), known)
+            for field, value in zip(found, verdict, strict=True):
+                field[row] = value
+        return found
+
+    def _usual(
+        self, kind: str, runs: Running, points: Points, matrix: np.ndarray
+    ) -> tuple[np.ndarray, Verdicts]:
+        """Return which runs need no more than their Hessians to be judged, and the verdicts.
+
+        Args:
+            kind: the name of a method of `Judge`.
+            runs: A rows.
+            points: to judge, with gradients that are not zero.
+            matrix: the Hessians there, (A, p, p), finite.
+        """
+        like, start, (x, value, g, _) = self.objective.problems.like, runs.start, points
+        eps, level = epsilon(like), np.abs(value)
+        curvature = _curvature.of_matrix(matrix, g, eps)
+        if kind == "at_start":
+            seems = seems_minimal(x, g, np.vecdot(g, times(matrix, g)), eps * level, eps)
+            holds = seems & ~curvature.is_concave & is_hidden(curvature, x, eps * level, eps)
+            within, decided = np.zeros(len(x), dtype=bool), np.ones(len(x), dtype=bool)
+        else:
+            noise, way = NOISE * self.objective.epsilon(runs.rows) * level, x - start.x
+            curved = np.vecdot(way, times(matrix, way))
+            reference = drop_so_far(start.value - value, np.vecdot(g, way), curved, noise)
+            within = curvature.gain <= self.tol**2 * reference
+            if kind == "at_end":
+                hidden = is_hidden(curvature, x, noise, eps)
+            else:
+                hidden = curvature.gain <= np.minimum(LEAST_GAIN * reference, noise / NOISE)
+            holds = within | hidden
+            holds &= ~curvature.is_concave
+            if kind == "at_end":  # what happens along a flat direction has to be seen
+                holds &= ~curvature.is_flat.any(axis=-1)
+            decided = holds
+        status = np.full(len(x), None)
+        status[holds] = Status.CONVERGED
+        found = Verdicts.of(status)
+        found.reason[holds & ~within] = to_rounding(like)
+        return decided, found._replace(gain=np.where(holds, curvature.gain, np.nan))
+
+    def _single(
+        self, kind: str, run: Running, point: Points, hessian: np.ndarray | None
+    ) -> Verdict:
+        """Return the verdict on one of the runs, as of a single run."""
+        problems, index = self.objective.problems, int(run.rows)
+        optimizer, noise = self.method.optimizer, self.objective.noise
+        state = self.method.single(run.state, point, problems.like)
+        objective = copy.copy(self.objective.single)
+        objective.data, objective.noise = problems.single(index, point.x)[1], noise[index]
+        if hessian is not None:
+            structured = getattr(optimizer, "hessian", None)
+            objective.keep_hessian(
+                state.params, structured, to_device(hessian, self.objective.dtype)
+            )
+        start = Start(run.start.x, float(run.start.value))
+        judge = Judge(objective, optimizer, self.tol, start)
+        judge.goal = self.goal[index]
+        verdict = getattr(judge, kind)(state)
+        self.goal[index], noise[index] = judge.goal, objective.noise
+        return verdict
+
+    def _hessian(self, rows: np.ndarray, x: np.ndarray) -> np.ndarray | None:
+        """Return the Hessians of these problems, (A, p, p); None where MLX cannot batch them."""
+        if self._batched is None:
+            # A few evaluations: compiling would take longer.
+            one, problems = self.objective.single, self.objective.problems
+            p = count(problems.like)
+            self._batched = BatchedObjective(one, problems, compile=False, rows=p)
+        self._batched.keep(rows)
+        try:
+            return self._batched.hessian(x, getattr(self.method.optimizer, "hessian", None))
+        except (ValueError, RuntimeError, IndexError):
+            self._dense = False  # each by itself
+            return None
