@@ -87,7 +87,8 @@ def minimize(
             state) at each record; returning True stops. A list of functions calls each.
         progress: show a progress bar; None shows one if the run takes more than a second.
         compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
-            everything it captures frozen into it.
+            everything it captures frozen into it, and its value at the start is held against one op
+            by op.
 
     Returns:
         a `Result`. Ctrl-C ends the run and returns the last finite point, INTERRUPTED (before the
@@ -97,7 +98,8 @@ def minimize(
         copy of the result is without them.
 
     Raises:
-        TapeError: the loss reads arrays back to Python.
+        TapeError: the loss reads arrays that depend on the parameters back to Python, or its value
+            changes from call to call.
         TypeError, ValueError: `params`, `data`, an option or the value of the loss is not as
             described, the loss is not finite at the start, or `init` belongs to another optimizer,
             another loss or other parameters.
@@ -151,7 +153,8 @@ def minimize(
             with mx.stream(mx.cpu):
                 last = stages[-1][0]
                 wide = last.nearest(widened(state.params))
-                continued = Objective(drawn, widened(as_data(data, wide, loss)), compile=compile)
+                again = widened(as_data(data, wide, loss))
+                continued = Objective(drawn, again, compile=objective.compiles)
                 least = default_tol(wide) if tol is None else tol
                 state, status = _run(loop, continued, wide, stages[-1:], least)
                 if last.loss_alone and status in SETTLED and count(wide) <= _POLISHED:

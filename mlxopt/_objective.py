@@ -31,7 +31,10 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff import _rows
+from mlxopt.autodiff._evidence import check_trace, reads_in_vain
 from mlxopt.autodiff._guards import (
+    TapeError,
+    agree,
     call,
     checked_loss,
     compile_traces,
@@ -55,7 +58,8 @@ class Objective:
         loss: a function `loss(params, *data)` that returns a scalar array.
         data: its other arguments. They are arguments of the compiled functions too, into which a
             captured array would be frozen.
-        compile: False evaluates op by op, for a loss that branches on values.
+        compile: False evaluates op by op, for a loss that branches on values. The attribute
+            `compiles` is False also after `trace` has found a loss that cannot be compiled.
         fixed_draw: repeat the same random numbers in every evaluation, which makes a Monte Carlo
             loss deterministic, as a line search needs it; else each evaluation draws new ones.
     """
@@ -76,6 +80,7 @@ class Objective:
         self.steps_per_call = 1  # first-order steps in one compiled call
         self._fixed_draw = fixed_draw
         self.compiles = compile
+        self._hold: Callable[..., None] | None = None  # the check of the first evaluation
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._hessian_rows: Callable[..., mx.array] | None = None
         self._has_hessian = False
@@ -87,17 +92,52 @@ class Objective:
     def trace(self, params: Params, data: tuple[Any, ...] | None = None) -> None:
         """Check that the loss stays on the tape, and whether it draws random numbers.
 
+        A loss that reads back nothing that counts (its data, a print) is from now on evaluated op
+        by op. The value at the first evaluation is held against one op by op, which is not counted.
+
         Raises:
-            TapeError: it reads arrays back to Python.
+            TapeError: it reads arrays that depend on the parameters back to Python.
         """
+        data = self.data if data is None else data
+        drawn = with_fixed_draw(self._output)
+        mx.eval(params, data)  # a thread of the loss could not evaluate them
+        with kept_random_state() as random:
+            # First of all: a loss that keeps arrays of its first call then keeps real ones.
+            plain = self._output(params, *data)
+            mx.eval(plain)
+        self._uses_random = random.used and not self._fixed_draw
         if not self.compiles:
             return
-        # With a fixed draw the answer does not matter, and this trace serves the run as well.
+        # With a fixed draw this trace serves the run as well.
         serves = self._fixed_draw and compile_traces()
         traced = self._both() if serves else functools.partial(trace, self.loss)
-        with kept_random_state() as random, tape_guard(self.loss):
-            traced(params, *(self.data if data is None else data))
-        self._uses_random = random.used and not self._fixed_draw
+        try:
+            with kept_random_state(), tape_guard(self.loss):
+                traced(params, *data)
+        except TapeError:
+            if not reads_in_vain(lambda at: drawn(at, *data), params):
+                raise
+            self._compiled, self.compiles = {}, False
+            return
+        self._hold = functools.partial(self._hold_value, params, data, drawn, plain)
+
+    def _output(self, params: Params, *data: Any) -> mx.array:
+        """Return what an evaluation gives: the loss, shape ()."""
+        return self.loss(params, *data)
+
+    def _held(self, params: Params, value: mx.array, grad: Params | None = None) -> None:
+        """Hold the first evaluation against another, which shows a trace to be wrong."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold(params, value, grad)
+
+    def _hold_value(
+        self, start: Params, data: Any, drawn: Loss, plain: mx.array, params: Params, value, _
+    ) -> None:
+        if params is not start:  # moved into its bounds
+            plain = drawn(params, *data)
+        if not agree(value, plain):
+            check_trace(drawn, params, data, plain, value)
 
     def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """Return the compiled function of this key, from `make()` at the first call."""
@@ -134,12 +174,14 @@ class Objective:
         """
         self.evaluations += 1
         try:
-            return self._both()(params, *self.data)
+            value, grad = self._both()(params, *self.data)
         except np.linalg.LinAlgError:
             if self.evaluations == 1:
                 raise
             nan = mx.array(math.nan, dtype=working_dtype(params))
             return nan, tree_map(lambda leaf: mx.full(leaf.shape, math.nan, leaf.dtype), params)
+        self._held(params, value, grad)
+        return value, grad
 
     def _both(self) -> Callable[..., Any]:
         return self.compiled("value_and_grad", lambda: mx.value_and_grad(self.loss))

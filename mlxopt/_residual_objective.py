@@ -128,7 +128,9 @@ class ResidualObjective(Objective):
     def residual(self, params: Tree) -> mx.array:
         """Return r, shape (m,), in the working dtype of `params`; one evaluation."""
         self.evaluations += 1
-        return self.compiled("residual", lambda: self.vector)(params, *self.data)
+        residual = self.compiled("residual", lambda: self.vector)(params, *self.data)
+        self._held(params, residual)
+        return residual
 
     def jacobian(self, params: Tree) -> mx.array:
         """Return ∂rᵢ/∂xⱼ, shape (m, p), the parameters in `tree_flatten` order.
@@ -153,6 +155,9 @@ class ResidualObjective(Objective):
         if self._m is None:
             self._m = self.vector(params, *self.data).size
         return self._m
+
+    def _output(self, params: Tree, *data: Any) -> mx.array:
+        return self.vector(params, *data)
 
     def vector(self, params: Tree, *data: Any) -> mx.array:
         """Return r, shape (m,), for any data; not counted as an evaluation."""

@@ -57,7 +57,8 @@ def train(
             list of functions calls each.
         progress: show a progress bar; None shows one if the run takes more than a second.
         compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
-            everything it captures frozen into it.
+            everything it captures frozen into it, and its value at the start is held against one op
+            by op.
         init: a state to resume from: `result.state` or `info.state` of a run with the same rule, or
             from `mo.load`; `params` is then used only for its structure, shapes and dtypes. The
             rule's buffers and the step of a schedule are restored. Epochs are counted on, so that
@@ -74,7 +75,8 @@ def train(
         returned, NONFINITE; if the loss grows a thousandfold, the best ones, DIVERGED.
 
     Raises:
-        TapeError: the loss reads arrays back to Python.
+        TapeError: the loss reads arrays that depend on the parameters back to Python, or its value
+            changes from call to call.
         TypeError, ValueError: an argument is not as described, the loss of the first batch is not
             finite, `batches` is exhausted before the last epoch, or its batches have other sizes
             than those that `init` has taken.

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
+import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -21,12 +24,13 @@ from mlxopt._tree import (
     FLOATS,
     Tree,
     copies,
-    describe_structure,
     dtype_name,
+    epsilon,
     holds_float64,
+    is_float,
     leaves,
-    leaves_with_paths,
     structure,
+    to_numpy,
 )
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -37,6 +41,52 @@ _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib",
 
 class TapeError(ValueError):
     """The function reads an array back to Python, so its derivative can be silently wrong."""
+
+    place = ""  # file, line and code of the read, where known
+
+
+class Hooks:
+    """Functions of MLX that pass through a handler of the current thread, while within.
+
+    Args:
+        owner: a module or a class.
+        *names: of its functions.
+    """
+
+    def __init__(self, owner: Any, *names: str) -> None:
+        self._owner, self._own = owner, {name: getattr(owner, name) for name in names}
+        self._local, self._lock, self._within = threading.local(), threading.Lock(), 0
+
+    @contextlib.contextmanager
+    def __call__(self, handler: Function) -> Iterator[None]:
+        """Call `handler(function, *args)` in place of `function(*args)`."""
+        outer = getattr(self._local, "handler", None)
+        self._count(1)
+        self._local.handler = handler
+        try:
+            yield
+        finally:
+            self._local.handler = outer
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._within += change
+            if self._within == (change > 0):  # the first within, or the last
+                for name, own in self._own.items():
+                    setattr(self._owner, name, self._hooked(own) if change > 0 else own)
+
+    def _hooked(self, own: Function) -> Function:
+        @functools.wraps(own)
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            handler = getattr(self._local, "handler", None)
+            return own(*args, **kwargs) if handler is None else handler(own, *args, **kwargs)
+
+        return hooked
+
+
+_NUMBERS = "item", "tolist", "__float__", "__int__", "__bool__", "__index__"
+reads = Hooks(mx.array, *_NUMBERS, "__repr__", "__format__")
 
 
 def check_is_callable(loss: Any) -> None:
@@ -77,7 +127,7 @@ def checked_loss(loss: Function, has_aux: bool = False) -> Function:
                 f"(value, aux)."
             )
         value: Any = result[0] if has_aux else result
-        _check_output(f"{name} returned", value, "a scalar mx.array")
+        check_output(f"{name} returned", value, "a scalar mx.array")
         if value.ndim > 0:
             raise ValueError(
                 f"{name} returned an array of shape {value.shape}; expected a scalar, shape (). "
@@ -88,26 +138,8 @@ def checked_loss(loss: Function, has_aux: bool = False) -> Function:
     return checked
 
 
-def checked_function(function: Function) -> Function:
-    """Return `function` with a check that it returns a tree of real floating-point arrays."""
-    check_is_callable(function)
-    name = name_of(function)
-
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        result = call(function, *args, **kwargs)
-        named = leaves_with_paths(result)
-        if not named:
-            raise TypeError(f"{name} returned {result!r}; expected an mx.array or a tree of them.")
-        for path, leaf in named:
-            where = f"{name} returned" + (f", at {path}," if path else "")
-            _check_output(where, leaf, "an mx.array, or a tree of them")
-        return result
-
-    return checked
-
-
-def _check_output(found: str, value: Any, expected: str) -> None:
+def check_output(found: str, value: Any, expected: str) -> None:
+    """Raise TypeError unless `value` is a real floating-point array; the first words are given."""
     if not isinstance(value, mx.array):
         advice = (
             "Is a return missing?"
@@ -125,27 +157,6 @@ def _check_output(found: str, value: Any, expected: str) -> None:
         raise TypeError(f"{found} dtype {kind}; expected floats of a smooth loss. {advice}.")
 
 
-def check_vector(params: Tree, vector: Tree) -> Tree:
-    """Return `vector` with its leaves in the order and dtypes of `params`, if it is like it."""
-    if structure(vector) != structure(params):
-        raise ValueError(
-            f"vector is {describe_structure(vector)}; expected a tree like params, "
-            f"{describe_structure(params)}. Build it with mlx.utils.tree_map over params."
-        )
-    given = dict(leaves_with_paths(vector))
-    for path, leaf in leaves_with_paths(params):
-        one = given[path]
-        is_real = isinstance(one, mx.array) and one.dtype != mx.complex64
-        if not is_real or one.shape != leaf.shape:
-            error = ValueError if is_real else TypeError
-            raise error(
-                f"vector{path} is {describe_structure(one)}; expected an mx.array of real numbers "
-                f"of shape {leaf.shape}, the shape of params{path}."
-            )
-    # By name: two equal dictionaries can hold their keys in different orders.
-    return tree_map(lambda leaf, one: one.astype(leaf.dtype), params, vector)
-
-
 def signature(tree: Tree) -> Any:
     """Return all that a trace depends on: structure, shapes, dtypes, flags and types of numbers."""
     kinds = [
@@ -159,21 +170,51 @@ def signature(tree: Tree) -> Any:
 
 @contextlib.contextmanager
 def tape_guard(loss: Function) -> Iterator[None]:
-    """Turn the refusal of MLX to evaluate a traced array into a TapeError that names the line."""
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, TapeError) or not is_refusal(error):
+    """Turn the refusal of MLX to evaluate a traced array into a TapeError that names the line.
+
+    It is raised also where the function has caught the refusal.
+    """
+    caught: list[TapeError] = []
+
+    def noting(read: Function, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return read(*args, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            caller = sys._getframe(2).f_code.co_filename
+            if is_refusal(error) and not caller.startswith(_PACKAGE):
+                caught.append(_tape_error(loss, traceback.extract_stack()))
             raise
-        frame = _own(traceback.extract_tb(error.__traceback__))
-        raise TapeError(
-            f"{name_of(loss)} reads an array back to Python in {frame.filename}, line "
-            f"{frame.lineno} ({frame.line}), so its derivative may be silently wrong: it is where "
-            f"the value depends on the parameters. Stay in MLX operations: mx.where in place of "
-            f"if, mx.array operations in place of NumPy, and no .item(), float() or print of "
-            f"values. If the read-back does no harm (a branch, a print, a read of the data), pass "
-            f"compile=False; minimize, train and value_and_grad all take it."
-        ) from error
+
+    try:
+        with reads(noting):
+            yield
+    except TapeError:
+        raise
+    except Exception as error:
+        if caught:
+            raise caught[0] from error
+        if is_refusal(error) or _LEFT in str(error):
+            raise _tape_error(loss, traceback.extract_tb(error.__traceback__)) from error
+        raise
+    if caught:
+        raise caught[0]
+
+
+# MLX's message for an array of a trace that is evaluated outside of it: by another thread, or kept.
+_LEFT = "[eval] Attempting to eval an array without a primitive"
+
+
+def _tape_error(loss: Function, frames: traceback.StackSummary) -> TapeError:
+    frame = _own(frames)
+    place = f"in {frame.filename}, line {frame.lineno} ({frame.line})"
+    error = TapeError(
+        f"{name_of(loss)} reads an array back to Python {place}, so its derivative may be silently "
+        f"wrong: the value depends on the parameters. Stay in MLX operations: mx.where in place of "
+        f"if, mx.array operations in place of NumPy, and no .item() or float(). If the value only "
+        f"selects a branch, pass compile=False; minimize, train and value_and_grad all take it."
+    )
+    error.place = place
+    return error
 
 
 def compiled(function: Function, **options: Any) -> Function:
@@ -259,6 +300,24 @@ def compile_traces() -> bool:
     except ValueError:
         return True
     return False
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether two trees of arrays are equal to half of the digits, NaN in the same places."""
+    found, expected = leaves(one), leaves(other)
+    return len(found) == len(expected) and all(map(_are_close, found, expected))
+
+
+def _are_close(one: mx.array, other: mx.array) -> bool:
+    if one.shape != other.shape or not is_float(other):
+        return one.shape == other.shape
+    found, expected = to_numpy(one), to_numpy(other)
+    known = np.isfinite(expected)
+    scale = np.abs(expected, where=known, out=np.zeros_like(expected)).max(initial=0.0)
+    room = math.sqrt(epsilon(other)) * scale
+    with np.errstate(invalid="ignore"):
+        same = (np.abs(found - expected) <= room) | (found == expected)
+    return bool(np.all(same | (np.isnan(found) & np.isnan(expected))))
 
 
 class kept_random_state:

@@ -10,8 +10,15 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxopt._operation import Function
-from mlxopt._tree import Tree, count, leaves, ravel
-from mlxopt.autodiff._guards import checked_function, checked_loss, name_of, with_fixed_draw
+from mlxopt._tree import Tree, count, leaves, leaves_with_paths, ravel
+from mlxopt.autodiff._guards import (
+    call,
+    check_is_callable,
+    check_output,
+    checked_loss,
+    name_of,
+    with_fixed_draw,
+)
 from mlxopt.autodiff._proof import Proof
 from mlxopt.autodiff._rows import RowMap, split
 
@@ -45,7 +52,7 @@ def jacobian(function: Function, flat: bool = False, compile: bool = True) -> Fu
     >>> mo.jacobian(circle)(mx.array(2.0))
     array([4, 12], dtype=float32)
     """
-    checked = checked_function(function)
+    checked = _checked_function(function)
     prove, rows = Proof(checked, compile), RowMap()
 
     @functools.wraps(function)
@@ -62,6 +69,25 @@ def jacobian(function: Function, flat: bool = False, compile: bool = True) -> Fu
         return matrix if flat else split(matrix, outputs, params)
 
     return wrapped
+
+
+def _checked_function(function: Function) -> Function:
+    """Return `function` with a check that it returns a tree of real floating-point arrays."""
+    check_is_callable(function)
+    name = name_of(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        result = call(function, *args, **kwargs)
+        named = leaves_with_paths(result)
+        if not named:
+            raise TypeError(f"{name} returned {result!r}; expected an mx.array or a tree of them.")
+        for path, leaf in named:
+            where = f"{name} returned" + (f", at {path}," if path else "")
+            check_output(where, leaf, "an mx.array, or a tree of them")
+        return result
+
+    return checked
 
 
 def _pull(function: Function) -> Function:

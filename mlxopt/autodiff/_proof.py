@@ -16,7 +16,15 @@ from mlxopt.autodiff._arguments import (
     integer_leaves,
     to_data,
 )
-from mlxopt.autodiff._guards import kept_random_state, proving, signature, tape_guard, trace
+from mlxopt.autodiff._evidence import reads_in_vain
+from mlxopt.autodiff._guards import (
+    TapeError,
+    kept_random_state,
+    proving,
+    signature,
+    tape_guard,
+    trace,
+)
 
 Given = dict[int | str, Any]  # arguments by position or name
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -91,8 +99,14 @@ class Proof:
             finally:
                 proving.reset(token)
 
-        with tape_guard(self._function), kept_random_state():
-            trace(in_params, [given[key] for key in self._params])
+        params = [given[key] for key in self._params]
+        try:
+            with tape_guard(self._function), kept_random_state():
+                self._run(given)  # a loss that keeps arrays of its first call keeps real ones
+                trace(in_params, params)
+        except TapeError:
+            if not reads_in_vain(in_params, params):
+                raise
         self._seen.add(kind)
 
     def _run(self, given: Given) -> Any:

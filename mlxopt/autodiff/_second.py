@@ -10,10 +10,20 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import mlx.core as mx
+from mlx.utils import tree_map
+
 from mlxopt._operation import Function
-from mlxopt._tree import Tree, count, working_dtype
+from mlxopt._tree import (
+    Tree,
+    count,
+    describe_structure,
+    leaves_with_paths,
+    structure,
+    working_dtype,
+)
 from mlxopt.autodiff._arguments import Cast, to_data
-from mlxopt.autodiff._guards import check_vector, checked_loss, with_fixed_draw
+from mlxopt.autodiff._guards import checked_loss, with_fixed_draw
 from mlxopt.autodiff._proof import Proof
 from mlxopt.autodiff._rows import RowMap, hessian_product, hessian_row, split
 
@@ -49,7 +59,7 @@ def hvp(loss: Function, compile: bool = True) -> Function:
         arguments, kwargs = prove(params, *data, **kwargs)
         params, data = arguments[0], arguments[1:]
         vector = to_data(vector, Cast(working_dtype(params)), "vector", strict=False)
-        return product(params, check_vector(params, vector), *data, **kwargs)
+        return product(params, _check_vector(params, vector), *data, **kwargs)
 
     return wrapped
 
@@ -94,3 +104,24 @@ def hessian(loss: Function, flat: bool = False, compile: bool = True) -> Functio
         return matrix if flat else split(matrix, params, params)
 
     return wrapped
+
+
+def _check_vector(params: Tree, vector: Tree) -> Tree:
+    """Return `vector` with its leaves in the order and dtypes of `params`, if it is like it."""
+    if structure(vector) != structure(params):
+        raise ValueError(
+            f"vector is {describe_structure(vector)}; expected a tree like params, "
+            f"{describe_structure(params)}. Build it with mlx.utils.tree_map over params."
+        )
+    given = dict(leaves_with_paths(vector))
+    for path, leaf in leaves_with_paths(params):
+        one = given[path]
+        is_real = isinstance(one, mx.array) and one.dtype != mx.complex64
+        if not is_real or one.shape != leaf.shape:
+            error = ValueError if is_real else TypeError
+            raise error(
+                f"vector{path} is {describe_structure(one)}; expected an mx.array of real numbers "
+                f"of shape {leaf.shape}, the shape of params{path}."
+            )
+    # By name: two equal dictionaries can hold their keys in different orders.
+    return tree_map(lambda leaf, one: one.astype(leaf.dtype), params, vector)
