@@ -86,9 +86,9 @@ def minimize(
         callback: called with an `Info` (step, value, optimality, seconds, evaluations, params,
             state) at each record; returning True stops. A list of functions calls each.
         progress: show a progress bar; None shows one if the run takes more than a second.
-        compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
-            everything it captures frozen into it, and its value at the start is held against one op
-            by op.
+        compile: False evaluates op by op, for a loss that branches on values; its gradient is then
+            held against finite differences at the start. A compiled loss has everything it captures
+            frozen into it, and its value at the start is held against one op by op.
 
     Returns:
         a `Result`. Ctrl-C ends the run and returns the last finite point, INTERRUPTED (before the

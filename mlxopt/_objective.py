@@ -31,7 +31,7 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff import _rows
-from mlxopt.autodiff._evidence import check_trace, reads_in_vain
+from mlxopt.autodiff._evidence import check_slope, check_trace, reads_in_vain
 from mlxopt.autodiff._guards import (
     TapeError,
     agree,
@@ -107,6 +107,7 @@ class Objective:
             mx.eval(plain)
         self._uses_random = random.used and not self._fixed_draw
         if not self.compiles:
+            self._hold = functools.partial(self._hold_slope, data)
             return
         # With a fixed draw this trace serves the run as well.
         serves = self._fixed_draw and compile_traces()
@@ -126,7 +127,7 @@ class Objective:
         return self.loss(params, *data)
 
     def _held(self, params: Params, value: mx.array, grad: Params | None = None) -> None:
-        """Hold the first evaluation against another, which shows a trace to be wrong."""
+        """Hold the first evaluation against others, which show a trace or gradient to be wrong."""
         hold, self._hold = self._hold, None
         if hold is not None:
             hold(params, value, grad)
@@ -138,6 +139,12 @@ class Objective:
             plain = drawn(params, *data)
         if not agree(value, plain):
             check_trace(drawn, params, data, plain, value)
+
+    def _hold_slope(self, data: Any, params: Params, value: mx.array, grad: Params | None) -> None:
+        loss = with_fixed_draw(self.loss)
+        if grad is None:
+            value, grad = mx.value_and_grad(loss)(params, *data)
+        check_slope(loss, params, data, value, grad)
 
     def compiled(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """Return the compiled function of this key, from `make()` at the first call."""

@@ -56,9 +56,9 @@ def train(
             epoch; its `value` is the mean loss of the epoch so far. Returning True stops. A
             list of functions calls each.
         progress: show a progress bar; None shows one if the run takes more than a second.
-        compile: False evaluates op by op, for a loss that branches on values. A compiled loss has
-            everything it captures frozen into it, and its value at the start is held against one op
-            by op.
+        compile: False evaluates op by op, for a loss that branches on values; its gradient is then
+            held against finite differences at the start. A compiled loss has everything it captures
+            frozen into it, and its value at the start is held against one op by op.
         init: a state to resume from: `result.state` or `info.state` of a run with the same rule, or
             from `mo.load`; `params` is then used only for its structure, shapes and dtypes. The
             rule's buffers and the step of a schedule are restored. Epochs are counted on, so that

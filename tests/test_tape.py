@@ -21,6 +21,144 @@ def squares(p, X, y):
     return mx.mean(mx.square(X @ p - y))
 
 
+# --- A derivative that is wrong, although nothing is refused --------------------------------------
+
+
+def by_numpy(p, X, y):
+    return mx.array(np.mean(np.square(np.array(X) @ np.array(p) - np.array(y))))
+
+
+def by_items(p, X, y):
+    return mx.array(sum((X[:, 0] * p[0].item() + X[:, 1] * p[1].item() - y).tolist()) ** 2)
+
+
+def partly(p, X, y):
+    return squares(p, X, y) + mx.array(float(mx.sum(mx.square(p))))
+
+
+def scaled(p, X, y):
+    return squares(p, X, y) * p[0].item() ** 2
+
+
+def weights_by_numpy(p, X, y):
+    residual = X @ p - y
+    return mx.mean(mx.array(1 + np.abs(np.array(residual))) * mx.square(residual))
+
+
+OFF_TAPE = [by_numpy, by_items, partly, scaled, weights_by_numpy]
+
+
+@pytest.mark.parametrize("loss", OFF_TAPE)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64])
+@pytest.mark.parametrize("optimizer", [mo.LBFGS(), mo.Adam(0.1), mo.LBFGSB(lower=-9.0)])
+def test_without_a_trace_differences_of_the_loss_find_it(loss, dtype, optimizer):
+    data = [item.astype(dtype, stream=mx.cpu) for item in DATA]
+    start = START.astype(dtype, stream=mx.cpu)
+    with pytest.raises(mo.TapeError) as caught:
+        mo.minimize(loss, start, optimizer, *data, compile=False)
+    assert f"the gradient of {loss.__name__} is not its derivative" in str(caught.value)
+    assert __file__ in str(caught.value)  # with the line
+
+
+@pytest.mark.parametrize("loss", OFF_TAPE)
+def test_train_and_least_squares_do_so_too(loss):
+    with pytest.raises(mo.TapeError, match="is not its derivative"):
+        mo.train(loss, START, mo.SGD(0.1), [DATA], compile=False)
+
+    def residual(p, X, y):
+        return mx.concatenate([X @ p - y, loss(p, X, y)[None]])
+
+    with pytest.raises(mo.TapeError, match="is not its derivative"):
+        mo.least_squares(residual, START, *DATA, compile=False)
+
+
+def deliberate_constant(p, X, y):
+    weight = mx.stop_gradient(1 / (1 + mx.abs(X @ p - y)))
+    return mx.mean(weight * mx.square(X @ p - y))
+
+
+def constant_by_numpy(p, X, y):
+    residual = np.array(mx.stop_gradient(X @ p - y).astype(mx.float32))
+    weights = mx.array(1 / (1 + np.abs(residual)), dtype=p.dtype)
+    return mx.mean(weights * mx.square(X @ p - y))
+
+
+def branch(p, X, y):
+    return squares(p, X, y) if p[0].item() > -5 else mx.sum(mx.abs(p))
+
+
+def kink(p, X, y):
+    return mx.mean(mx.abs(X @ p - y)) + mx.sum(mx.abs(p - START))
+
+
+def false_kink(p, X, y):
+    # relu(x) - relu(-x) is x, but MLX's derivative of it is 0 at x = 0.
+    x = p - START
+    return mx.sum(mx.square(mx.maximum(x, 0) - mx.maximum(-x, 0) - 1)) + 0 * mx.sum(y)
+
+
+def plateau(p, X, y):
+    return 1 - mx.exp(-mx.sum(mx.square(p + 30)))
+
+
+def steps(p, X, y):
+    return mx.sum(mx.round(p * 3)) + squares(p, X, y)
+
+
+def noisy(p, X, y):
+    return squares(p, X, y) + float(rng.normal())
+
+
+def drawn(p, X, y):
+    return squares(p + 0.1 * mx.random.normal((2,)), X, y)
+
+
+def offset(p, X, y):
+    return 1e6 + squares(p, X, y)
+
+
+def network(p, X, y):
+    hidden = mx.maximum(X @ mx.ones((2, 50)) * mx.arange(50) + p[0], 0)
+    return mx.mean(mx.square(mx.mean(hidden, axis=1) * p[1] - y))
+
+
+@pytest.mark.filterwarnings("ignore::mlxopt.ConvergenceWarning")
+@pytest.mark.parametrize(
+    "loss",
+    [
+        deliberate_constant,
+        constant_by_numpy,
+        branch,
+        kink,
+        false_kink,
+        plateau,
+        steps,
+        noisy,
+        drawn,
+        offset,
+        network,
+    ],
+)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.bfloat16])
+def test_differences_give_no_false_alarm(loss, dtype):
+    data = [item.astype(dtype, stream=mx.cpu) for item in DATA]
+    start = START.astype(dtype, stream=mx.cpu)
+    mo.minimize(loss, start, mo.SGD(1e-3), *data, compile=False, max_steps=2)
+    mo.train(loss, start, mo.SGD(1e-3), [data], compile=False)
+
+
+@pytest.mark.parametrize("problem", mo.problems.ALL, ids=lambda one: one.name)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64])
+def test_no_false_alarm_around_the_starts_of_the_problems(problem, dtype):
+    with mx.stream(mx.cpu):
+        for shift in (0.0, 0.01, 0.3):
+            start = problem.params(dtype)
+            start = start * (1 + shift * mx.cos(mx.arange(start.size))) + shift
+            objective = mo.optimizers._base.Objective(problem.loss, compile=False)
+            objective.trace(start)
+            mx.eval(objective.value_and_grad(start))
+
+
 # --- What is read back without an effect ----------------------------------------------------------
 
 
@@ -312,3 +450,24 @@ def test_rounding_is_no_difference(dtype):
         mo.minimize(loss, start, mo.SGD(1e-3), x, y, max_steps=1)
         mo.train(loss, start, mo.SGD(1e-3), [(x, y)])
     mo.least_squares(lambda p, x, y: p[0] * mx.exp(p[1] * x) - y, start, x, y)
+
+
+def test_sums_of_many_float32_numbers_give_no_false_alarm():
+    # The derivative of the rounded sum is not that of the sum: half of it along some directions.
+    with mx.stream(mx.cpu):
+        X = mx.random.normal((200_000, 20), key=mx.random.key(0))
+        y = (X @ mx.ones(20) > 0).astype(mx.float32)
+
+    def loss(w, X, y):
+        z = X @ w
+        return mx.mean(mx.logaddexp(0, z) - y * z) + 1e-3 * mx.sum(w * w)
+
+    def in_numpy(w, X, y):
+        z = np.array(X @ w)
+        return mx.array(np.mean(np.logaddexp(0, z) - np.array(y) * z)) + 1e-3 * mx.sum(w * w)
+
+    for start in (mx.zeros(20), 0.3 * mx.ones(20)):
+        mo.minimize(loss, start, mo.SGD(0.1), X, y, max_steps=1, tol=0, compile=False)
+        mo.minimize(loss, start, mo.SGD(0.1), X, y, max_steps=1, tol=0)
+        with pytest.raises(mo.TapeError, match="is not its derivative"):
+            mo.minimize(in_numpy, start, mo.SGD(0.1), X, y, compile=False)

@@ -12,8 +12,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._operation import Function, is_refusal
-from mlxopt._tree import Tree, epsilon, from_host, is_float, leaves, to_host, to_numpy
+from mlxopt._tree import Tree, epsilon, from_host, is_float, leaves, to_host, to_numpy, widened
 from mlxopt.autodiff._guards import (
+    Hooks,
     TapeError,
     agree,
     compile_traces,
@@ -24,6 +25,7 @@ from mlxopt.autodiff._guards import (
     trace,
 )
 
+constants = Hooks(mx, "stop_gradient")
 _MARGIN = 100.0  # times the rounding that is observed
 _CLEAR = 0.02  # the share of a derivative that is a clear disagreement
 _SLACK = 10.0  # times the differences between finite differences
@@ -123,3 +125,139 @@ def _differing(one: mx.array, other: mx.array) -> str:
     worst = int(np.argmax(np.where(np.isnan(gaps), np.inf, gaps)))
     entry = f" in entry {worst}" if one.ndim else ""
     return f"{pair[0][worst]:.9g} and {pair[1][worst]:.9g}{entry}"
+
+
+def check_slope(
+    loss: Function, params: Tree, data: tuple[Any, ...], value: mx.array, grad: Tree
+) -> None:
+    """Raise TapeError where finite differences of a loss clearly contradict its gradient.
+
+    One difference at the start will mostly do. Where it disagrees, and the loss reads back arrays
+    that depend on the parameters, differences at two points nearby decide: at the start itself the
+    loss may have a kink, on which MLX's gradient is one of several.
+
+    Args:
+        loss: `loss(params, *data)`, a scalar, with the same random numbers in every call.
+        params: the point.
+        data: the other arguments.
+        value: the loss there.
+        grad: its gradient there.
+    """
+    if not np.isfinite([float(value), *to_host(grad)]).all():
+        return
+    try:
+        line = _Line(loss, params, data)
+        if line.agrees(line.step, 0.0, to_host(grad)):
+            return
+        place = _reading(loss, params, data, value)
+        if place is None:
+            return
+        # In float64, since a sum of many float32 numbers has slopes of its own.
+        with mx.stream(mx.cpu):
+            line = _Line(loss, widened(params), widened(data))
+            contradictions = [line.contradiction(shift) for shift in (0.04, -0.03)]
+    except TapeError:
+        raise
+    except Exception:  # of any kind: outside the domain of the loss
+        return
+    first, second = contradictions
+    if first is None or second is None:
+        return
+    expected, change = first
+    raise TapeError(
+        f"the gradient of {name_of(loss)} is not its derivative: near the start, along one "
+        f"direction, it gives {expected:.4g} and finite differences of the loss {change:.4g}. A "
+        f"part of the loss is computed outside MLX, where no derivative is known, by an array that "
+        f"is read back {place}. Write that part in MLX operations, and pass what is meant to be "
+        f"constant among the data."
+    )
+
+
+class _Line:
+    """A loss along a direction in general position, from points near the parameters."""
+
+    def __init__(self, loss: Function, params: Tree, data: tuple[Any, ...]) -> None:
+        self.loss, self.params, self.data = loss, params, data
+        self.epsilon, self.x = epsilon(params), to_host(params)
+        self.step, size = self.epsilon**0.25, self.x.size
+        usual = max(1.0, float(np.sqrt(np.mean(self.x**2))))
+        sizes = np.maximum(np.abs(self.x), 0.05 * usual)
+        random = np.random.default_rng(0)
+        self.direction = sizes * random.choice([-1.0, 1.0], size) * random.uniform(0.5, 1.5, size)
+        self.aside = sizes * random.uniform(-1.0, 1.0, size)
+
+    def at(self, shift: float, step: float) -> Tree:
+        """Return the point `shift` to the side and `step` along the direction."""
+        point = self.x + shift * self.aside + step * self.direction
+        return from_host(point, self.params)
+
+    def value(self, shift: float, step: float) -> float:
+        """Return the loss there."""
+        return float(self.loss(self.at(shift, step), *self.data))
+
+    def agrees(self, step: float, shift: float, grad: np.ndarray) -> bool:
+        """Whether a central difference agrees with the gradient, or rounding hides both."""
+        ahead, behind = self.value(shift, step), self.value(shift, -step)
+        change, expected = (ahead - behind) / 2, step * (grad @ self.direction)
+        room = _CLEAR * max(abs(change), abs(expected)) + 10 * self.epsilon * abs(ahead)
+        return bool(abs(change - expected) <= room)
+
+    def contradiction(self, shift: float) -> tuple[float, float] | None:
+        """Return a slope by the gradient and by differences, if these clearly contradict it."""
+        value, grad = mx.value_and_grad(self.loss)(self.at(shift, 0.0), *self.data)
+        grad = to_host(grad)
+        if self.agrees(self.step, shift, grad):
+            return None
+        expected = float(grad @ self.direction)
+        # A loss computed in float32 after all has to contradict the gradient altogether.
+        share = _CLEAR if value.dtype == mx.float64 else 0.9
+        # With constants held as well: a custom function may stop gradients to give its own.
+        stopped = _stopped(self.loss, self.at(shift, 0.0), self.data)
+        along = functools.partial(self.value, shift)
+        slopes = np.zeros(len(_STEPS))
+        for function in [along, *([_held(along, stopped)] if stopped else [])]:
+            slopes = np.array([(function(h) - function(-h)) / (2 * h) for h in _STEPS])
+            error = _SLACK * np.abs(np.diff(slopes)).sum()
+            clear = max(error, share * max(abs(slopes[1]), abs(expected)))
+            if not abs(slopes[1] - expected) > clear:  # NaN included
+                return None
+        return expected, float(slopes[1])
+
+
+def _stopped(loss: Function, params: Tree, data: tuple[Any, ...]) -> list[mx.array]:
+    """Return the results of `mx.stop_gradient` in an evaluation of the loss."""
+    found: list[mx.array] = []
+
+    def keep(stop: Function, array: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        found.append(stop(array, *args, **kwargs))
+        return found[-1]
+
+    with constants(keep):
+        loss(params, *data)
+    return found
+
+
+def _held(function: Function, arrays: list[mx.array]) -> Function:
+    """Return `function` with these arrays as the results of `mx.stop_gradient`."""
+
+    def held(*args: Any) -> Any:
+        following = iter(arrays)
+        with constants(lambda *_: next(following)):
+            return function(*args)
+
+    return held
+
+
+def _reading(loss: Function, params: Tree, data: tuple[Any, ...], plain: mx.array) -> str | None:
+    """Return where a loss reads an array that depends on the parameters; None if nowhere."""
+    try:
+        with tape_guard(loss):
+            trace(lambda at: loss(at, *data), params)
+    except TapeError as error:
+        return error.place
+    traced = compiled(lambda at: loss(at, *data))(params)
+    if agree(traced, plain):
+        return None
+    if agree(loss(params, *data), plain):  # else it changes from call to call, as is known
+        check_trace(loss, params, data, plain, traced)
+    return None
