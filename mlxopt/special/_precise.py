@@ -2,10 +2,10 @@
 
 In float64 on the CPU MLX computes these functions, or their derivatives, in float32. While a
 function wrapped by `precise` is called, the names in `mlx.core` stand for functions that compute
-float64 arrays with those of `mlxopt.special`, and all others with MLX's own, as other threads do.
-Code that reaches MLX by these names, such as `mlx.nn`, then has the digits too. `from mlx.core import exp` keeps MLX's
-own, and so do rules that run later: those of a user's `mx.custom_function`, and the second pass of
-`mx.checkpoint`.
+float64 arrays of the calling thread with those of `mlxopt.special`, and all others with MLX's own.
+Code that reaches MLX by these names, such as `mlx.nn`, then has the digits too.
+`from mlx.core import exp` keeps MLX's own, and so do rules that run later: those of a user's
+`mx.custom_function`, and the second pass of `mx.checkpoint`.
 """
 
 from __future__ import annotations
