@@ -31,6 +31,7 @@ from mlxopt.autodiff._arguments import (
     Integers,
     as_floats,
     integers_of_batches,
+    not_finite,
     to_data,
 )
 from mlxopt.autodiff._pairs import warn_of_pairs
@@ -38,8 +39,10 @@ from mlxopt.data import Batches
 from mlxopt.optimizers import FirstOrder, Optimizer
 from mlxopt.optimizers._base import initial_buffers
 
-_STRIDE = 50  # batches between two reads
-_SECONDS = 1.0  # after which to read before that
+_STRIDE = 50  # batches between two reads,
+_SECONDS = 1.0  # or seconds,
+_HELD = 2**26  # or bytes of batches: they are held until the read, to be taken again one by one
+_EARLY = 64  # rows of the first batches that are kept, to know the loss at the start
 
 
 Batch = tuple[Any, ...]
@@ -82,6 +85,22 @@ class TrainState(NamedTuple):
         return self._replace(losses=(*self.losses, self.value), batch=0, total=0.0, rows=0)
 
 
+class _Steps(NamedTuple):
+    """Steps since the last read, not yet known to be finite."""
+
+    params: Params
+    buffers: Tree
+    largest: Any  # the largest entry of the last gradient
+    losses: tuple[mx.array, ...]  # of each batch
+    batches: tuple[Batch, ...]
+
+    def numbers(self) -> tuple[float, ...]:
+        """Return the largest entry of the last gradient, that of `params`, and the losses."""
+        # The parameters too: a row of an embedding may be NaN and in none of these batches.
+        with device_for(self.params):
+            return read(self.largest, largest_entry(self.params), *self.losses)
+
+
 class Epochs(Optimizer[TrainState]):
     """Epochs of a first-order rule as an optimizer, whose steps are batches.
 
@@ -99,6 +118,10 @@ class Epochs(Optimizer[TrainState]):
         self.end = epochs  # the number of epochs at the end
         self.groups: Iterator[list[Batch]] = iter(())  # the rest of the current epoch
         self.integers: Integers | None = None  # leaves of a batch that are no numbers
+        self.early: list[Batch] = []  # the first batches of the run
+        self.early_rows = 0
+        self.error: Exception | None = None  # raised once the steps before it are read
+        self.reason = ""  # why the run ended, where more is known than the status says
 
     def init(self, objective: Objective, params: Params) -> TrainState:
         """Return the state at the start, having checked the loss on the first batch."""
@@ -108,7 +131,7 @@ class Epochs(Optimizer[TrainState]):
         if self.resume is not None:
             check_state(self.rule, self.resume, state)
             state = self.resume._replace(params=params, status=None, moved=False)
-        self.end = state.epoch + self.epochs
+        self.end, self.start = state.epoch + self.epochs, state.params
         self.groups = self._groups(objective, state)
         state, group = self._next(objective, state)
         if group is None:
@@ -121,7 +144,8 @@ class Epochs(Optimizer[TrainState]):
             objective.data = group[0]
             value, grad = objective.value_and_grad(state.params)
             first, largest = read(value, largest_entry(grad))
-            check_start(first, largest)
+            cause = None if is_finite(first, largest) else self._cause(objective, group[0])
+            check_start(first, largest, cause)
             warn_of_ignored(objective, state.params, grad)
         fresh = self.resume is None
         return state._replace(first=first, optimality=largest) if fresh else state
@@ -136,50 +160,106 @@ class Epochs(Optimizer[TrainState]):
 
         Fifty, or those of one second, share one read.
         """
+        if self.error is not None:
+            raise self.error
         state, group = self._next(objective, state)
         if group is None:
-            status = Status.DIVERGED if _has_grown(state.value, state.first) else Status.COMPLETED
+            grown = self._has_grown(objective, state.value, state.first)
+            status = Status.DIVERGED if grown else Status.COMPLETED
             return state._replace(status=status, moved=False), 0
-        began = time.perf_counter()
-        values: list[mx.array] = []
-        sizes: list[int] = []
-        params, buffers = state.params, state.buffers
-        largest = mx.array(0.0)
-        while group is not None:
-            with device_for(params, group[0]):
-                dtype, step = working_dtype(params), state.step + len(sizes)
-                rates = self.rule.rates(step, len(group), dtype, state.losses)
-                key = (id(self.rule), len(group))
-                call = objective.compiled(key, lambda: self._steps(objective))
-                params, buffers, each, largest = call(params, buffers, rates, group)
-                mx.async_eval(params, buffers, each)
-            values += each
-            sizes += [_rows(batch) for batch in group]
-            enough = len(sizes) >= _STRIDE or time.perf_counter() >= began + _SECONDS
-            group = None if enough else next(self.groups, None)
-        # The parameters too: a row of an embedding may be NaN and in none of these batches.
-        with device_for(params):
-            optimality, entry, *losses = read(largest, largest_entry(params), *values)
-        taken = len(losses)
-        objective.evaluations += taken
-        objective.time_steps(taken, time.perf_counter() - began)
-        if not is_finite(*losses, optimality, entry):
-            seen = max([state.value, *filter(math.isfinite, losses)])
-            grown = _has_grown(seen, state.first)
-            status = Status.DIVERGED if grown else Status.NONFINITE
-            return state._replace(status=status, moved=False), 0
-        weighted = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
-        state = state._replace(
-            params=params,
-            buffers=buffers,
-            step=state.step + taken,
-            batch=state.batch + taken,
-            total=state.total + weighted,
-            rows=state.rows + sum(sizes),
-            optimality=optimality,
-            moved=True,
-        )
-        return state, taken
+        began, size, interrupted = time.perf_counter(), 0, False
+        steps = _Steps(state.params, state.buffers, mx.array(0.0), (), ())
+        try:
+            while group is not None:
+                steps = self._take(objective, state, steps, group)
+                size += len(group) * _bytes(group[0])
+                enough = len(steps.losses) >= _STRIDE or size >= _HELD
+                enough = enough or time.perf_counter() >= began + _SECONDS
+                group = None if enough else next(self.groups, None)
+            numbers = steps.numbers()
+        except (Exception, KeyboardInterrupt) as error:
+            if not steps.losses:
+                raise
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self.error = None if isinstance(error, KeyboardInterrupt) else error
+            numbers = steps.numbers()
+        objective.evaluations += len(steps.losses)
+        objective.time_steps(len(steps.losses), time.perf_counter() - began)
+        if not is_finite(*numbers):
+            return self._finite_part(objective, state, steps.batches)
+        state = _after(state, steps, numbers)
+        status = Status.INTERRUPTED if interrupted else None
+        return state._replace(status=status), len(steps.losses)
+
+    def _take(
+        self, objective: Objective, state: TrainState, steps: _Steps, group: list[Batch]
+    ) -> _Steps:
+        """Return `steps`, those from `state` on, with one more for each batch of the group."""
+        with device_for(steps.params, group[0]):
+            step = state.step + len(steps.losses)
+            rates = self.rule.rates(step, len(group), working_dtype(state.params), state.losses)
+            key = (id(self.rule), len(group))
+            call = objective.compiled(key, lambda: self._steps(objective))
+            try:
+                params, buffers, losses, largest = call(steps.params, steps.buffers, rates, group)
+            except Exception as error:
+                at = _named(state.batch + len(steps.losses), state.epoch)
+                error.add_note(f"{at} raised it.")
+                raise
+            mx.async_eval(params, buffers, losses)
+        if self.early_rows < _EARLY:
+            self.early += group
+            self.early_rows += sum(map(_rows, group))
+        taken = (*steps.losses, *losses), (*steps.batches, *group)
+        return _Steps(params, buffers, largest, *taken)
+
+    def _finite_part(
+        self, objective: Objective, state: TrainState, batches: tuple[Batch, ...]
+    ) -> tuple[TrainState, int]:
+        """Take the batches again, one by one, up to the one that leaves the numbers."""
+        seen = state.value
+        for taken, batch in enumerate(batches):
+            steps = _Steps(state.params, state.buffers, mx.array(0.0), (), ())
+            steps = self._take(objective, state, steps, [batch])
+            numbers = steps.numbers()
+            if is_finite(*numbers):
+                state = _after(state, steps, numbers)
+                seen = max(seen, *numbers[2:])
+                continue
+            at = f"at {_named(state.batch, state.epoch).lower()}"
+            cause = self._cause(objective, batch)
+            if cause is None and self._has_grown(objective, seen, state.first):
+                return state._replace(status=Status.DIVERGED, moved=taken > 0), taken
+            if cause is None:
+                self.reason = (
+                    f"the loss, its gradient or a parameter became NaN or infinite {at}, whose "
+                    f"data are finite; these are the parameters before it. Lower the learning "
+                    f"rate, or keep the loss inside its domain (log, sqrt, division)."
+                )
+            else:
+                self.reason = (
+                    f"the loss became NaN or infinite {at}: {cause}. These are the parameters "
+                    f"before it. Leave out such rows."
+                )
+            return state._replace(status=Status.NONFINITE, moved=taken > 0), taken
+        return state, len(batches)  # with other random numbers
+
+    def _cause(self, objective: Objective, batch: Batch) -> str | None:
+        """Return where the data of a batch are not finite, if anywhere."""
+        return not_finite(batch, argument_names(objective.loss, len(batch)))
+
+    def _has_grown(self, objective: Objective, value: float, first: float) -> bool:
+        """Whether a loss is a thousand times that at the start."""
+        if not value > 1e3 * max(abs(first), 1e-30):
+            return False
+        # The first batch may fit by luck, as a single row does.
+        losses = []
+        for batch in self.early:
+            with device_for(self.start, batch):
+                losses += read(objective.loss(self.start, *batch))
+        sizes = [_rows(batch) for batch in self.early]
+        total = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
+        return value > 1e3 * max(abs(total) / max(1, self.early_rows), 1e-30)
 
     def _next(
         self, objective: Objective, state: TrainState
@@ -206,18 +286,26 @@ class Epochs(Optimizer[TrainState]):
         batches = self.batches
         stream = iter(batches.epoch(state.epoch) if isinstance(batches, Batches) else batches)
         _check_taken(itertools.islice(stream, state.batch), state)
-        for batch in stream:
-            converted = self._converted(objective, state.params, batch)
-            if shapes != first:
-                # More than the last batch of an epoch are odd: each mixture would be compiled anew.
-                yield from ([item] for item in group[:-1])
-                group, first = group[-1:], shapes
-            shapes = _shapes(converted)
-            first = shapes if not group else first
-            group.append(converted)
-            if len(group) >= objective.steps_per_call and shapes == first:
-                yield group
-                group = []
+        taken = state.batch
+        try:
+            for batch in stream:
+                converted = self._converted(objective, state.params, batch)
+                if shapes != first:
+                    # More than the last batch of an epoch are odd: each mixture would be compiled
+                    # anew.
+                    yield from ([item] for item in group[:-1])
+                    group, first = group[-1:], shapes
+                shapes = _shapes(converted)
+                first = shapes if not group else first
+                group.append(converted)
+                taken += 1
+                if len(group) >= objective.steps_per_call and shapes == first:
+                    yield group
+                    group = []
+        except Exception as error:  # of the loader; the batches before it are good
+            yield from ([item] for item in group)
+            error.add_note(f"{_named(taken, state.epoch)} raised it.")
+            raise
         if group:
             yield group
 
@@ -246,9 +334,29 @@ class Epochs(Optimizer[TrainState]):
         return steps
 
 
-def _has_grown(value: float, first: float) -> bool:
-    """Whether the loss is a thousand times the first one, which no single batch explains."""
-    return value > 1e3 * max(abs(first), 1e-30)
+def _after(state: TrainState, steps: _Steps, numbers: tuple[float, ...]) -> TrainState:
+    """Return the state after the steps, whose numbers are finite."""
+    optimality, _, *losses = numbers
+    sizes = [_rows(batch) for batch in steps.batches]
+    return state._replace(
+        params=steps.params,
+        buffers=steps.buffers,
+        step=state.step + len(losses),
+        batch=state.batch + len(losses),
+        total=state.total + sum(one * size for one, size in zip(losses, sizes, strict=True)),
+        rows=state.rows + sum(sizes),
+        optimality=optimality,
+        moved=True,
+    )
+
+
+def _named(batch: int, epoch: int) -> str:
+    """Return the name of a batch, both counted from 0."""
+    return f"Batch {batch + 1:,} of epoch {epoch + 1:,}"
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(item.nbytes for item in batch if isinstance(item, mx.array))
 
 
 def _check_taken(batches: Iterator[Any], state: TrainState) -> None:

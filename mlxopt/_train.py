@@ -70,9 +70,11 @@ def train(
     Returns:
         a `TrainResult`: its `value` is the mean loss of the last epoch's batches, each evaluated
         before its step. Status COMPLETED after all epochs. Ctrl-C ends the run and returns the
-        parameters last read, INTERRUPTED (before the first loss is known, KeyboardInterrupt is
-        raised). If the loss or a parameter becomes NaN or infinite, the last finite parameters are
-        returned, NONFINITE; if the loss grows a thousandfold, the best ones, DIVERGED.
+        last parameters, INTERRUPTED (before the first loss is known, KeyboardInterrupt is raised).
+        If the loss or a parameter becomes NaN or infinite, the parameters before that batch are
+        returned, NONFINITE, and `reason` names the batch; if the loss grows a thousandfold, the
+        best ones, DIVERGED. An exception of `batches`, the loss or the callback has the result up
+        to there as its attribute `result`, and a note that names the batch.
 
     Raises:
         TapeError: the loss reads arrays that depend on the parameters back to Python, or its value
@@ -130,10 +132,11 @@ def train(
 
     def result(state: TrainState, status: Status) -> TrainResult:
         # One optimizer in one dtype has no phases to tell apart.
-        return TrainResult(**{**loop.summary(state, status), "phases": ()}, state=state)
+        own = {"phases": (), "reason": steps.reason if status is Status.NONFINITE else ""}
+        return TrainResult(**{**loop.summary(state, status), **own}, state=state)
 
     steps = Epochs(rule, batches, epochs, init)
     found = loop.answer(lambda: loop(objective, steps, params), result)
     if found.status.is_failure:
-        warn(f"{found.status.name}: {found.status.value}")
+        warn(f"{found.status.name}: {found.reason or found.status.value}")
     return found

@@ -19,9 +19,11 @@ from mlxopt._tree import (
     Tree,
     children,
     has_module,
+    is_float,
     leaves,
     leaves_with_paths,
     numpy_dtype,
+    to_numpy,
     working_dtype,
 )
 from mlxopt.autodiff._guards import kept_random_state
@@ -159,6 +161,25 @@ def to_data(item: Any, cast: Cast, name: str = "data", strict: bool = True) -> A
         with np.errstate(over="ignore"):
             return mx.array(array.astype(numpy_dtype(cast.dtype), copy=False), dtype=cast.dtype)
     return mx.array(array)
+
+
+def not_finite(items: tuple[Any, ...], names: list[str]) -> str | None:
+    """Return where the first NaN or infinity in the data is, such as "X[3, 0] is nan"; else None.
+
+    Args:
+        items: the arguments of a loss after its first, as MLX takes them.
+        names: of each.
+    """
+    for item, name in zip(items, names, strict=True):
+        for path, leaf in leaves_with_paths(item):
+            if not is_float(leaf):
+                continue
+            values = to_numpy(leaf)
+            if len(places := np.argwhere(~np.isfinite(values))):
+                place = tuple(places[0].tolist())
+                at = f"[{', '.join(map(str, place))}]" if place else ""
+                return f"{name}{path}{at} is {values[place]}"
+    return None
 
 
 def _holds_data(items: list[Any] | tuple[Any, ...]) -> bool:
