@@ -22,7 +22,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from mlxopt import special
-from mlxopt._operation import Function, known
+from mlxopt._operation import Function
 from mlxopt._tree import is_float, leaves
 
 # Functions of mlxopt.special with the names of MLX's.
@@ -115,23 +115,44 @@ def _traced_anew(function: Function, args: Any, kwargs: Any) -> Any:
     """Return `function(*args, **kwargs)`, in which functions that MLX compiled are traced anew.
 
     On plain arrays they would repeat an older trace, of MLX's own functions; and in a trace for
-    any shape MLX takes no operation with derivatives of its own. In a gradient they run op by op.
+    any shape MLX takes no operation with derivatives of its own. The plain arrays among the
+    arguments therefore become variables of a gradient, whose operations MLX runs one by one.
     """
-    floats = [leaf for leaf in leaves((args, kwargs)) if is_float(leaf)]
-    if not floats or not known(*floats):  # a trace or a batch of the caller's has the same effect
+    plain = [leaf for leaf in leaves((args, kwargs)) if is_float(leaf) and not _is_variable(leaf)]
+    if not plain:
         return function(*args, **kwargs)
+    names = {id(leaf): index for index, leaf in enumerate(plain)}
     results = []
 
-    def call(floats: list[mx.array]) -> mx.array:
-        given = iter(floats)
-        args_, kwargs_ = tree_map(
-            lambda leaf: next(given) if is_float(leaf) else leaf, (args, kwargs)
+    def call(variables: list[mx.array]) -> mx.array:
+        in_place = tree_map(
+            lambda leaf: variables[names[id(leaf)]] if id(leaf) in names else leaf, (args, kwargs)
         )
-        results.append(function(*args_, **kwargs_))
+        results.append(function(*in_place[0], **in_place[1]))
         return mx.zeros(())
 
-    mx.grad(call)(floats)
+    mx.grad(call)(plain)
     return results[0]
+
+
+def _is_variable(x: mx.array) -> bool:
+    """Whether x is a variable of a derivative, a trace or a batch; nothing is evaluated.
+
+    Those are the arrays for which MLX runs a compiled function in Python in place of its trace.
+    """
+    _probe(mx.zeros(x.shape, x.dtype))  # so that there is a trace
+    _probed.ran = False
+    _probe(x)
+    return _probed.ran
+
+
+_probed = threading.local()
+
+
+@functools.partial(mx.compile, shapeless=True)
+def _probe(x: mx.array) -> mx.array:
+    _probed.ran = True
+    return -x
 
 
 def _enter(change: int) -> None:
