@@ -29,6 +29,7 @@ from mlxopt._tree import (
 from mlxopt.autodiff._arguments import (
     Cast,
     Integers,
+    argument_names,
     as_floats,
     integers_of_batches,
     not_finite,
