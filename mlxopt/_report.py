@@ -85,9 +85,10 @@ def entry_names(base: str, tree: Tree) -> tuple[str, ...]:
 
 
 def combination(weights: np.ndarray, names: tuple[str, ...]) -> str:
-    """Return a direction as text without small terms: `params['w'][0] - 2 params['w'][1]`."""
-    weights = weights / weights[np.argmax(np.abs(weights))]
-    large = [i for i in np.argsort(-np.abs(weights), kind="stable") if abs(weights[i]) > 1e-3]
+    """Return a direction as text without zeros: `params['w'][0] - 2 params['w'][1]`."""
+    first = weights[np.argmax(weights != 0)]
+    weights = weights * np.sign(first) / np.abs(weights).max()
+    large = [i for i in np.argsort(-np.abs(weights), kind="stable") if weights[i] != 0]
     text = ""
     for i in sorted(large[:5]):
         size = f"{abs(weights[i]):.3g} " if abs(abs(weights[i]) - 1) > 5e-4 else ""

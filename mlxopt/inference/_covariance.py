@@ -140,7 +140,9 @@ def invert(likelihood: Likelihood) -> tuple[np.ndarray, float]:
     found = eigen(hessian)
     lowest = found.values[0]
     if lowest <= _SINGULAR * len(names):
-        direction = combination(found.direction(0), names)
+        # Small terms are left out, whatever the units of the parameters.
+        weights = np.where(np.abs(found.vectors[:, 0]) > 1e-3, found.direction(0), 0.0)
+        direction = combination(weights, names)
         raise LinAlgError(
             f"the negative log-likelihood curves downwards along {direction}: a saddle or a "
             f"maximum, with no standard errors. {_IS_IT}"
