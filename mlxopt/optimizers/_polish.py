@@ -18,11 +18,10 @@ from mlxopt._status import Status
 from mlxopt._tree import Params, epsilon, from_host, to_numpy
 from mlxopt.optimizers import _residual
 from mlxopt.optimizers._base import Optimizer
-from mlxopt.optimizers._residual import Linearization
+from mlxopt.optimizers._residual import Linearization, norm
 
 _RISE = 1e-10  # the share of the loss by which rounding may raise it: its terms may be larger
 _REACH = 0.1  # the first step off a saddle, relative to the parameters, in scaled units
-_LEAST_REACH = 2.0**-30
 _CONCAVE = 1e3  # roundings of the Hessian in an eigenvalue
 
 
@@ -81,7 +80,7 @@ class Polish(Optimizer[PolishState]):
         if least < -_CONCAVE * epsilon(state.params) * hessian.largest:
             step[free] = hessian.direction(0)
             slope = float(model.gradient @ step)
-            reach = _REACH * max(1.0, float(np.linalg.norm(model.x[free] / scale)))
+            reach = _REACH * float(np.hypot(np.sqrt(2 * state.value), norm(model.x[free] / scale)))
             direction = -step if slope > 0 else step
             return _leave(objective, state, Escape(direction, -abs(slope), least, reach))
         if not least > 0:
@@ -105,7 +104,7 @@ def _leave(objective: ResidualObjective, state: PolishState, escape: Escape) -> 
         found = _at(objective, *trial)
         if np.isfinite(found.model.jacobian).all():
             return found._replace(status=Status.COMPLETED, escaped=True)
-    if -predicted <= state.model.noise or t < _LEAST_REACH:
+    if -predicted <= state.model.noise:
         return state._replace(status=Status.COMPLETED)
     return state._replace(escape=escape._replace(reach=0.5 * t))
 
