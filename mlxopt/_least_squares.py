@@ -23,9 +23,11 @@ from mlxopt._keywords import with_advice
 from mlxopt._loop import Callback, Loop
 from mlxopt._platform.device import device_for
 from mlxopt._progress import ProgressBar
+from mlxopt._rank import rank_of, statistics
 from mlxopt._residual_objective import ROBUST, SQUARES, Bounds, ResidualObjective, Robust
+from mlxopt._residual_verdict import Judgement, judge, model_of, warn_of
 from mlxopt._result import Result
-from mlxopt._status import SETTLED, Status, warn
+from mlxopt._status import SETTLED, Status
 from mlxopt._stop import AllSteps, Orthogonality, StopRule, check_stop, stop_rules
 from mlxopt._tree import (
     Params,
@@ -44,9 +46,7 @@ from mlxopt.autodiff._arguments import as_data
 from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.autodiff._pairs import warn_of_pairs
 from mlxopt.optimizers import Optimizer
-from mlxopt.optimizers._descent import DescentState
 from mlxopt.optimizers._polish import Polish
-from mlxopt.optimizers._residual import Linearization
 from mlxopt.optimizers.gauss_newton import GaussNewton
 from mlxopt.optimizers.levenberg_marquardt import LevenbergMarquardt
 
@@ -54,6 +54,8 @@ from mlxopt.optimizers.levenberg_marquardt import LevenbergMarquardt
 _AFFORDABLE = 10**7
 _POLISH_STEPS = 50
 _DEFAULT = LevenbergMarquardt()
+# The last state, why the run ended, and what was found there.
+Ended = tuple[Any, Status, Judgement | None]
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -111,8 +113,11 @@ class LeastSquaresResult(Result):
     def _rows(self) -> list[tuple[str, str]]:
         rows = super()._rows()
         if self.converged:
-            what = "the residual is orthogonal, within tol, to all that the parameters can change."
+            how = self.reason.rstrip(".") or "within tol"
+            what = f"the residual is orthogonal, {how}, to all that the parameters can change."
             rows[0] = ("status", f"CONVERGED: {what}")
+        elif self.reason:
+            rows[0] = ("status", f"{self.status.name}: {self.reason}")
         place = [name for name, _ in rows].index("optimality")
         rows.insert(place, ("grad_norm", f"{self.grad_norm:.3g}"))
         m, p = self.jacobian.shape
@@ -213,7 +218,7 @@ def least_squares(
 
     def run(
         params: Tree, items: tuple[Any, ...], tol: float, polish: bool, checked: bool = False
-    ) -> tuple[Any, Status]:
+    ) -> Ended:
         params, box = _box(params, bounds, checked)
         objective = ResidualObjective(residual, items, robust=chosen, bounds=box, compile=compile)
         objective.trace(params)
@@ -226,21 +231,28 @@ def least_squares(
 
     items = as_data(data, params, residual, warns=not finishes)
 
+    found: list[Judgement | None] = []
+
     def fit() -> tuple[Any, Status]:
         with device_for(params, items):
             warn_of_pairs(residual, params, items)
             first = cosine_tol(params, tol, finishes)
-            state, status = run(copies(params), items, first, bool(polish) and not finishes)
+            state, status, seen = run(copies(params), items, first, bool(polish) and not finishes)
         if finishes and status in SETTLED and loop.steps < max_steps:
             with mx.stream(mx.cpu):
                 wide = widened(state.params)
                 wider = widened(as_data(data, wide, residual))
-                state, status = run(wide, wider, cosine_tol(wide, tol), bool(polish), checked=True)
+                least = cosine_tol(wide, tol)
+                state, status, seen = run(wide, wider, least, bool(polish), checked=True)
+        found.append(seen)
         return state, status
 
-    result = loop.answer(fit, lambda state, status: _described(loop, state, status, chosen))
-    if result.status.is_failure:
-        warn(f"{result.status.name}: {result.status.value}")
+    def describe(state: Any, status: Status) -> LeastSquaresResult:
+        error = found[-1].error if found and found[-1] else None
+        return _described(loop, state, status, error, chosen)
+
+    result = loop.answer(fit, describe)
+    warn_of(result.status, result.reason, found[-1] if found else None)
     return result
 
 
@@ -252,24 +264,31 @@ def _run(
     tol: float,
     max_steps: int,
     polish: bool,
-) -> tuple[Any, Status]:
+) -> Ended:
     """Run the optimizer and the polish, and both again for as long as the end was a saddle."""
+    goal = tol
     while True:
         left = max(1, max_steps - loop.steps)
-        rules = stop_rules(tol, left, optimizer.patience, Orthogonality)
+        rules = stop_rules(goal, left, optimizer.patience, Orthogonality)
         state, status = loop(objective, optimizer, params, *rules)
-        settled = status in (Status.CONVERGED, Status.NO_PROGRESS)
-        if not (polish and settled and loop.steps < max_steps):
-            return state, status
-        polished, ended = loop(objective, Polish(), state.params, AllSteps(_POLISH_STEPS))
-        if ended in (Status.STOPPED, Status.INTERRUPTED, Status.MAX_SECONDS):
-            return polished, ended
-        if polished.escaped and loop.steps < max_steps:
-            params = polished.params
-            continue
-        if polished.optimality <= max(tol, state.optimality):
-            state = polished
-        return state, Status.CONVERGED if state.optimality <= tol else Status.NO_PROGRESS
+        if tol == 0 or status not in (Status.CONVERGED, Status.NO_PROGRESS):
+            return state, status, None
+        stuck = status is Status.NO_PROGRESS
+        if polish and loop.steps < max_steps:
+            polished, ended = loop(objective, Polish(), state.params, AllSteps(_POLISH_STEPS))
+            if ended in (Status.STOPPED, Status.INTERRUPTED, Status.MAX_SECONDS):
+                return polished, ended, None
+            if polished.escaped and loop.steps < max_steps:
+                params = polished.params
+                continue
+            if polished.optimality <= max(tol, state.optimality):
+                state = polished
+        assert loop.start is not None
+        found = judge(objective, optimizer, state, tol, loop.start, stuck)
+        if found.verdict.status is not None or loop.steps >= max_steps:
+            loop.verdict = found.verdict
+            return state, found.verdict.status or Status.MAX_STEPS, found
+        params, goal = state.params, 1e-2 * state.optimality
 
 
 def cosine_tol(params: Params, tol: float | None, finishes: bool = False) -> float:
@@ -347,57 +366,26 @@ def _transposed(bounds: Any) -> str:
     return f" For a pair of bounds for each entry of a vector write bounds=({lower}, {upper})."
 
 
-def _described(loop: Loop, state: Any, status: Status, robust: Robust) -> LeastSquaresResult:
+def _described(
+    loop: Loop, state: Any, status: Status, error: np.ndarray | None, robust: Robust
+) -> LeastSquaresResult:
     """Return the result, with the statistics of the fit."""
-    model: Linearization = state.memory if isinstance(state, DescentState) else state.model
+    model, eps = model_of(state), epsilon(state.params)
     jacobian = model.jacobian / model.weights[:, None]
     try:
-        statistics = _covariance(model, jacobian, robust, epsilon(state.params))
-    except KeyboardInterrupt:  # the parameters are known
-        status, unknown = Status.INTERRUPTED, np.full((jacobian.shape[1],) * 2, np.nan)
-        statistics = 0, float("nan"), unknown
-    rank, residual_sd, covariance = statistics
+        rank = rank_of(jacobian, model.fixed, eps, error)
+        number, (residual_sd, covariance) = rank.number, statistics(rank, model.plain, robust, eps)
+    except (KeyboardInterrupt, np.linalg.LinAlgError):  # the parameters are known
+        number, residual_sd = 0, float("nan")
+        covariance = np.full((jacobian.shape[1],) * 2, np.nan)
+        if np.isfinite(jacobian).all():
+            status = Status.INTERRUPTED
     return LeastSquaresResult(
         **loop.summary(state, status),
         grad_norm=float(np.max(np.where(model.fixed, 0.0, np.abs(model.gradient)))),
         residual=model.plain,
         jacobian=jacobian,
-        rank=rank,
+        rank=number,
         residual_sd=residual_sd,
         covariance=covariance,
     )
-
-
-def _covariance(
-    model: Linearization, jacobian: np.ndarray, robust: Robust, eps: float
-) -> tuple[int, float, np.ndarray]:
-    """Return the rank, the residual standard deviation and the covariance (p, p)."""
-    m, p = jacobian.shape
-    covariance = np.full((p, p), np.nan)
-    free = np.flatnonzero(~model.fixed)
-    columns = jacobian[:, free]
-    lengths = np.linalg.norm(columns, axis=0)
-    scale = np.where(lengths > 0, lengths, 1.0)
-    if not len(free) or not np.isfinite(jacobian).all():
-        return 0, float("nan"), covariance
-    # Columns of length one: the units of the parameters should not decide what is rank.
-    _, singular, vt = np.linalg.svd(columns / scale, full_matrices=False)
-    kept = singular > max(m, p) * eps * singular[0]
-    rank = int(kept.sum())
-    spare = m - rank
-    residual_sd = float(np.sqrt(np.sum(np.square(model.plain)) / spare)) if spare else float("nan")
-    root = vt[kept].T / singular[kept]  # (J/scale)⁺ = root · Uᵀ
-    if robust is SQUARES:
-        inner = residual_sd**2 * root @ root.T
-    else:
-        pull, curvature = robust.slopes(model.plain)
-        basis = columns / scale @ root  # U
-        bread = root @ np.linalg.pinv(basis.T * curvature @ basis)
-        pulls = basis * (pull * model.plain)[:, None]
-        inner = bread @ (pulls.T @ pulls) @ bread.T * (m / spare if spare else float("nan"))
-    inner = inner / np.outer(scale, scale)
-    # A parameter with a share in a direction that changes no residual could be anything.
-    unknown = np.linalg.norm(vt[~kept], axis=0) > np.sqrt(eps) if rank < len(free) else []
-    inner[unknown, :] = inner[:, unknown] = np.nan
-    covariance[np.ix_(free, free)] = inner
-    return rank, residual_sd, covariance

@@ -141,7 +141,8 @@ def test_data_that_do_not_determine_all_parameters():
         return (p[0] + p[1]) * x + p[2] - 3 * x**2
 
     x = np.linspace(0, 1, 10)
-    result = least_squares(residual, mx.ones(3, dtype=mx.float64), x)
+    with pytest.warns(mo.ConvergenceWarning, match=r"determine params\[0\] - params\[1\]"):
+        result = least_squares(residual, mx.ones(3, dtype=mx.float64), x)
     assert (result.rank, result.degrees_of_freedom) == (2, 8)
     assert np.isnan(np.diag(result.covariance)).tolist() == [True, True, False]
     reference = sm.OLS(3 * x**2, np.column_stack([x, np.ones(10)])).fit()
@@ -270,7 +271,11 @@ def run(problem, dtype, factor=1.0, **options):
 
 @pytest.mark.parametrize("problem", problems.MGH, ids=lambda problem: problem.name)
 def test_float64_from_the_standard_start(problem):
-    result = run(problem, mx.float64)
+    if "rank 1" in problem.name:
+        with pytest.warns(mo.ConvergenceWarning, match="the data do not determine .*rank 1 of 10"):
+            result = run(problem, mx.float64)
+    else:
+        result = run(problem, mx.float64)
     assert result.converged
     assert problem.solved_by(2 * result.value)
 
@@ -294,17 +299,20 @@ def test_float32_never_converges_where_it_has_not(problem):
         lengths = np.linalg.norm(J, axis=0)
         cosines = np.abs(J.T @ r) / np.where(lengths > 0, lengths, 1)
         size = np.linalg.norm(np.abs(J) @ np.abs(np.array(x)))
-        assert cosines.max() <= 2e-5 * np.linalg.norm(r) + 2.0**-23 * size
+        # At the rounding floor, the step left is a hundredth of a standard error.
+        tol = 1e-2 if result.reason else 2e-5
+        assert cosines.max() <= tol * np.linalg.norm(r) + 2.0**-23 * size
 
 
-def test_float32_does_not_claim_what_its_rounding_hides():
+def test_float32_converges_to_its_rounding_and_says_so():
     # A residual of 1e-4 of the data: the last bit of p turns it by an angle of 1e-3 or so, and a
-    # smaller cosine is luck.
+    # smaller cosine is luck; but that bit is a hundredth of the standard error.
     x = np.linspace(1, 2, 8)
     y = 3 * x + 1e-4 * np.tile([1, -1], 4)
     for start in (0.0, 1.0, 2.5, 7.0):
-        with pytest.warns(mo.ConvergenceWarning, match="NO_PROGRESS"):
-            result = least_squares(linear, mx.array([start]), x[:, None], y, compile=False)
+        result = least_squares(linear, mx.array([start]), x[:, None], y, compile=False)
+        assert result.converged
+        assert result.reason == "to the rounding of float32."
         assert float(result.params[0]) == pytest.approx(3, rel=1e-5)
         # The last bit of p moves the residual by 2⁻²³ of the data.
         turned = 2.0**-23 * np.linalg.norm(y) / np.linalg.norm(result.residual)
@@ -341,7 +349,8 @@ def test_a_saddle_is_left():
         return mx.stack([p[0], 0.5 * (p[1] * p[1] - 1)])
 
     start = array64([1.0, 0.0])
-    assert least_squares(residual, start, polish=False).value == pytest.approx(0.125)
+    with pytest.warns(mo.ConvergenceWarning, match="SADDLE"):
+        assert least_squares(residual, start, polish=False).value == pytest.approx(0.125)
     result = least_squares(residual, start)
     assert result.converged
     assert result.value < 1e-20

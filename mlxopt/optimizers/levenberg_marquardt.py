@@ -97,6 +97,10 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         state = _at(params, model, np.zeros(len(model.x)), np.inf)
         return state._replace(moved=False)
 
+    def reduced(self, state: LevenbergMarquardtState) -> tuple[np.ndarray, np.ndarray]:
+        fixed = state.model.fixed
+        return np.where(fixed, 0.0, state.model.gradient), ~fixed
+
     @np.errstate(all="ignore")  # a far trial may overflow, and is then rejected
     def step(self, objective: Objective, state: LevenbergMarquardtState) -> LevenbergMarquardtState:
         objective = _residual.needs_residual(objective, "LevenbergMarquardt")
@@ -106,7 +110,9 @@ class LevenbergMarquardt(Optimizer[LevenbergMarquardtState]):
         if not len(factored.free) or model.negligible:
             return state._replace(status=Status.NO_PROGRESS)
         if np.isinf(radius):
-            radius = self.radius * (float(np.linalg.norm(state.scale * model.x)) or 1.0)
+            radius = self.radius * (
+                float(norm(state.scale * model.x)) or float(norm(model.residual))
+            )
 
         scaled, multiplier = region_step(factored, radius)
         step = np.zeros_like(model.x)
