@@ -110,7 +110,7 @@ class _Point:
 
     def hvp(self, vector: np.ndarray) -> np.ndarray:
         """Return the Hessian times a vector, both (p,)."""
-        return to_host(self.objective.hvp(self.params, from_host(vector, self.params)))
+        return to_host(self.objective.product(self.params, from_host(vector, self.params)))
 
     def certificate(self, tol: float, drop: float | None) -> Certificate:
         """Return the verdict and its numbers."""
@@ -234,7 +234,7 @@ class _Point:
             return to_numpy(self.objective.hessian(params))
         except (ValueError, RuntimeError):  # a loss that branches on values cannot be batched
             units = (from_host(unit, params) for unit in np.eye(x.size))
-            return np.stack([to_host(self.objective.hvp(params, unit)) for unit in units])
+            return np.stack([to_host(self.objective.product(params, unit)) for unit in units])
 
 
 _AT_INFINITY = (

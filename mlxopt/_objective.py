@@ -33,12 +33,14 @@ from mlxopt._tree import (
 from mlxopt.autodiff import _rows
 from mlxopt.autodiff._evidence import check_slope, check_trace, reads_in_vain
 from mlxopt.autodiff._guards import (
+    NoDerivativeError,
     TapeError,
     agree,
     call,
     checked_loss,
     compile_traces,
     compiled,
+    differentiating,
     kept_random_state,
     tape_guard,
     trace,
@@ -113,7 +115,7 @@ class Objective:
         serves = self._fixed_draw and compile_traces()
         traced = self._both() if serves else functools.partial(trace, self.loss)
         try:
-            with kept_random_state(), tape_guard(self.loss):
+            with kept_random_state(), differentiating(self.loss), tape_guard(self.loss):
                 traced(params, *data)
         except TapeError:
             if not reads_in_vain(lambda at: drawn(at, *data), params):
@@ -181,7 +183,8 @@ class Objective:
         """
         self.evaluations += 1
         try:
-            value, grad = self._both()(params, *self.data)
+            with differentiating(self.loss):
+                value, grad = self._both()(params, *self.data)
         except np.linalg.LinAlgError:
             if self.evaluations == 1:
                 raise
@@ -198,20 +201,27 @@ class Objective:
 
         Reverse over reverse, which works for every operation that has a gradient.
         """
-        return self.compiled("hvp", lambda: _rows.hessian_product(self.loss))(
-            params, vector, *self.data
-        )
+        product = self.compiled("hvp", lambda: _rows.hessian_product(self.loss))
+        with differentiating(self.loss):
+            return product(params, vector, *self.data)
 
     def product(self, params: Params, vector: Params) -> Params:
         """Return `hvp` without compiling it, for a few products only.
 
-        At the point of the last Hessian it is the product with that.
+        At the point of the last Hessian it is the product with that; by differences of the gradient
+        where MLX has no second derivative.
         """
         if self._last[0] is params:
             matrix = to_numpy(self._last[2])
             if np.isfinite(matrix).all():
                 return from_host(matrix @ to_host(vector), params)
-        return _rows.hessian_product(self.loss)(params, vector, *self.data)
+        try:
+            with differentiating(self.loss):
+                return _rows.hessian_product(self.loss)(params, vector, *self.data)
+        except NoDerivativeError:
+            v, size = to_host(vector), np.abs(to_host(params)).max() or 1.0
+            length = epsilon(params) ** (1 / 3) * size / (np.abs(v).max() or 1.0)
+            return from_host(self._change(params, length * v) / (2 * length), params)
 
     def hessian(self, params: Params, structured: Hessian | None = None) -> mx.array:
         """Return the Hessian, shape (p, p), in `tree_flatten` order; the last one is kept.
@@ -236,14 +246,19 @@ class Objective:
         bad = np.flatnonzero(~np.isfinite(np.diag(matrix)))
         if not len(bad):
             return hessian
-        x, evaluations = to_host(params), self.evaluations
+        x = to_host(params)
         for i in bad:
             step = np.zeros_like(x)
             step[i] = epsilon(params) ** (1 / 3) * (abs(x[i]) or np.abs(x).max() or 1.0)
-            ends = [self.value_and_grad(from_host(x + s * step, params))[1] for s in (-1, 1)]
-            matrix[i] = matrix[:, i] = (to_host(ends[1]) - to_host(ends[0])) / (2 * step[i])
-        self.evaluations = evaluations
+            matrix[i] = matrix[:, i] = self._change(params, step) / (2 * step[i])
         return to_device(matrix, working_dtype(params))
+
+    def _change(self, params: Params, step: np.ndarray) -> np.ndarray:
+        """Return the change of the gradient, (p,), from params - step to params + step."""
+        x, evaluations = to_host(params), self.evaluations
+        ends = [to_host(self.value_and_grad(from_host(x + s * step, params))[1]) for s in (-1, 1)]
+        self.evaluations = evaluations
+        return ends[1] - ends[0]
 
     def _hessian(self, params: Params, structured: Hessian | None) -> mx.array:
         if structured is not None:
@@ -253,7 +268,8 @@ class Objective:
             # The comparison costs as much as these rows, and most runs need one Hessian only.
             self._has_hessian = True
             single = _rows.over_rows(_rows.hessian_row(self.loss), False)
-            return _rows.unit_rows(lambda units: single(units, params, self.data), size, dtype)
+            with differentiating(self.loss):
+                return _rows.unit_rows(lambda units: single(units, params, self.data), size, dtype)
         if self._hessian_rows is None:
             # Compiling it gains nothing, may take seconds, and fails for some batched derivatives
             # in MLX 0.32.
@@ -261,7 +277,8 @@ class Objective:
             batched = _rows.can_batch(row, _rows.sample_rows(size, dtype), params, self.data)
             self._hessian_rows = _rows.over_rows(row, batched)
         rows = self._hessian_rows
-        return _rows.unit_rows(lambda units: rows(units, params, self.data), size, dtype)
+        with differentiating(self.loss):
+            return _rows.unit_rows(lambda units: rows(units, params, self.data), size, dtype)
 
     def keep_hessian(self, params: Params, structured: Hessian | None, matrix: mx.array) -> None:
         """Keep a Hessian known otherwise, as that of the last call."""

@@ -17,6 +17,24 @@ Arrays: TypeAlias = tuple[mx.array, ...]
 Rule: TypeAlias = Callable[[Any, Any, Any], Any]
 Function: TypeAlias = Callable[..., Any]
 
+# What to use in place of MLX's operations that have no derivative.
+INSTEAD = {
+    "Cholesky": "mo.linalg.cholesky, or mo.linalg.logdet, has one",
+    "Inverse": "mo.linalg.inv, mo.linalg.solve and mo.linalg.solve_triangular have one",
+    "QRF": "mo.linalg.qr, or mo.linalg.lstsq, has one",
+    "SVD": "mo.linalg.svd has one, and mo.linalg.lstsq in place of a pseudo-inverse",
+    "Eigh": "mo.linalg.eigh has one",
+    "Eig": "mo.linalg.eigh, for symmetric matrices, has one",
+    "LUF": "mo.linalg.solve, mo.linalg.inv and mo.linalg.slogdet have one",
+    "gather_axis": "mo.linalg.solve has one, in place of mx.linalg.solve; where indices depend on "
+    "the parameters, mx.stop_gradient holds them constant",
+    "scatter_prod": "mx.prod has one",
+}
+OTHERWISE = (
+    "write it with other operations, give it a derivative by mx.custom_function, or hold its "
+    "result constant by mx.stop_gradient"
+)
+
 _forward: ContextVar[bool] = ContextVar("_forward", default=False)
 
 

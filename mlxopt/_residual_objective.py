@@ -16,7 +16,7 @@ import numpy as np
 from mlxopt._bounds import Bounds
 from mlxopt._objective import Objective
 from mlxopt._tree import FLOATS, Tree, count, dtype_name, ravel, working_dtype
-from mlxopt.autodiff._guards import call, with_fixed_draw
+from mlxopt.autodiff._guards import call, differentiating, with_fixed_draw
 from mlxopt.autodiff._rows import can_batch, over_rows, sample_rows, unit_rows
 
 
@@ -147,7 +147,8 @@ class ResidualObjective(Objective):
             return over_rows(function, batch)
 
         batched = self.compiled("jacobian", make)
-        matrix = unit_rows(lambda units: batched(units, params, self.data), size, dtype)
+        with differentiating(self._flat):
+            matrix = unit_rows(lambda units: batched(units, params, self.data), size, dtype)
         return matrix if by_rows else matrix.T
 
     def rows(self, params: Tree) -> int:

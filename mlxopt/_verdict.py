@@ -31,6 +31,7 @@ from mlxopt._tree import (
     widened,
     working_dtype,
 )
+from mlxopt.autodiff._guards import NoDerivativeError
 from mlxopt.optimizers import Optimizer
 
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
@@ -255,7 +256,10 @@ class Point:
         if len(self.x) > _curvature.DENSE:
             return _curvature.of_products(self.times, self.gradient, self.eps)
         hessian = getattr(self.judge.optimizer, "hessian", None)  # that of Newton, if given
-        matrix = to_numpy(self.objective.hessian(self.state.params, hessian))
+        try:
+            matrix = to_numpy(self.objective.hessian(self.state.params, hessian))
+        except NoDerivativeError:
+            return _curvature.of_products(self.times, self.gradient, self.eps)
         held = self.free & ~np.isfinite(np.diag(matrix))
         self.free = self.free & ~held
         matrix = matrix[np.ix_(self.free, self.free)]

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxopt._operation import Function
-from mlxopt.autodiff._guards import checked_loss, name_of
+from mlxopt.autodiff._guards import checked_loss, differentiating, name_of
 from mlxopt.autodiff._proof import Proof
 
 
@@ -82,7 +82,8 @@ def value_and_grad(
                 f"Pass it by name, or use argnums=."
             )
         args, kwargs = prove(*args, **kwargs)
-        return derivative(*args, **kwargs)
+        with differentiating(loss):
+            return derivative(*args, **kwargs)
 
     return wrapped
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
+import re
 import sys
 import sysconfig
 import threading
@@ -19,17 +20,15 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._operation import Function, is_refusal
+from mlxopt._operation import INSTEAD, OTHERWISE, Function, is_refusal
 from mlxopt._tree import (
     FLOATS,
-    Tree,
     copies,
     dtype_name,
     epsilon,
     holds_float64,
     is_float,
     leaves,
-    structure,
     to_numpy,
 )
 
@@ -157,17 +156,6 @@ def check_output(found: str, value: Any, expected: str) -> None:
         raise TypeError(f"{found} dtype {kind}; expected floats of a smooth loss. {advice}.")
 
 
-def signature(tree: Tree) -> Any:
-    """Return all that a trace depends on: structure, shapes, dtypes, flags and types of numbers."""
-    kinds = [
-        leaf
-        if leaf is None or isinstance(leaf, (bool, str))
-        else (type(leaf), getattr(leaf, "shape", None), getattr(leaf, "dtype", None))
-        for leaf in leaves(tree)
-    ]
-    return repr(structure(tree)), tuple(kinds)
-
-
 @contextlib.contextmanager
 def tape_guard(loss: Function) -> Iterator[None]:
     """Turn the refusal of MLX to evaluate a traced array into a TapeError that names the line.
@@ -236,6 +224,38 @@ def compiled(function: Function, **options: Any) -> Function:
         return call(*copies(args))
 
     return safe
+
+
+class NoDerivativeError(ValueError):
+    """MLX has no derivative for an operation of the function."""
+
+
+# What MLX says of an operation without a derivative.
+_MISSING = re.compile(
+    r"\[Primitive::[vj][jv]p\] Not implemented for (\w+)|VJP not implemented for (\w+)|"
+    r"\[(gather_axis)\] Cannot calculate VJP"
+)
+
+
+class differentiating:
+    """A context that says what to do where MLX has no derivative for an operation of `loss`."""
+
+    def __init__(self, loss: Function) -> None:
+        self._loss = loss
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: Any, error: BaseException | None, *__: Any) -> None:
+        found = None if error is None else _MISSING.search(str(error))
+        if found is None:
+            return
+        operation = next(name for name in found.groups() if name)
+        raise NoDerivativeError(
+            f"{name_of(self._loss)} cannot be differentiated: MLX has no derivative for "
+            f"{operation}, which is in it or in its gradient. In its place: "
+            f"{INSTEAD.get(operation, OTHERWISE)}."
+        ) from error
 
 
 class binding_guard:

@@ -16,6 +16,7 @@ from mlxopt.autodiff._guards import (
     check_is_callable,
     check_output,
     checked_loss,
+    differentiating,
     name_of,
     with_fixed_draw,
 )
@@ -64,7 +65,8 @@ def jacobian(function: Function, flat: bool = False, compile: bool = True) -> Fu
         p, m = count(params), count(outputs)
         dtype = mx.result_type(*leaves(params), *leaves(outputs), mx.array(0.0))
         row = _push(drawn, m) if p < m else _pull(drawn)
-        matrix = rows.matrix(row, min(p, m), dtype, params, data, kwargs, kind=outputs)
+        with differentiating(function):
+            matrix = rows.matrix(row, min(p, m), dtype, params, data, kwargs, kind=outputs)
         matrix = matrix.T if p < m else matrix
         return matrix if flat else split(matrix, outputs, params)
 
@@ -164,7 +166,8 @@ def per_example_grad(loss: Function, compile: bool = True) -> Function:
 
         first = tree_map(lambda leaf: leaf[:1] if _has_axis(leaf) else leaf, data)
         prove.trace(params, *first, **kwargs)
-        return rows(one, lambda: examples, params, shared, kwargs, kind=data)(examples)
+        with differentiating(loss):
+            return rows(one, lambda: examples, params, shared, kwargs, kind=data)(examples)
 
     return wrapped
 

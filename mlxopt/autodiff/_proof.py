@@ -21,10 +21,10 @@ from mlxopt.autodiff._guards import (
     TapeError,
     kept_random_state,
     proving,
-    signature,
     tape_guard,
     trace,
 )
+from mlxopt.autodiff._rows import signature
 
 Given = dict[int | str, Any]  # arguments by position or name
 Call = tuple[tuple[Any, ...], dict[str, Any]]

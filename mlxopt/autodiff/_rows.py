@@ -15,8 +15,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxopt._operation import Function, known
-from mlxopt._tree import FLOATS, Tree, leaves, pieces, ravel, unravel
-from mlxopt.autodiff._guards import signature
+from mlxopt._tree import FLOATS, Tree, leaves, pieces, ravel, structure, unravel
 
 # Rows computed at once, each with the intermediates of one gradient.
 _BLOCK = 64
@@ -125,6 +124,17 @@ def split(matrix: mx.array, rows: Tree, columns: Tree) -> Tree:
         return tree_map(block, columns)
 
     return tree_map(band, rows)
+
+
+def signature(tree: Tree) -> Any:
+    """Return all that a trace depends on: structure, shapes, dtypes, flags and types of numbers."""
+    kinds = [
+        leaf
+        if leaf is None or isinstance(leaf, (bool, str))
+        else (type(leaf), getattr(leaf, "shape", None), getattr(leaf, "dtype", None))
+        for leaf in leaves(tree)
+    ]
+    return repr(structure(tree)), tuple(kinds)
 
 
 def _are_close(one: mx.array, other: mx.array) -> mx.array:

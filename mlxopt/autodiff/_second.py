@@ -23,7 +23,7 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff._arguments import Cast, to_data
-from mlxopt.autodiff._guards import checked_loss, with_fixed_draw
+from mlxopt.autodiff._guards import checked_loss, differentiating, with_fixed_draw
 from mlxopt.autodiff._proof import Proof
 from mlxopt.autodiff._rows import RowMap, hessian_product, hessian_row, split
 
@@ -59,7 +59,8 @@ def hvp(loss: Function, compile: bool = True) -> Function:
         arguments, kwargs = prove(params, *data, **kwargs)
         params, data = arguments[0], arguments[1:]
         vector = to_data(vector, Cast(working_dtype(params)), "vector", strict=False)
-        return product(params, _check_vector(params, vector), *data, **kwargs)
+        with differentiating(loss):
+            return product(params, _check_vector(params, vector), *data, **kwargs)
 
     return wrapped
 
@@ -100,7 +101,8 @@ def hessian(loss: Function, flat: bool = False, compile: bool = True) -> Functio
         arguments, kwargs = prove(params, *data, **kwargs)
         params, data = arguments[0], arguments[1:]
         row = hessian_row(with_fixed_draw(checked))
-        matrix = rows.matrix(row, count(params), working_dtype(params), params, data, kwargs)
+        with differentiating(loss):
+            matrix = rows.matrix(row, count(params), working_dtype(params), params, data, kwargs)
         return matrix if flat else split(matrix, params, params)
 
     return wrapped

@@ -18,7 +18,7 @@ import numpy as np
 from mlxopt._objective import Objective
 from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import Tree, count, epsilon, ravel, to_device, to_numpy, unravel, working_dtype
-from mlxopt.autodiff._guards import call, compiled, name_of
+from mlxopt.autodiff._guards import call, compiled, differentiating, name_of
 from mlxopt.autodiff._rows import hessian_row
 from mlxopt.many._agreement import At, check_row, explain_failure, general_vector
 from mlxopt.many._problems import Problems
@@ -111,7 +111,8 @@ class BatchedObjective:
         try:
             found = self._call(key, at)[self._slots]
         except (ValueError, RuntimeError) as error:
-            explain_failure(error, at, self.problems, self.single.loss)
+            with differentiating(self.single.loss):
+                explain_failure(error, at, self.problems, self.single.loss)
             raise
         if self._checked[key] < _CHECKS:
             self._checked[key] += 1
