@@ -14,10 +14,12 @@ import numpy as np
 
 from mlxopt._dense import eigen
 from mlxopt._krylov import NotPositiveError, conjugate_gradients, lanczos
+from mlxopt._tree import Tree, dtype_name, working_dtype
 
 DENSE = 300  # parameters up to which the whole Hessian is computed
 PRODUCTS = 30  # Hessian-vector products beyond that, before a run may end
 SEARCHED = 100  # and for a certificate
+_ULPS = 4.0  # roundings of a parameter that a step has to exceed to count
 
 Number = Any  # a float, or an array of the leading axes: many points
 
@@ -122,3 +124,48 @@ def of_products(
     gain = -0.5 * float(gradient @ step)
     rounding = 4 * gradient.size**0.5 * eps
     return Curvature(gradient, gain, step, values, vectors.T, rounding, False)
+
+
+# These hold for the numbers of one point, and for arrays with leading axes: many of them.
+
+
+def seems_minimal(x: np.ndarray, g: np.ndarray, curved: Any, level: Any, eps: float) -> Any:
+    """Return whether the least decrease along -g, where gᵀHg = `curved`, is at most `level`.
+
+    Or the step to it is one of rounding. A step along -g gains less than one with all of H.
+    """
+    square = np.vecdot(g, g)
+    length = np.where(curved > 0, square / np.where(curved > 0, curved, 1.0), np.inf)
+    with np.errstate(invalid="ignore"):  # 0 · inf
+        step = np.expand_dims(length, -1) * g
+    return (0.5 * square * length <= level) | is_rounding(x, step, eps)
+
+
+def drop_so_far(drop: Any, along: Any, curved: Any, noise: Any) -> Any:
+    """Return the drop of the loss so far, or that of the quadratic model if it is less.
+
+    A start so far off that the loss there says nothing about a minimum would pass anything. A large
+    constant in the loss hides the drop.
+
+    Args:
+        drop: of the loss, from the start.
+        along: gᵀs, s the way from the start.
+        curved: sᵀHs.
+        noise: of the loss.
+    """
+    return np.fmin(np.maximum(drop, noise), np.abs(along) + 0.5 * np.abs(curved))
+
+
+def is_hidden(found: Curvature, x: np.ndarray, noise: Any, eps: float) -> Any:
+    """Whether rounding hides what is left to gain, of the loss or of the parameters."""
+    return (found.gain <= noise) | is_rounding(x, found.step, eps)
+
+
+def is_rounding(x: np.ndarray, step: np.ndarray, eps: float) -> Any:
+    """Whether a step moves no parameter by more than a few roundings."""
+    return (np.abs(step) <= _ULPS * eps * np.abs(x)).all(axis=-1)
+
+
+def to_rounding(params: Tree) -> str:
+    """Return the reason of a convergence that ends at rounding."""
+    return f"to the rounding of {dtype_name(working_dtype(params))}."

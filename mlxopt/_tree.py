@@ -335,44 +335,6 @@ def describe_structure(tree: Any) -> str:
     return f"a {type(tree).__name__}"
 
 
-def difference(
-    found: Any, expected: Any, optional: bool = False, path: str = ""
-) -> tuple[str, str, str] | None:
-    """Return the first difference of two trees in structure, shape or dtype; None without any.
-
-    Numbers of any value are alike, and tuples of numbers of any length.
-
-    Args:
-        found: a tree.
-        expected: another.
-        optional: None is like everything: a field of a state that has no value yet.
-        path: of the two in larger trees.
-
-    Returns:
-        (path, found, expected), the latter two in words.
-    """
-    if optional and (found is None or expected is None):
-        return None
-    here = path, describe_structure(found), describe_structure(expected)
-    both = found, expected
-    if all(isinstance(one, (mx.array, np.ndarray)) for one in both):
-        return here if here[1] != here[2] else None
-    if all(isinstance(one, (int, float, np.generic)) for one in both):
-        return None
-    # By name: a module that is imported again has other classes.
-    if type(found).__name__ != type(expected).__name__:
-        return here
-    if isinstance(found, (list, tuple)) and all(
-        isinstance(entry, (int, float)) for one in both for entry in one
-    ):
-        return None
-    ours, theirs = dict(children(found) or ()), dict(children(expected) or ())
-    if ours.keys() != theirs.keys():
-        return here
-    below = (difference(ours[step], theirs[step], optional, path + step) for step in theirs)
-    return next((one for one in below if one is not None), None)
-
-
 def spread(
     branch: Any,
     tree: Tree,

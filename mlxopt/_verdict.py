@@ -14,13 +14,17 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import _curvature
-from mlxopt._curvature import Curvature
+from mlxopt._curvature import (
+    Curvature,
+    drop_so_far,
+    is_hidden,
+    seems_minimal,
+    to_rounding,
+)
 from mlxopt._objective import Objective
 from mlxopt._report import entry_names
 from mlxopt._status import Status
 from mlxopt._tree import (
-    Tree,
-    dtype_name,
     epsilon,
     from_host,
     largest_entry,
@@ -36,7 +40,6 @@ from mlxopt.optimizers import Optimizer
 
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
 _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
-_ULPS = 4.0  # roundings of a parameter that a step has to exceed to count
 LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
 _LEAST_DROP = 0.1  # the share by which the optimality falls at least between two looks
 _FAR_ABOVE = 1e5  # roundings of the loss, which a search off a saddle may fall at first
@@ -61,51 +64,6 @@ class Verdict(NamedTuple):
 
 
 GO_ON = Verdict(None)
-
-
-# These hold for the numbers of one point, and for arrays with leading axes: many of them.
-
-
-def seems_minimal(x: np.ndarray, g: np.ndarray, curved: Any, level: Any, eps: float) -> Any:
-    """Return whether the least decrease along -g, where gᵀHg = `curved`, is at most `level`.
-
-    Or the step to it is one of rounding. A step along -g gains less than one with all of H.
-    """
-    square = np.vecdot(g, g)
-    length = np.where(curved > 0, square / np.where(curved > 0, curved, 1.0), np.inf)
-    with np.errstate(invalid="ignore"):  # 0 · inf
-        step = np.expand_dims(length, -1) * g
-    return (0.5 * square * length <= level) | is_rounding(x, step, eps)
-
-
-def drop_so_far(drop: Any, along: Any, curved: Any, noise: Any) -> Any:
-    """Return the drop of the loss so far, or that of the quadratic model if it is less.
-
-    A start so far off that the loss there says nothing about a minimum would pass anything. A large
-    constant in the loss hides the drop.
-
-    Args:
-        drop: of the loss, from the start.
-        along: gᵀs, s the way from the start.
-        curved: sᵀHs.
-        noise: of the loss.
-    """
-    return np.fmin(np.maximum(drop, noise), np.abs(along) + 0.5 * np.abs(curved))
-
-
-def is_hidden(found: Curvature, x: np.ndarray, noise: Any, eps: float) -> Any:
-    """Whether rounding hides what is left to gain, of the loss or of the parameters."""
-    return (found.gain <= noise) | is_rounding(x, found.step, eps)
-
-
-def is_rounding(x: np.ndarray, step: np.ndarray, eps: float) -> Any:
-    """Whether a step moves no parameter by more than a few roundings."""
-    return (np.abs(step) <= _ULPS * eps * np.abs(x)).all(axis=-1)
-
-
-def to_rounding(params: Tree) -> str:
-    """Return the reason of a convergence that ends at rounding."""
-    return f"to the rounding of {dtype_name(working_dtype(params))}."
 
 
 class Judge:

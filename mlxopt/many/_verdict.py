@@ -10,20 +10,11 @@ import copy
 import numpy as np
 
 from mlxopt import _curvature
+from mlxopt._curvature import drop_so_far, is_hidden, seems_minimal, to_rounding
 from mlxopt._dense import times
 from mlxopt._status import Status
 from mlxopt._tree import count, epsilon, to_device
-from mlxopt._verdict import (
-    LEAST_GAIN,
-    NOISE,
-    Judge,
-    Start,
-    Verdict,
-    drop_so_far,
-    is_hidden,
-    seems_minimal,
-    to_rounding,
-)
+from mlxopt._verdict import LEAST_GAIN, NOISE, Judge, Start, Verdict
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, Running, Verdicts, take
 from mlxopt.optimizers import Optimizer

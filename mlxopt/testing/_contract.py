@@ -9,8 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._residual_objective import ResidualObjective
+from mlxopt._resume import difference
 from mlxopt._status import Status
-from mlxopt._tree import difference, dtype_name, epsilon, leaves, leaves_with_paths, to_host
+from mlxopt._tree import dtype_name, epsilon, leaves, leaves_with_paths, to_host
 from mlxopt.optimizers import FirstOrder, Optimizer
 from mlxopt.testing import _problems
 from mlxopt.testing._problems import Given
