@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
+
 from mlxopt._checks import describe_type
 from mlxopt._tree import Tree, children, describe_structure, epsilon
 
