@@ -229,8 +229,10 @@ class Epochs(Optimizer[TrainState]):
                 continue
             at = f"at {_named(state.batch, state.epoch).lower()}"
             cause = self._cause(objective, batch)
-            if cause is None and self._has_grown(objective, seen, state.first):
-                return state._replace(status=Status.DIVERGED, moved=taken > 0), taken
+            grown = cause is None and self._has_grown(objective, seen, state.first)
+            if grown or (cause is None and numbers[2] == -math.inf):
+                status = Status.DIVERGED if grown else Status.UNBOUNDED
+                return state._replace(status=status, moved=taken > 0), taken
             if cause is None:
                 self.reason = (
                     f"the loss, its gradient or a parameter became NaN or infinite {at}, whose "

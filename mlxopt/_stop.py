@@ -17,6 +17,7 @@ import numpy as np
 
 from mlxopt._checks import check_fields, describe_type
 from mlxopt._status import Status
+from mlxopt._tree import to_host
 
 # A long float32 sum, added up naively, is off by a thousand roundings.
 ROUNDINGS = 1000
@@ -226,14 +227,25 @@ def improves(
     return (level & flatter) | (lower > level)
 
 
+_FAR = 2.0**60  # times the largest parameter of the start
+# Of a run that cannot go further.
+_ENDS = (Status.CONVERGED, Status.NO_PROGRESS, Status.SADDLE, Status.FLAT, Status.NONFINITE)
+
+
 def explain(status: Status, start: Any, end: Any) -> Status:
     """Return DIVERGED or UNBOUNDED if the first and the last state show that, else `status`."""
-    steeper = end.optimality > start.optimality
-    if status is Status.NONFINITE and end.value < start.value and steeper:
-        # No loss with a minimum falls that far.
-        far = start.value - end.value > 1e6 * (1 + abs(start.value))
-        return Status.UNBOUNDED if far else status
+    fallen = start.value - end.value > 1e6 * (1 + abs(start.value))
+    if status in _ENDS and fallen and (end.optimality > start.optimality or _is_far(start, end)):
+        return Status.UNBOUNDED  # no loss with a minimum falls that far, to such a point
     if status in (Status.NONFINITE, Status.MAX_STEPS, Status.COMPLETED):
         risen = end.value > start.value and end.optimality > 10 * start.optimality
         return Status.DIVERGED if risen else status
     return status
+
+
+def _is_far(start: Any, end: Any) -> bool:
+    """Whether a parameter is farther away than a minimum can be."""
+    first, last = (
+        np.abs(one.x if hasattr(one, "x") else to_host(one.params)).max() for one in (start, end)
+    )
+    return bool(last > _FAR * max(1.0, first))

@@ -244,7 +244,8 @@ class FirstOrder(Optimizer[FirstOrderState]):
             new = FirstOrderState(params, loss, grad, largest, None, True, step, buffers, losses)
             return new, count
         if count == 1:
-            return state._replace(status=Status.NONFINITE, moved=False), 0
+            status = Status.UNBOUNDED if loss == -math.inf else Status.NONFINITE
+            return state._replace(status=status, moved=False), 0
         losses = state.losses  # those known when the steps were first taken
         for taken in range(count):
             state, _ = self.advance(objective, state._replace(losses=losses), 1)

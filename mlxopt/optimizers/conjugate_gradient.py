@@ -94,5 +94,6 @@ class ConjugateGradient(Descent):
         if not dy > 0:
             return 0.0
         beta = (trial.gy - 2 * trial.yy * trial.slope / dy) / dy  # equation 1.3
-        floor = -1 / (math.sqrt(trial.dd) * min(_ETA, math.sqrt(old_squared)))  # equation 1.6
+        size = math.sqrt(trial.dd) * min(_ETA, math.sqrt(old_squared))
+        floor = -1 / size if size > 0 else -math.inf  # equation 1.6
         return max(beta, floor)  # equation 1.5

@@ -140,6 +140,8 @@ class LBFGSB(Descent):
         # Without pairs there is no scale: move by at most 1. With them B sets it.
         norm = math.sqrt(inner[-1, -1])
         step_size = 1.0 if order else min(1.0, 1.0 / norm if norm > 0 else 1.0)
+        if not order and state.search.verdict == "accepted":  # the loss curves down: go farther
+            step_size = max(step_size, 2 * state.search.step_size)
         finite = np.isfinite(combination).all()
         return Direction(vector, slope if finite else math.nan, step_size)
 
@@ -166,7 +168,7 @@ class LBFGSB(Descent):
         (Bertsekas 1982, equation 31), and is the only condition: at a bend the slope jumps.
         """
         *_, fall, clipped = trial.model
-        if not clipped:
+        if not clipped or trial.value == -math.inf:
             return proceed(search, trial.value, trial.slope)
         if fall < 0 and trial.value <= search.value + C1 * fall:
             return search._replace(trials=search.trials + 1, verdict="accepted")

@@ -150,6 +150,8 @@ class ProximalGradient(Optimizer[ProximalState]):
         if state.model is None:
             return self._look_ahead(objective, state)
         y, t, dtype = state.model, state.step_size, working_dtype(state.params)
+        if not t > 0:  # it has underflown
+            return state._replace(status=Status.NO_PROGRESS)
         scale = mx.array(t, dtype=dtype)
 
         def bound(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,6 +165,8 @@ class ProximalGradient(Optimizer[ProximalState]):
         numbers = bound(_measure)(value, scale, *points)
         loss, extra, optimality, ahead, dd, dy, uphill, moved = np.array(numbers).tolist()
 
+        if loss == -math.inf:
+            return state._replace(status=Status.UNBOUNDED)
         finite = is_finite(loss, extra, optimality, dd, dy)
         has_momentum = state.theta > 1
         noise = _NOISE * _tree.epsilon(state.params) * (abs(loss) + abs(extra))
