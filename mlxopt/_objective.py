@@ -89,6 +89,7 @@ class Objective:
         self._uses_random = False
         self._steps_timed = 0
         self._last: tuple[Any, ...] = (None, None, None)  # of `hessian`: arguments and result
+        self._last_product: tuple[Any, ...] = (None, None, None)  # of `times`: likewise
         self.noise = 0.0  # the relative rounding error of the loss, where it was measured
 
     def trace(self, params: Params, data: tuple[Any, ...] | None = None) -> None:
@@ -222,6 +223,20 @@ class Objective:
             v, size = to_host(vector), np.abs(to_host(params)).max() or 1.0
             length = epsilon(params) ** (1 / 3) * size / (np.abs(v).max() or 1.0)
             return from_host(self._change(params, length * v) / (2 * length), params)
+
+    def times(self, params: Params, vector: np.ndarray) -> np.ndarray:
+        """Return `product` of a vector of the host, (p,); the last one is kept.
+
+        It is NaN where the loss has no second derivative.
+        """
+        last, at, product = self._last_product
+        if last is not params or not np.array_equal(at, vector):
+            try:
+                product = to_host(self.product(params, from_host(vector, params)))
+            except (ValueError, RuntimeError):  # an operation without one
+                product = np.full_like(vector, math.nan)
+            self._last_product = params, vector.copy(), product
+        return product.copy()
 
     def hessian(self, params: Params, structured: Hessian | None = None) -> mx.array:
         """Return the Hessian, shape (p, p), in `tree_flatten` order; the last one is kept.

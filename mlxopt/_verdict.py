@@ -340,8 +340,7 @@ class Point:
         return vector
 
     def _times(self, vector: np.ndarray) -> np.ndarray:
-        params = self.state.params
-        return to_host(self.objective.product(params, from_host(vector, params)))
+        return self.objective.times(self.state.params, vector)
 
     def _change(self, step: np.ndarray) -> tuple[float, bool]:
         """Return the change of the loss by a step, and whether its gradient there is not zero."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from problems import PROBLEMS, Problem, array64, regression, squared_loss
+from scipy.optimize import rosen_hess
 
 import mlxopt as mo
 from mlxopt import _dense
@@ -119,14 +120,16 @@ def test_value_gradient_and_optimality_are_those_of_params(name, dtype):
 def test_the_shape_and_dtype_of_the_state_never_change(name):
     X, y, _ = regression()
     data = mx.array(X.astype(np.float32)), mx.array(y.astype(np.float32))
-    params = {"w": mx.zeros(5), "b": mx.array(0.0)}
+    params, optimizer = {"w": mx.zeros(5), "b": mx.array(0.0)}, OPTIMIZERS[name]
+    # None before it is chosen: the direction, and in the memory of conjugate gradients.
+    chosen = {"6", "8.0.0"} if hasattr(optimizer, "direction") else set()
 
     def makeup(state):
-        fields = {field: value for field, value in state._asdict().items() if field != "direction"}
-        arrays = [(path, leaf) for path, leaf in tree_flatten(fields) if hasattr(leaf, "shape")]
+        arrays = [(path, leaf) for path, leaf in tree_flatten(state) if hasattr(leaf, "shape")]
+        arrays = [entry for entry in arrays if entry[0] not in chosen]
         return [(path, getattr(leaf, "shape"), getattr(leaf, "dtype")) for path, leaf in arrays]  # noqa: B009
 
-    found = states(OPTIMIZERS[name], Objective(squared_loss, data), params, steps=5)
+    found = states(optimizer, Objective(squared_loss, data), params, steps=5)
     assert all(makeup(state) == makeup(found[0]) for state in found if state.status is None)
     assert all(state._fields == found[0]._fields for state in found)
 
@@ -153,7 +156,7 @@ def test_the_python_loss_is_called_no_more_often_for_more_steps(name):
         # Whether ten steps share a call depends on the clock: then the trace holds ten more.
         assert abs(counts[1] - counts[0]) <= 10
     elif name in DENSE_HESSIAN:
-        assert counts[1] - counts[0] <= 60  # once for each Hessian, and for nothing else
+        assert counts[1] - counts[0] <= 60 * 6  # once for each row of a Hessian, for nothing else
     else:
         assert counts[1] == counts[0]
 
@@ -425,13 +428,13 @@ def test_the_lbfgs_product_equals_the_materialized_matrix_at_every_fill(filled):
     np.testing.assert_allclose(direction, -textbook_h(pairs) @ g, rtol=1e-10)
 
 
-def textbook_lbfgs(f, gradient, x, memory, steps):
+def textbook_lbfgs(f, gradient, hessian, x, memory, steps):
     """L-BFGS on vectors, with the same line search: (trial values, last point)."""
     pairs, values = [], []
     value, g = f(x), gradient(x)
     while len(values) < steps:
         d = -textbook_h(pairs) @ g if pairs else -g
-        first = 1.0 if pairs else min(1.0, 1 / float(np.linalg.norm(g)))
+        first = 1.0 if pairs else g @ g / (g @ hessian(x) @ g)
         search = begin(value, d @ g, first, 2.0**-52)
         trial, trial_value, trial_g = x, value, g
         while search.verdict == "":
@@ -454,7 +457,7 @@ def test_lbfgs_follows_the_textbook_step_by_step(memory):
         r = x[1] - x[0] ** 2
         return np.array([-400 * x[0] * r - 2 * (1 - x[0]), 200 * r])
 
-    values, _ = textbook_lbfgs(f, gradient, np.array([-1.2, 1.0]), memory, 30)
+    values, _ = textbook_lbfgs(f, gradient, rosen_hess, np.array([-1.2, 1.0]), memory, 30)
     rosenbrock = next(p.loss for p in PROBLEMS if p.name == "rosenbrock")
     trials = []
 

@@ -16,6 +16,7 @@ import numpy as np
 from mlxopt._loop import check_fields
 from mlxopt._objective import Objective
 from mlxopt._tree import Tree, from_host, to_host
+from mlxopt.autodiff._rows import hessian_product
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, is_none
 
@@ -53,6 +54,14 @@ class AskedObjective(Objective):
 
     def hessian(self, params: Tree, structured: Callable[..., mx.array] | None = None) -> mx.array:
         return self._recorded(super().hessian, params, structured)
+
+    def times(self, params: Tree, vector: np.ndarray) -> np.ndarray:
+        return self._recorded(super().times, params, vector)
+
+    def _product(self, params: Tree, vector: Tree) -> Tree:
+        return super().compiled("hvp", lambda: hessian_product(self.loss))(
+            params, vector, *self.data
+        )
 
     def _recorded(self, compute: Callable[..., Any], *args: Any) -> Any:
         if self._place == len(self._results):

@@ -167,6 +167,19 @@ def along(vector: np.ndarray, gradient: np.ndarray, params: Tree, step_size: flo
     return Direction(_tree.to_device(vector, working_dtype(params)), slope, step_size)
 
 
-def first_step_size(squared: float) -> float:
-    """Return the first trial along -gradient where no scale is known: a move by at most 1."""
-    return min(1.0, float(1.0 / np.sqrt(squared))) if squared > 0 else 1.0
+def first_step_size(objective: Objective, state: Any) -> float:
+    """Return the first trial along -gradient where the method knows no scale.
+
+    That is gᵀg / |gᵀH g|, the minimum of the quadratic, for one Hessian-vector product; without
+    curvature a move by the length of `params`, and from zero, where nothing has units, by at most
+    1.
+    """
+    gradient = _tree.to_host(state.grad)
+    squared = float(gradient @ gradient)
+    curvature = abs(float(gradient @ objective.times(state.params, gradient)))
+    if 0 < curvature < math.inf and is_finite(squared / curvature):
+        return squared / curvature
+    length, norm = float(np.linalg.norm(_tree.to_host(state.params))), math.sqrt(squared)
+    if not 0 < norm < math.inf:
+        return 1.0
+    return length / norm if length > 0 else min(1.0, 1.0 / norm)

@@ -24,7 +24,6 @@ class BFGSMemory(NamedTuple):
 
     inverse: np.ndarray  # (p, p) float64: H
     scaled: bool  # whether a pair has given H its scale
-    squared: float  # gᵀg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,32 +55,32 @@ class BFGS(Descent):
                 f"BFGS keeps a matrix of {grad.size} × {grad.size} numbers; expected at most "
                 f"{_MOST_PARAMETERS} parameters. Use LBFGS()."
             )
-        return BFGSMemory(np.eye(grad.size), False, squared)
+        return BFGSMemory(np.eye(grad.size), False)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        H, scaled, squared = state.memory
+        H, scaled = state.memory
         gradient = to_host(state.grad)
         direction = -(H @ gradient)
         # Once scaled, H sets the length too.
-        step_size = 1.0 if scaled else _descent.first_step_size(squared)
+        step_size = 1.0 if scaled else _descent.first_step_size(objective, state)
         return _descent.along(direction, gradient, state.params, step_size)
 
     def update(self, state: DescentState, trial: Trial) -> BFGSMemory:
         s = to_host(trial.params) - to_host(state.params)  # as rounded, not as intended
         y = to_host(trial.grad) - to_host(state.grad)
-        H, scaled, _ = state.memory
+        H, scaled = state.memory
         sy, ss, yy = float(s @ y), float(s @ s), float(y @ y)
         eps = np.finfo(numpy_dtype(working_dtype(state.params))).eps
         # Without positive curvature along s the pair would cost H its positive definiteness.
         if not sy > eps * np.sqrt(ss * yy):
-            return BFGSMemory(H, scaled, trial.gg)
+            return BFGSMemory(H, scaled)
         if not scaled:
             H = H * np.sqrt(ss / yy)
-        return BFGSMemory(updated(H, s, y), True, trial.gg)
+        return BFGSMemory(updated(H, s, y), True)
 
     def restart(self, state: DescentState) -> BFGSMemory | None:
-        inverse, scaled, squared = state.memory
-        return BFGSMemory(np.eye(len(inverse)), False, squared) if scaled else None
+        inverse, scaled = state.memory
+        return BFGSMemory(np.eye(len(inverse)), False) if scaled else None
 
 
 def updated(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:

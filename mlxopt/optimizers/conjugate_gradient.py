@@ -7,7 +7,6 @@ the last step, β = how much of the old direction the new one keeps: d ← -g + 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import ClassVar, Literal, NamedTuple
 
 import mlx.core as mx
@@ -16,15 +15,14 @@ from mlxopt._objective import Objective
 from mlxopt._tree import Params, Vector, ravel, working_dtype
 from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
 
-_ETA = 0.01  # Hager and Zhang (2005), equation 1.6
+_ETA = 0.4  # Hager and Zhang (2013)
 
 
 class ConjugateMemory(NamedTuple):
     """The memory of conjugate gradients: the next line to search."""
 
-    line: Direction  # along d
+    line: Direction | None  # along d; None at a start, where d is -g
     squared: float  # gᵀg
-    restarted: bool  # whether d is -g
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +30,14 @@ class ConjugateGradient(Descent):
     """Nonlinear conjugate gradients: descent that remembers one direction, in little space.
 
         d ← -gradient + β · d
-        β = max(β', η)          with β' = (y - 2 d yᵀy / dᵀy)ᵀg / dᵀy       ("hager-zhang")
-        β = max(0, gᵀy / g₀ᵀg₀)                                             ("polak-ribiere")
+        β = max(β', 0.4 g₀ᵀd / dᵀd)   with β' = (y - 2 d yᵀy / dᵀy)ᵀg / dᵀy   ("hager-zhang")
+        β = max(0, gᵀy / g₀ᵀg₀)                                               ("polak-ribiere")
 
     Hager and Zhang (2005), "A new conjugate gradient method with guaranteed descent and an
-    efficient line search", equations 1.3 to 1.6; Polak and Ribière with the restart of Powell,
-    Nocedal and Wright (2006), equations 5.44 and 5.45. It keeps three vectors, where LBFGS keeps
-    twenty and takes fewer steps. One step of `minimize` is one evaluation of the loss and its
+    efficient line search", equation 1.3, with the lower bound of their "The limited memory
+    conjugate gradient method" (2013), which has no units; Polak and Ribière with the restart of
+    Powell, Nocedal and Wright (2006), equations 5.44 and 5.45. It keeps three vectors, where LBFGS
+    keeps twenty and takes fewer steps. One step of `minimize` is one evaluation of the loss and its
     gradient.
 
     Args:
@@ -63,15 +62,19 @@ class ConjugateGradient(Descent):
             raise ValueError(f"ConjugateGradient(method={self.method!r}): expected {expected}.")
 
     def init_memory(self, params: Params, grad: Vector, squared: float) -> ConjugateMemory:
-        line = Direction(-grad, -squared, first_step_size(squared))
-        return ConjugateMemory(line, squared, True)
+        return ConjugateMemory(None, squared)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        return state.memory.line
+        line, squared = state.memory
+        if line is not None:
+            return line
+        gradient = ravel(state.grad, working_dtype(state.params))
+        return Direction(-gradient, -squared, first_step_size(objective, state))
 
     def update(self, state: DescentState, trial: Trial) -> ConjugateMemory:
         """Return the next line, conjugate to the last where the loss is quadratic."""
-        (old, old_slope, _), old_squared, _ = state.memory
+        line, old_squared = state.memory
+        old, old_slope = state.direction, -old_squared if line is None else line.slope
         beta = self._beta(old_slope, old_squared, trial)
         slope = -trial.gg + beta * trial.slope
         if not slope < 0:  # Polak and Ribière's may lead up: restart
@@ -79,13 +82,11 @@ class ConjugateGradient(Descent):
         direction = mx.array(beta, dtype=old.dtype) * old - ravel(trial.grad, old.dtype)
         # As great a change to first order as in the last step: Nocedal and Wright, section 3.5.
         step_size = state.search.step_size * old_slope / slope if slope else 1.0
-        return ConjugateMemory(Direction(direction, slope, step_size), trial.gg, False)
+        return ConjugateMemory(Direction(direction, slope, step_size), trial.gg)
 
     def restart(self, state: DescentState) -> ConjugateMemory | None:
-        if state.memory.restarted:
-            return None
-        gradient = ravel(state.grad, working_dtype(state.params))
-        return self.init_memory(state.params, gradient, state.memory.squared)
+        line, squared = state.memory
+        return None if line is None else ConjugateMemory(None, squared)
 
     def _beta(self, old_slope: float, old_squared: float, trial: Trial) -> float:
         if self.method == "polak-ribiere":
@@ -94,6 +95,4 @@ class ConjugateGradient(Descent):
         if not dy > 0:
             return 0.0
         beta = (trial.gy - 2 * trial.yy * trial.slope / dy) / dy  # equation 1.3
-        size = math.sqrt(trial.dd) * min(_ETA, math.sqrt(old_squared))
-        floor = -1 / size if size > 0 else -math.inf  # equation 1.6
-        return max(beta, floor)  # equation 1.5
+        return max(beta, _ETA * old_slope / trial.dd)

@@ -14,8 +14,7 @@ class StepMemory(NamedTuple):
     """The memory of gradient descent."""
 
     squared: float  # gᵀg
-    step_size: float  # of the next first trial
-    restarted: bool  # whether it is that of a start
+    step_size: float | None  # of the next first trial; None at a start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +36,20 @@ class GradientDescent(Descent):
     """
 
     def init_memory(self, params: Params, grad: Vector, squared: float) -> StepMemory:
-        return StepMemory(squared, first_step_size(squared), True)
+        return StepMemory(squared, None)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        squared, step_size, _ = state.memory
+        squared, step_size = state.memory
+        if step_size is None:
+            step_size = first_step_size(objective, state)
         return Direction(-ravel(state.grad, working_dtype(state.params)), -squared, step_size)
 
     def update(self, state: DescentState, trial: Trial) -> StepMemory:
         """Return sᵀy / yᵀy; with s = t·d and d = -gradient, sᵀy follows from the two slopes."""
         t = state.search.step_size
         sy = t * (trial.slope + state.memory.squared)
-        return StepMemory(trial.gg, sy / trial.yy if sy > 0 else t, False)
+        return StepMemory(trial.gg, sy / trial.yy if sy > 0 else t)
 
     def restart(self, state: DescentState) -> StepMemory | None:
-        squared, _, restarted = state.memory
-        return None if restarted else StepMemory(squared, first_step_size(squared), True)
+        squared, step_size = state.memory
+        return None if step_size is None else StepMemory(squared, None)

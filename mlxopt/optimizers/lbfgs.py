@@ -71,8 +71,8 @@ class LBFGS(Descent):
         combination = two_loop(products, order)
         slope = float(combination @ products[-1])
         vector = mx.array(combination.astype(numpy_dtype(rows.dtype)), dtype=rows.dtype) @ rows
-        # Without pairs there is no scale (as in L-BFGS-B); with them H sets it.
-        return Direction(vector, slope, 1.0 if order else first_step_size(products[-1, -1]))
+        # Without pairs there is no scale; with them H sets it.
+        return Direction(vector, slope, 1.0 if order else first_step_size(objective, state))
 
     def evaluate(self, objective: Objective, state: DescentState) -> Trial:
         direction, (rows, _, order) = state.direction, state.memory

@@ -52,7 +52,7 @@ class NewtonCG(Descent):
         enough = min(0.5, math.sqrt(norm)) * norm
         found = truncated_cg(objective, state.params, g, squared, enough)
         if found.curved:  # negative curvature at once: along -gradient, with no scale known
-            return Direction(-g, -squared, first_step_size(squared))
+            return Direction(-g, -squared, first_step_size(objective, state))
         return Direction(found.step, found.slope, 1.0)
 
 
