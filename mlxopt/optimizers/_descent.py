@@ -1,7 +1,11 @@
 """The part common to all methods with a line search: everything but the direction and the memory.
 
-Notation: d = the direction, g = the gradient at the trial, y = g minus the gradient at `params`.
-The inner products of a trial are computed in one compiled call and read at once.
+Notation: d = the direction, g = the gradient at the trial, y = g minus the gradient at `params`;
+H = the Hessian, D = the units of the parameters, a diagonal matrix. The inner products of a trial
+are computed in one compiled call and read at once.
+
+Where the parameters have units of very different size, the memory of a method is kept in the
+coordinates D⁻¹ params, in which gradients are D g and Hessians D H D.
 """
 
 from __future__ import annotations
@@ -20,6 +24,14 @@ from mlxopt._tree import Tree, Vector, is_finite, largest_entry, ravel, working_
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._line_search import C2, NO_SEARCH, LineSearch, begin, proceed
 
+_ALIKE = 100.0  # the largest ratio of units that are left as they are
+_WHOLE = 32  # parameters up to which units come from the whole Hessian
+_SIGNS = 3  # random vectors of signs, whose products stand for it beyond
+_ROUNDS = 20  # of the iteration for units; each halves the digits by which they differ
+_LOOK = 8  # accepted trials after which units are computed again
+_EXTREME = 10  # binary digits of equal units that are left out
+_EVEN = 10.0  # ratio of row lengths at which it ends
+
 
 class DescentState(NamedTuple):
     """The state of a method with a line search; p is the number of parameters."""
@@ -33,6 +45,8 @@ class DescentState(NamedTuple):
     direction: Any  # (p,): the direction of the line search; None before it is chosen
     search: LineSearch  # the state of the line search
     memory: Any  # the method's own: a NamedTuple, a number, or empty
+    scale: Any = None  # (p,): D, powers of two in the working dtype; None where units are alike
+    accepted: int = 0  # trials accepted since D was chosen
 
 
 class Trial(NamedTuple):
@@ -43,10 +57,10 @@ class Trial(NamedTuple):
     grad: Tree
     optimality: float
     slope: float  # gᵀd
-    gg: float = math.nan  # gᵀg
-    gy: float = math.nan  # gᵀy
-    yy: float = math.nan  # yᵀy
-    dd: float = math.nan  # dᵀd
+    gg: float = math.nan  # gᵀD²g
+    gy: float = math.nan  # gᵀD²y
+    yy: float = math.nan  # yᵀD²y
+    dd: float = math.nan  # dᵀD⁻²d
     model: Any = None  # the method's own results at the trial
 
 
@@ -68,8 +82,11 @@ class Descent(Optimizer[DescentState]):
     flatness: ClassVar[float] = C2
     """The curvature condition of an accepted step: |φ'(t)| ≤ flatness · |φ'(0)|."""
 
+    uses_scale: ClassVar[bool] = True
+    """Whether the method depends on the units of the parameters."""
+
     def init_memory(self, params: Tree, grad: Vector, squared: float) -> Any:
-        """Return the memory at `params`; `grad` is in the working dtype, `squared` is gᵀg."""
+        """Return the memory at `params`; `grad` is D g in the working dtype, `squared` gᵀD²g."""
         return ()
 
     @abstractmethod
@@ -85,11 +102,13 @@ class Descent(Optimizer[DescentState]):
         return None
 
     @staticmethod
-    def measure(value: mx.array, grad: Tree, old_grad: Tree, direction: Vector) -> mx.array:
-        """Return the numbers of a `Trial`, from its value to dᵀd, as one array."""
+    def measure(
+        value: mx.array, grad: Tree, old_grad: Tree, direction: Vector, scale: Vector | None
+    ) -> mx.array:
+        """Return the numbers of a `Trial`, from its value to dᵀD⁻²d, as one array."""
         dtype = direction.dtype
-        g, d = ravel(grad, dtype), direction
-        y = g - ravel(old_grad, dtype)
+        g, d = scaled(grad, dtype, scale), direction if scale is None else direction / scale
+        y = g - scaled(old_grad, dtype, scale)
         products = [mx.inner(a, b) for a, b in ((g, d), (g, g), (g, y), (y, y), (d, d))]
         return mx.stack([value.astype(dtype), largest_entry(grad), *products])
 
@@ -102,7 +121,7 @@ class Descent(Optimizer[DescentState]):
         value, grad = objective.value_and_grad(params)
         measure = objective.compiled(self.measure, lambda: self.measure)
         # The only read of a step.
-        numbers = np.array(measure(value, grad, state.grad, direction)).tolist()
+        numbers = np.array(measure(value, grad, state.grad, direction, state.scale)).tolist()
         return Trial(params, numbers[0], grad, *numbers[1:])
 
     def judge(self, search: LineSearch, trial: Trial) -> LineSearch:
@@ -112,10 +131,18 @@ class Descent(Optimizer[DescentState]):
     def init(self, objective: Objective, params: Tree) -> DescentState:
         """Return the state at `params`; one evaluation."""
         value, grad = objective.value_and_grad(params)
-        g = ravel(grad, working_dtype(params))
-        number, largest, squared = _tree.read(value, largest_entry(grad), mx.inner(g, g))
-        memory = self.init_memory(params, g, squared)
-        return DescentState(params, number, grad, largest, None, False, None, NO_SEARCH, memory)
+        number, largest = _tree.read(value, largest_entry(grad))
+        return self.start(objective, params, number, largest, grad)
+
+    def start(
+        self, objective: Objective, params: Tree, value: float, largest: float, grad: Tree
+    ) -> DescentState:
+        """Return the state of a start at `params`, where the loss and its gradient are known."""
+        scale = units(objective, params, grad) if self.uses_scale else None
+        g = scaled(grad, working_dtype(params), scale)
+        memory = self.init_memory(params, g, _tree.read(mx.inner(g, g))[0])
+        point = params, value, grad, largest, None, False
+        return DescentState(*point, None, NO_SEARCH, memory, scale)
 
     def step(self, objective: Objective, state: DescentState) -> DescentState:
         """Evaluate one trial along the direction; accept it if the line search does."""
@@ -135,8 +162,23 @@ class Descent(Optimizer[DescentState]):
         status = Status.UNBOUNDED if unbounded else None
         if unbounded and not is_finite(trial.value, trial.slope):
             return state._replace(status=status, moved=False)
-        memory = self.update(state, trial)
-        return DescentState(*trial[:4], status, True, None, search, memory)
+        memory, accepted = self.update(state, trial), state.accepted + 1
+        point = *trial[:4], status, True, None, search
+        return self._rescaled(objective, DescentState(*point, memory, state.scale, accepted))
+
+    def _rescaled(self, objective: Objective, state: DescentState) -> DescentState:
+        """Return the state, or that of a start in other units where those of the start are wrong.
+
+        After 8, 16, 32, ... steps, and only where the start had units.
+        """
+        accepted = state.accepted
+        if state.scale is None or accepted < _LOOK or accepted & (accepted - 1) or state.status:
+            return state
+        new = self.start(objective, state.params, state.value, state.optimality, state.grad)
+        D = 1.0 if new.scale is None else _tree.to_host(new.scale)
+        if _spread(D / _tree.to_host(state.scale)) <= _ALIKE:
+            return state
+        return new._replace(moved=True)
 
     def _begin(self, objective: Objective, state: DescentState) -> DescentState:
         chosen = self.direction(objective, state)
@@ -167,19 +209,103 @@ def along(vector: np.ndarray, gradient: np.ndarray, params: Tree, step_size: flo
     return Direction(_tree.to_device(vector, working_dtype(params)), slope, step_size)
 
 
-def first_step_size(objective: Objective, state: Any) -> float:
-    """Return the first trial along -gradient where the method knows no scale.
+def first_step_size(
+    objective: Objective, params: Tree, gradient: np.ndarray, scale: Vector | None = None
+) -> float:
+    """Return the first trial along -D²g where the method knows no scale.
 
-    That is gᵀg / |gᵀH g|, the minimum of the quadratic, for one Hessian-vector product; without
-    curvature a move by the length of `params`, and from zero, where nothing has units, by at most
-    1.
+    That is the minimum of the quadratic, gᵀD²g / |gᵀD² H D²g|, for one Hessian-vector product;
+    without curvature a move by the length of `params`, and from zero, where nothing has units, by
+    at most 1.
     """
-    gradient = _tree.to_host(state.grad)
-    squared = float(gradient @ gradient)
-    curvature = abs(float(gradient @ objective.times(state.params, gradient)))
+    D = 1.0 if scale is None else _tree.to_host(scale)
+    ascent = D**2 * gradient
+    squared = float(gradient @ ascent)
+    curvature = abs(float(ascent @ objective.times(params, ascent)))
     if 0 < curvature < math.inf and is_finite(squared / curvature):
         return squared / curvature
-    length, norm = float(np.linalg.norm(_tree.to_host(state.params))), math.sqrt(squared)
+    length, norm = float(np.linalg.norm(_tree.to_host(params) / D)), math.sqrt(squared)
     if not 0 < norm < math.inf:
         return 1.0
     return length / norm if length > 0 else min(1.0, 1.0 / norm)
+
+
+def steepest(grad: Tree, state: DescentState) -> Vector:
+    """Return -D²g, the steepest direction in the units of the state, shape (p,)."""
+    g = scaled(grad, working_dtype(grad), state.scale)
+    return -g if state.scale is None else -state.scale * g
+
+
+def first_trial(objective: Objective, state: DescentState) -> float:
+    """Return the first trial along `steepest`."""
+    return first_step_size(objective, state.params, _tree.to_host(state.grad), state.scale)
+
+
+def scaled(grad: Tree, dtype: mx.Dtype, scale: Vector | None) -> Vector:
+    """Return D g, shape (p,)."""
+    return ravel(grad, dtype) if scale is None else scale * ravel(grad, dtype)
+
+
+def units(objective: Objective, params: Tree, grad: Tree) -> Vector | None:
+    """Return D, powers of two for which the rows of D H D are about equally long, shape (p,).
+
+    By the iteration of Ruiz (2001, "A scaling algorithm to equilibrate both rows and columns norms
+    in matrices"), on the Hessian of up to 32 parameters. With more it is known by its products with
+    a few random signs (Bradley 2010, "Algorithms for the equilibration of matrices and their
+    application to limited-memory quasi-Newton methods").
+
+    Units within a factor of 100 are alike: None, usually for the price of one product H g; or all
+    equal, where float32 could not hold the squares of gradients.
+    """
+    gradient = _tree.to_host(grad)
+    p, dtype = gradient.size, working_dtype(params)
+    product = objective.times(params, gradient)
+    size, norm = float(np.linalg.norm(product)), float(np.linalg.norm(gradient))
+    if not (0 < size < math.inf and 0 < norm < math.inf):
+        return None
+    exponent = -0.5 * math.log2(size / norm)  # of D that makes H one along g
+    alike = np.full(p, 2.0 ** round(exponent)) if abs(exponent) > _EXTREME else None
+    D = _unlike(objective, params, product)
+    D = alike if D is None else D
+    return None if D is None else _tree.to_device(D, dtype)
+
+
+def _unlike(objective: Objective, params: Tree, product: np.ndarray) -> np.ndarray | None:
+    """Return D where H g, the `product`, or its own entries differ by more than units may."""
+    p = product.size
+    if _spread(product) <= _ALIKE:
+        return None
+    lengths = _row_lengths(objective, params, p)
+    exponents, known = np.zeros(p), np.ones(p, dtype=bool)
+    for _ in range(_ROUNDS):
+        length = lengths(np.exp2(np.round(exponents)))
+        if not np.isfinite(length).all():
+            return None
+        known = length > 0
+        exponents[known] -= 0.5 * np.log2(length[known])
+        if _spread(length) <= _EVEN:
+            break
+    # Nothing is known of a parameter that the Hessian leaves out.
+    exponents[~known] = np.median(exponents[known]) if known.any() else 0.0
+    D = np.exp2(np.round(exponents))
+    return D if _spread(D) > _ALIKE else None
+
+
+def _row_lengths(objective: Objective, params: Tree, p: int) -> Any:
+    """Return a function of D that gives the lengths of the rows of D H D, (p,)."""
+    if p <= _WHOLE:
+        matrix = _tree.to_numpy(objective.hessian(params))
+        return lambda D: np.linalg.norm(D[:, None] * matrix * D, axis=1)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(_SIGNS, p))
+
+    def lengths(D: np.ndarray) -> np.ndarray:
+        products = [D * objective.times(params, D * sign) for sign in signs]
+        return np.sqrt(np.mean(np.square(products), axis=0))
+
+    return lengths
+
+
+def _spread(vector: np.ndarray) -> float:
+    """Return the largest absolute entry over the smallest that is not zero."""
+    size = np.abs(vector[vector != 0])
+    return float(size.max() / size.min()) if size.size else 1.0

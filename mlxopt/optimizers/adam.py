@@ -45,7 +45,7 @@ class Adam(FirstOrder):
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
     >>> rate = mo.schedules.exponential(0.3, factor=0.995)
-    >>> mo.minimize(loss, mx.zeros(2), mo.Adam(rate), tol=1e-3).params
+    >>> mo.minimize(loss, mx.zeros(2), mo.Adam(rate), tol=1e-7).params
     array([3, 3], dtype=float32)
     """
 

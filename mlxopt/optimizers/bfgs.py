@@ -1,7 +1,8 @@
 """BFGS with a dense inverse Hessian.
 
 Notation, as in Nocedal and Wright (2006), section 6.1: s = change of the parameters in one accepted
-step, y = change of the gradient in it, ρ = 1 / (sᵀy), H = the approximate inverse Hessian.
+step, y = change of the gradient in it, ρ = 1 / (sᵀy), H = the approximate inverse Hessian; all in
+the units D of the parameters (see `_descent.py`).
 """
 
 from __future__ import annotations
@@ -59,15 +60,16 @@ class BFGS(Descent):
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
         H, scaled = state.memory
-        gradient = to_host(state.grad)
-        direction = -(H @ gradient)
+        gradient, D = to_host(state.grad), _host_scale(state)
+        direction = -D * (H @ (D * gradient))
         # Once scaled, H sets the length too.
-        step_size = 1.0 if scaled else _descent.first_step_size(objective, state)
+        step_size = 1.0 if scaled else _descent.first_trial(objective, state)
         return _descent.along(direction, gradient, state.params, step_size)
 
     def update(self, state: DescentState, trial: Trial) -> BFGSMemory:
-        s = to_host(trial.params) - to_host(state.params)  # as rounded, not as intended
-        y = to_host(trial.grad) - to_host(state.grad)
+        D = _host_scale(state)
+        s = (to_host(trial.params) - to_host(state.params)) / D  # as rounded, not as intended
+        y = D * (to_host(trial.grad) - to_host(state.grad))
         H, scaled = state.memory
         sy, ss, yy = float(s @ y), float(s @ s), float(y @ y)
         eps = np.finfo(numpy_dtype(working_dtype(state.params))).eps
@@ -81,6 +83,10 @@ class BFGS(Descent):
     def restart(self, state: DescentState) -> BFGSMemory | None:
         inverse, scaled = state.memory
         return BFGSMemory(np.eye(len(inverse)), False) if scaled else None
+
+
+def _host_scale(state: DescentState) -> np.ndarray:
+    return np.ones(1) if state.scale is None else to_host(state.scale)
 
 
 def updated(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:

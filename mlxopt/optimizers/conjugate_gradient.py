@@ -12,8 +12,15 @@ from typing import ClassVar, Literal, NamedTuple
 import mlx.core as mx
 
 from mlxopt._objective import Objective
-from mlxopt._tree import Params, Vector, ravel, working_dtype
-from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
+from mlxopt._tree import Params, Vector
+from mlxopt.optimizers._descent import (
+    Descent,
+    DescentState,
+    Direction,
+    Trial,
+    first_trial,
+    steepest,
+)
 
 _ETA = 0.4  # Hager and Zhang (2013)
 
@@ -22,7 +29,7 @@ class ConjugateMemory(NamedTuple):
     """The memory of conjugate gradients: the next line to search."""
 
     line: Direction | None  # along d; None at a start, where d is -g
-    squared: float  # gᵀg
+    squared: float  # gᵀD²g
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +75,7 @@ class ConjugateGradient(Descent):
         line, squared = state.memory
         if line is not None:
             return line
-        gradient = ravel(state.grad, working_dtype(state.params))
-        return Direction(-gradient, -squared, first_step_size(objective, state))
+        return Direction(steepest(state.grad, state), -squared, first_trial(objective, state))
 
     def update(self, state: DescentState, trial: Trial) -> ConjugateMemory:
         """Return the next line, conjugate to the last where the loss is quadratic."""
@@ -79,7 +85,7 @@ class ConjugateGradient(Descent):
         slope = -trial.gg + beta * trial.slope
         if not slope < 0:  # Polak and Ribière's may lead up: restart
             beta, slope = 0.0, -trial.gg
-        direction = mx.array(beta, dtype=old.dtype) * old - ravel(trial.grad, old.dtype)
+        direction = mx.array(beta, dtype=old.dtype) * old + steepest(trial.grad, state)
         # As great a change to first order as in the last step: Nocedal and Wright, section 3.5.
         step_size = state.search.step_size * old_slope / slope if slope else 1.0
         return ConjugateMemory(Direction(direction, slope, step_size), trial.gg)

@@ -6,14 +6,21 @@ import dataclasses
 from typing import NamedTuple
 
 from mlxopt._objective import Objective
-from mlxopt._tree import Params, Vector, ravel, working_dtype
-from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
+from mlxopt._tree import Params, Vector
+from mlxopt.optimizers._descent import (
+    Descent,
+    DescentState,
+    Direction,
+    Trial,
+    first_trial,
+    steepest,
+)
 
 
 class StepMemory(NamedTuple):
     """The memory of gradient descent."""
 
-    squared: float  # gᵀg
+    squared: float  # gᵀD²g
     step_size: float | None  # of the next first trial; None at a start
 
 
@@ -41,8 +48,8 @@ class GradientDescent(Descent):
     def direction(self, objective: Objective, state: DescentState) -> Direction:
         squared, step_size = state.memory
         if step_size is None:
-            step_size = first_step_size(objective, state)
-        return Direction(-ravel(state.grad, working_dtype(state.params)), -squared, step_size)
+            step_size = first_trial(objective, state)
+        return Direction(steepest(state.grad, state), -squared, step_size)
 
     def update(self, state: DescentState, trial: Trial) -> StepMemory:
         """Return sᵀy / yᵀy; with s = t·d and d = -gradient, sᵀy follows from the two slopes."""

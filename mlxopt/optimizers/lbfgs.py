@@ -4,6 +4,7 @@ Notation, as in Nocedal and Wright (2006), "Numerical Optimization", section 7.2
     s = change of the parameters in one accepted step      y = change of the gradient in it
     ρ = 1 / (sᵀy)                                          γ = sᵀy / (yᵀy)
     H = the approximate inverse Hessian                    d = -H · gradient
+    D = the units of the parameters (see `_descent.py`), in which s, y and the gradient are kept
 
 The m pairs (s, y) and the gradient are the rows of one matrix B on the device. The two-loop
 recursion needs only their inner products B·Bᵀ, kept on the host, and gives a combination of the
@@ -24,7 +25,7 @@ import numpy as np
 from mlxopt._checks import check_fields
 from mlxopt._objective import Objective
 from mlxopt._tree import Tree, Vector, largest_entry, move, numpy_dtype, ravel, read
-from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_trial
 
 # From this number of parameters on, three reads of the rows cost more than MKL's threads do.
 _LONG = 20_000
@@ -48,14 +49,18 @@ class LBFGS(Descent):
     approximate ones of Hager and Zhang (2005) where rounding hides the decrease. One step of
     `minimize` is one evaluation of the loss and its gradient.
 
+    The first trial comes from a Hessian-vector product. Where that shows parameters with units that
+    differ by more than a factor of 100, some more products give their units, in which the method
+    then works; so do all methods with a line search, and `TrustRegion`.
+
     Args:
         memory: pairs of changes kept; 5 to 20 is usual. Costs 2 · memory vectors.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> rosenbrock = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
     >>> result = mo.minimize(rosenbrock, mx.array([-1.2, 1.0]), mo.LBFGS())
-    >>> result.converged, result.params
-    (True, array([1, 1], dtype=float32))
+    >>> result.converged, [round(entry, 4) for entry in result.params.tolist()]
+    (True, [1.0, 1.0])
     """
 
     memory: int = 10
@@ -71,8 +76,9 @@ class LBFGS(Descent):
         combination = two_loop(products, order)
         slope = float(combination @ products[-1])
         vector = mx.array(combination.astype(numpy_dtype(rows.dtype)), dtype=rows.dtype) @ rows
+        vector = vector if state.scale is None else state.scale * vector
         # Without pairs there is no scale; with them H sets it.
-        return Direction(vector, slope, 1.0 if order else first_step_size(objective, state))
+        return Direction(vector, slope, 1.0 if order else first_trial(objective, state))
 
     def evaluate(self, objective: Objective, state: DescentState) -> Trial:
         direction, (rows, _, order) = state.direction, state.memory
@@ -84,7 +90,7 @@ class LBFGS(Descent):
         slots = mx.array([slot, self.memory + slot, 2 * self.memory])
         points = params, grad, state.params, state.grad
         with_pair = objective.compiled(_with_pair, lambda: _with_pair)
-        rows, columns, slope, largest = with_pair(points, rows, direction, slots)
+        rows, columns, slope, largest = with_pair(points, rows, direction, slots, state.scale)
         mx.eval(value, rows, columns, slope, largest)  # the only wait of the step
         number, slope, largest = read(value, slope, largest)
         return Trial(params, number, grad, largest, slope, model=(slot, rows, columns))
@@ -158,21 +164,26 @@ def two_loop(products: np.ndarray, order: Sequence[int]) -> np.ndarray:
     return -combination
 
 
-def _with_pair(points: Tree, rows: mx.array, direction: Vector, slots: mx.array) -> Any:
+def _with_pair(
+    points: Tree, rows: mx.array, direction: Vector, slots: mx.array, scale: Vector | None
+) -> Any:
     """Return the rows with the trial's pair, their products with it, slope and optimality."""
-    rows, new, _, g = with_rows(points, rows, slots)
+    rows, new, _, g = with_rows(points, rows, slots, scale)
     return rows, inner_products(rows, new), mx.inner(g, direction), largest_entry(points[1])
 
 
-def with_rows(points: Tree, rows: mx.array, slots: mx.array) -> tuple[mx.array, ...]:
-    """Return the rows with s, y and the gradient of a trial at `slots`, these three, s and g.
+def with_rows(
+    points: Tree, rows: mx.array, slots: mx.array, scale: Vector | None
+) -> tuple[mx.array, ...]:
+    """Return the rows with D⁻¹s, D y and D g of a trial at `slots`, these three, s and g.
 
     `points` holds the trial, its gradient, the last params and their gradient.
     """
     (trial, grad, params, old_grad), dtype = points, rows.dtype
     g = ravel(grad, dtype)
     s = ravel(trial, dtype) - ravel(params, dtype)  # as rounded, not as intended
-    new = mx.stack([s, g - ravel(old_grad, dtype), g])
+    y = g - ravel(old_grad, dtype)
+    new = mx.stack([s, y, g] if scale is None else [s / scale, scale * y, scale * g])
     rows = mx.array(rows)  # a name of its own: assignment would change the old state
     rows[slots] = new
     return rows, new, s, g

@@ -6,6 +6,7 @@ optimization", section 3:
     B = θI - W M Wᵀ, the approximate Hessian, with W = [Yᵀ θSᵀ]
     F = the free parameters: all but those held at a bound by the gradient
     P = the projection onto the bounds: each entry moved to the nearest allowed value
+    D = the units of the parameters (see `_descent.py`)
 
 As in `lbfgs.py`, the pairs and the gradient are rows of one matrix on the device; the host holds
 the inner products of the rows, and of their free parts.
@@ -27,6 +28,8 @@ from mlxopt._status import Status
 from mlxopt._tree import (
     Tree,
     Vector,
+    is_finite,
+    largest_entry,
     numpy_dtype,
     ravel,
     read,
@@ -36,7 +39,15 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.optimizers import lbfgs
-from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial
+from mlxopt.optimizers._descent import (
+    Descent,
+    DescentState,
+    Direction,
+    Trial,
+    first_step_size,
+    scaled,
+    units,
+)
 from mlxopt.optimizers._line_search import C1, NO_SEARCH, LineSearch, proceed
 
 _NEAR = 1e-6  # relative distance from a bound at which an outward gradient holds a parameter there
@@ -50,6 +61,7 @@ class BoundedPairs(NamedTuple):
     order: tuple[int, ...]  # likewise
     lower: Vector  # (p,): the bounds, -inf where there is none
     upper: Vector  # (p,), +inf likewise
+    theta: float  # θ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +74,7 @@ class LBFGSB(Descent):
     held parameters, in place of the generalized Cauchy point, and its convergence: Bertsekas
     (1982), "Projected Newton methods for optimization problems with simple constraints", section 3.
     One step of `minimize` is one evaluation of the loss and its gradient; `tol` and
-    `result.optimality` refer to the largest entry of the projected gradient.
+    `result.optimality` refer to the largest entry of the projected gradient θ (x - P(x - g / θ)).
 
     Args:
         lower: a number, or a tree like `params` of numbers, arrays (of a shape that broadcasts to
@@ -97,56 +109,62 @@ class LBFGSB(Descent):
         return unravel(project(ravel(params, working_dtype(params)), lower, upper), params)
 
     def reduced(self, state: DescentState) -> tuple[np.ndarray, np.ndarray]:
-        *_, lower, upper = state.memory
-        x, g = to_host(state.params), to_host(state.grad)
-        lower, upper = to_numpy(lower), to_numpy(upper)
-        free = ~(((x <= lower) & (g > 0)) | ((x >= upper) & (g < 0)))
-        return np.where(free, g, 0.0), free
+        memory = state.memory
+        return _reduced(state.params, state.grad, memory.lower, memory.upper)
 
     def init(self, objective: Objective, params: Tree) -> DescentState:
         bounds = bound_vectors("LBFGSB", self.lower, self.upper, params)
         check_inside("LBFGSB", params, *bounds)
         params = self.nearest(params)  # moves by a rounding error at most
         value, grad = objective.value_and_grad(params)
-        dtype = working_dtype(params)
-        x, g = ravel(params, dtype), ravel(grad, dtype)
-        largest = mx.max(mx.abs(_projected_step(x, g, *bounds)))
-        number, largest, squared = read(value, largest, mx.inner(g, g))
-        memory = BoundedPairs(*lbfgs.no_pairs(self.memory, g, squared), *bounds)
-        return DescentState(params, number, grad, largest, None, False, None, NO_SEARCH, memory)
+        number, largest = read(value, largest_entry(grad))
+        return self.start(objective, params, number, largest, grad)
+
+    def start(
+        self, objective: Objective, params: Tree, value: float, largest: float, grad: Tree
+    ) -> DescentState:
+        dtype, scale, theta = working_dtype(params), None, 1.0
+        bounds = bound_vectors("LBFGSB", self.lower, self.upper, params)
+        if is_finite(value, largest):
+            scale, inwards = units(objective, params, grad), _reduced(params, grad, *bounds)[0]
+            theta = 1 / first_step_size(objective, params, inwards, scale)
+        g = scaled(grad, dtype, scale)
+        pull = _pull(
+            ravel(params, dtype), ravel(grad, dtype), _weight(theta, scale, dtype), *bounds
+        )
+        largest, squared = read(mx.max(mx.abs(pull)), mx.inner(g, g))
+        memory = BoundedPairs(*lbfgs.no_pairs(self.memory, g, squared), *bounds, theta)
+        point = params, value, grad, largest, None, False
+        return DescentState(*point, None, NO_SEARCH, memory, scale)
 
     def direction(self, objective: Objective, state: DescentState) -> Direction | Status:
         if state.optimality == 0:
             return Status.NO_PROGRESS  # nothing can move
-        rows, products, order, *bounds = state.memory
-        m, dtype, theta = self.memory, rows.dtype, 1.0
-        if order:
-            i = order[-1]
-            theta = products[m + i, m + i] / products[i, m + i]  # yᵀy / sᵀy
-        scale = mx.array(theta, dtype=dtype)
+        rows, products, order, lower, upper, theta = state.memory
+        dtype, D = rows.dtype, state.scale
+        theta_array = mx.array(theta, dtype=dtype)
         split = objective.compiled(_split, lambda: _split)
-        free, free_products, numbers = split(ravel(state.params, dtype), rows, scale, *bounds)
+        x = ravel(state.params, dtype)
+        free, free_products, numbers = split(x, rows, theta_array, D, lower, upper)
         mx.eval(free, free_products, numbers)
         inner = np.array(free_products, dtype=np.float64)
         held, held_slope = np.array(numbers).tolist()
         # With all parameters free the two agree; the recursion rounds less.
-        if held:
+        if held or not order:
             combination = free_step(products, inner, order, theta)
         else:
             combination = lbfgs.two_loop(inner, order)
         slope = float(combination @ inner[-1]) + held_slope
         mix = mx.array(combination.astype(numpy_dtype(dtype)), dtype=dtype)
-        vector = objective.compiled(_mix, lambda: _mix)(mix, free, rows, scale)
-        # Without pairs there is no scale: move by at most 1. With them B sets it.
-        norm = math.sqrt(inner[-1, -1])
-        step_size = 1.0 if order else min(1.0, 1.0 / norm if norm > 0 else 1.0)
+        vector = objective.compiled(_mix, lambda: _mix)(mix, free, rows, theta_array, D)
+        step_size = 1.0
         if not order and state.search.verdict == "accepted":  # the loss curves down: go farther
             step_size = max(step_size, 2 * state.search.step_size)
         finite = np.isfinite(combination).all()
         return Direction(vector, slope if finite else math.nan, step_size)
 
     def evaluate(self, objective: Objective, state: DescentState) -> Trial:
-        direction, (rows, _, order, *bounds) = state.direction, state.memory
+        direction, (rows, _, order, *bounds, theta) = state.direction, state.memory
         step_size = mx.array(state.search.step_size, dtype=rows.dtype)
         walk = objective.compiled(_walk, lambda: _walk)
         params = walk(state.params, direction, step_size, *bounds)
@@ -155,7 +173,10 @@ class LBFGSB(Descent):
         slots = mx.array([slot, self.memory + slot, 2 * self.memory])
         points = params, grad, state.params, state.grad
         measure = objective.compiled(_measure, lambda: _measure)
-        rows, columns, numbers = measure(value, points, direction, rows, slots, *bounds)
+        weight = _weight(theta, state.scale, rows.dtype)
+        rows, columns, numbers = measure(
+            value, points, direction, rows, slots, state.scale, weight, *bounds
+        )
         mx.eval(rows, columns, numbers)  # the only wait of the step
         number, largest, slope, fall, clipped = np.array(numbers).tolist()
         model = slot, rows, columns, fall, clipped > 0
@@ -177,7 +198,12 @@ class LBFGSB(Descent):
         return after._replace(slope=search.slope)
 
     def update(self, state: DescentState, trial: Trial) -> BoundedPairs:
-        return lbfgs.with_newest(state.memory, *trial.model[:3])
+        slot, m = trial.model[0], self.memory
+        memory = lbfgs.with_newest(state.memory, *trial.model[:3])
+        if memory.order[-1:] != (slot,):
+            return memory
+        yy, sy = memory.products[m + slot, m + slot], memory.products[slot, m + slot]
+        return memory._replace(theta=float(yy / sy))
 
     def restart(self, state: DescentState) -> BoundedPairs | None:
         return state.memory._replace(order=()) if state.memory.order else None
@@ -214,9 +240,26 @@ def free_step(
     return combination
 
 
-def _projected_step(x: mx.array, g: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
-    """Return P(x - g) - x."""
-    return mx.minimum(mx.maximum(-g, lower - x), upper - x)
+def _reduced(
+    params: Tree, grad: Tree, lower: Vector, upper: Vector
+) -> tuple[np.ndarray, np.ndarray]:
+    x, g = to_host(params), to_host(grad)
+    free = ~(((x <= to_numpy(lower)) & (g > 0)) | ((x >= to_numpy(upper)) & (g < 0)))
+    return np.where(free, g, 0.0), free
+
+
+def _weight(theta: float, scale: Vector | None, dtype: mx.Dtype) -> mx.array:
+    """Return θ D⁻², which turns a step into a gradient."""
+    weight = mx.array(theta, dtype=dtype)
+    return weight if scale is None else weight / scale / scale
+
+
+def _pull(x: mx.array, g: mx.array, weight: mx.array, lower: mx.array, upper: mx.array) -> mx.array:
+    """Return weight · (P(x - g / weight) - x), the projected gradient with its sign changed.
+
+    The bounds count where they are nearer than a step of length g / weight.
+    """
+    return mx.minimum(mx.maximum(-g, weight * (lower - x)), weight * (upper - x))
 
 
 def _walk(params: Tree, direction: Vector, step_size: mx.array, *bounds: Vector) -> Tree:
@@ -225,36 +268,49 @@ def _walk(params: Tree, direction: Vector, step_size: mx.array, *bounds: Vector)
 
 
 def _measure(
-    value: mx.array, points: Tree, direction: Vector, rows: mx.array, slots: mx.array, *bounds
+    value: mx.array,
+    points: Tree,
+    direction: Vector,
+    rows: mx.array,
+    slots: mx.array,
+    scale: Vector | None,
+    weight: mx.array,
+    *bounds: Vector,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Return new rows, their products, and the numbers that judge the trial."""
     (lower, upper), dtype = bounds, rows.dtype
-    rows, new, s, g = lbfgs.with_rows(points, rows, slots)
+    rows, new, s, g = lbfgs.with_rows(points, rows, slots, scale)
     x = ravel(points[0], dtype)
     # Where the path has met a bound it continues without that parameter.
     clipped = ((x <= lower) & (direction < 0)) | ((x >= upper) & (direction > 0))
     slope = mx.inner(g, mx.where(clipped, 0, direction))
-    largest = mx.max(mx.abs(_projected_step(x, g, lower, upper)))
+    largest = mx.max(mx.abs(_pull(x, g, weight, lower, upper)))
     fall = mx.inner(ravel(points[3], dtype), s)
     numbers = [x.astype(dtype) for x in (value, largest, slope, fall, mx.sum(clipped))]
     return rows, lbfgs.inner_products(rows, new), mx.stack(numbers)
 
 
-def _split(x: Vector, rows: mx.array, theta: mx.array, *bounds: Vector) -> tuple[mx.array, ...]:
+def _split(
+    x: Vector, rows: mx.array, theta: mx.array, scale: Vector | None, *bounds: Vector
+) -> tuple[mx.array, ...]:
     """Return which parameters are free, the rows' products there, the number held, their slope.
 
     Held are those at a bound, or near it, that the gradient presses against it (Bertsekas 1982,
     equation 32); "near" shrinks with the projected gradient.
     """
-    (lower, upper), g = bounds, rows[-1]
-    step = _projected_step(x, g, lower, upper)
-    near = mx.minimum(mx.max(mx.abs(step)), _NEAR * (1 + mx.abs(x)))
+    g = rows[-1]
+    x, lower, upper = (v if scale is None else v / scale for v in (x, *bounds))
+    step = _pull(x, g, theta, lower, upper) / theta
+    near = mx.minimum(mx.max(mx.abs(step)), _NEAR * mx.abs(x))
     held = ((x <= lower + near) & (g > 0)) | ((x >= upper - near) & (g < 0))
     free = ~held
     kept = mx.where(free, rows, 0)
-    slope = mx.inner(g, mx.where(held, _projected_step(x, g / theta, lower, upper), 0))
+    slope = mx.inner(g, mx.where(held, step, 0))
     return free, kept @ kept.T, mx.stack([mx.sum(held).astype(g.dtype), slope])
 
 
-def _mix(combination: mx.array, free: mx.array, rows: mx.array, theta: mx.array) -> mx.array:
-    return mx.where(free, combination @ rows, -rows[-1] / theta)
+def _mix(
+    combination: mx.array, free: mx.array, rows: mx.array, theta: mx.array, scale: Vector | None
+) -> mx.array:
+    vector = mx.where(free, combination @ rows, -rows[-1] / theta)
+    return vector if scale is None else scale * vector

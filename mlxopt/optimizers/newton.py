@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
@@ -38,6 +38,8 @@ class Newton(Descent):
     (4, [0.6931, 0.6931])
     """
 
+    uses_scale: ClassVar[bool] = False
+
     hessian: Callable[..., mx.array] | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +56,9 @@ class Newton(Descent):
         return along(direction, gradient, state.params, 1.0)
 
     @staticmethod
-    def measure(value: mx.array, grad: Tree, old_grad: Tree, direction: Vector) -> mx.array:
+    def measure(
+        value: mx.array, grad: Tree, old_grad: Tree, direction: Vector, scale: Vector | None
+    ) -> mx.array:
         dtype = direction.dtype
         slope = mx.sum(ravel(grad, dtype) * direction)
         return mx.stack([value.astype(dtype), largest_entry(grad), slope])

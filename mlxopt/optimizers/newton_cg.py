@@ -14,8 +14,16 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._objective import Objective
-from mlxopt._tree import Tree, Vector, count, epsilon, is_finite, ravel, unravel, working_dtype
-from mlxopt.optimizers._descent import Descent, DescentState, Direction, Trial, first_step_size
+from mlxopt._tree import Tree, Vector, count, epsilon, is_finite, unravel, working_dtype
+from mlxopt.optimizers._descent import (
+    Descent,
+    DescentState,
+    Direction,
+    Trial,
+    first_trial,
+    scaled,
+    steepest,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +31,12 @@ class NewtonCG(Descent):
     """Newton's method without the Hessian: only its products with vectors.
 
     The direction solves B d = -gradient by conjugate gradients, stopped when the residual is below
-    min(½, √‖g‖) · ‖g‖ (cheap early steps, superlinear convergence) or at the first direction of
-    negative curvature, which makes it a descent direction for any Hessian (Nocedal and Wright 2006,
-    algorithm 7.1; Dembo and Steihaug 1983, "Truncated-Newton algorithms for large-scale
-    unconstrained optimization"). A line search follows. One step of `minimize` is one evaluation of
-    the loss and its gradient; the Hessian-vector products before each new direction cost about two
-    gradients each and are not counted as evaluations.
+    min(½, √(‖g‖/‖g‖₀)) · ‖g‖, ‖g‖₀ the largest so far (cheap early steps, superlinear convergence)
+    or at the first direction of negative curvature, which makes it a descent direction for any
+    Hessian (Nocedal and Wright 2006, algorithm 7.1; Dembo and Steihaug 1983, "Truncated-Newton
+    algorithms for large-scale unconstrained optimization"). A line search follows. One step of
+    `minimize` is one evaluation of the loss and its gradient; the Hessian-vector products before
+    each new direction cost about two gradients each and are not counted as evaluations.
 
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda x: mx.sum(mx.exp(x) - 2.0 * x)
@@ -37,23 +45,36 @@ class NewtonCG(Descent):
     (True, 0.6931)
     """
 
-    def init_memory(self, params: Tree, grad: Vector, squared: float) -> float:
-        return squared
+    def init_memory(self, params: Tree, grad: Vector, squared: float) -> Norms:
+        return Norms(squared, squared)
 
-    def update(self, state: DescentState, trial: Trial) -> float:
-        return trial.gg
+    def update(self, state: DescentState, trial: Trial) -> Norms:
+        return Norms(trial.gg, max(trial.gg, state.memory.largest))
 
     def direction(self, objective: Objective, state: DescentState) -> Direction:
-        squared = state.memory
-        norm = math.sqrt(squared)
-        g = ravel(state.grad, working_dtype(state.params))
-        if norm == 0:
+        squared, largest = state.memory
+        scale = state.scale
+        g = scaled(state.grad, working_dtype(state.params), scale)
+        if squared == 0:
             return Direction(g, 0.0, 1.0)
-        enough = min(0.5, math.sqrt(norm)) * norm
-        found = truncated_cg(objective, state.params, g, squared, enough)
+        enough = residual_allowed(squared, largest)
+        found = truncated_cg(objective, state.params, g, squared, enough, scale=scale)
         if found.curved:  # negative curvature at once: along -gradient, with no scale known
-            return Direction(-g, -squared, first_step_size(objective, state))
-        return Direction(found.step, found.slope, 1.0)
+            return Direction(steepest(state.grad, state), -squared, first_trial(objective, state))
+        return Direction(found.step if scale is None else scale * found.step, found.slope, 1.0)
+
+
+class Norms(NamedTuple):
+    """The memory of NewtonCG."""
+
+    squared: float  # gᵀD²g
+    largest: float  # its largest value so far
+
+
+def residual_allowed(squared: float, largest: float) -> float:
+    """Return the norm of the residual at which the system is solved: min(½, √(‖g‖/‖g‖₀)) ‖g‖."""
+    share = squared / largest if squared else 0.0
+    return min(0.5, share**0.25) * math.sqrt(squared)
 
 
 class TruncatedStep(NamedTuple):
@@ -67,7 +88,13 @@ class TruncatedStep(NamedTuple):
 
 
 def truncated_cg(
-    objective: Objective, params: Tree, g: Vector, squared: float, enough: float, radius=math.inf
+    objective: Objective,
+    params: Tree,
+    g: Vector,
+    squared: float,
+    enough: float,
+    radius: float = math.inf,
+    scale: Vector | None = None,
 ) -> TruncatedStep:
     """Return an approximate minimizer z of gᵀz + ½ zᵀB z over ‖z‖ ≤ radius.
 
@@ -75,15 +102,17 @@ def truncated_cg(
     curvature that is not positive (Steihaug 1983, "The conjugate gradient method and trust regions
     in large scale optimization"; Nocedal and Wright 2006, algorithm 7.2). With an infinite radius
     the last returns the z before it (algorithm 7.1). One compiled call and one read an iteration.
-    `objective` gives the products B v at `params`; g has shape (p,), and `squared` is gᵀg.
+    `objective` gives the products B v at `params`; g has shape (p,), and `squared` is gᵀg. With a
+    `scale` D, g is D · gradient and B stands for D B D.
     """
     iterate = objective.compiled(_iterate, lambda: _iterate)
     z, r, d, rr = mx.zeros_like(g), g, -g, squared
     slope = decrease = length = 0.0
     eps = epsilon(params)
     for _ in range(2 * count(params)):  # p in exact arithmetic
-        Bd = objective.hvp(params, unravel(d, params))
-        next_z, next_r, next_d, numbers = iterate(g, z, r, d, Bd, mx.array(rr, dtype=g.dtype))
+        Bd = objective.hvp(params, unravel(d if scale is None else scale * d, params))
+        rr_array = mx.array(rr, dtype=g.dtype)
+        next_z, next_r, next_d, numbers = iterate(g, z, r, d, Bd, rr_array, scale)
         mx.eval(next_z, next_r, next_d, numbers)
         curvature, size, next_rr, zd, dd, gd, next_length = np.array(numbers).tolist()
         flat = not curvature > eps * math.sqrt(dd) * size  # not positive beyond rounding, or NaN
@@ -106,9 +135,17 @@ def truncated_cg(
     return TruncatedStep(z, slope, decrease, length, False)
 
 
-def _iterate(g: Vector, z: Vector, r: Vector, d: Vector, product: Tree, rr: mx.array) -> Any:
+def _iterate(
+    g: Vector,
+    z: Vector,
+    r: Vector,
+    d: Vector,
+    product: Tree,
+    rr: mx.array,
+    scale: Vector | None,
+) -> Any:
     """Return z, r and d after one iteration, and the numbers that decide whether to take it."""
-    Bd = ravel(product, d.dtype)
+    Bd = scaled(product, d.dtype, scale)
     curvature = mx.inner(d, Bd)
     alpha = rr / curvature
     next_z, next_r = z + alpha * d, r + alpha * Bd

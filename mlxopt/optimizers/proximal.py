@@ -25,6 +25,7 @@ from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import Tree, from_leaves, is_finite, largest_entry, leaves, read, working_dtype
 from mlxopt.optimizers._base import Optimizer
+from mlxopt.optimizers._descent import first_step_size
 from mlxopt.prox import Penalty
 
 _SHRINK_LEAST, _SHRINK_MOST = 0.5, 0.1
@@ -48,7 +49,7 @@ class ProximalState(NamedTuple):
     params: Tree  # the parameters x
     value: float  # F(x), the penalty included
     grad: Tree  # ∇f(x), that of the loss alone, like params
-    optimality: float  # the largest entry of the prox-gradient map, x - prox(x - ∇f(x), 1)
+    optimality: float  # the largest entry of the prox-gradient map, (x - prox(x - t ∇f(x), t)) / t
     status: Status | None  # why no further step is possible
     moved: bool  # whether the last trial was accepted
     loss: float  # f(x)
@@ -70,8 +71,8 @@ class ProximalGradient(Optimizer[ProximalState]):
     accelerated step takes two.
 
     `result.value` is loss + penalty, and `result.optimality` the largest entry of the prox-gradient
-    map x - prox(x - ∇f(x), 1), plus its rounding error: zero at a minimum, and without a penalty
-    the gradient. A start outside a constraint is an error.
+    map (x - prox(x - t ∇f(x), t)) / t, plus its rounding error: zero at a minimum, and without a
+    penalty the gradient. A start outside a constraint is an error.
 
     Args:
         penalty: a penalty of `mlxopt.prox` for all parameters, or a tree of them like `params`, in
@@ -112,11 +113,12 @@ class ProximalGradient(Optimizer[ProximalState]):
         params = self.nearest(params)  # moves by a rounding error at most
         value, grad = objective.value_and_grad(params)
         dtype = working_dtype(params)
-        g = _tree.ravel(grad, dtype)
-        loss, squared = read(value, mx.inner(g, g))
-        t = self.step_size or (min(1.0, squared**-0.5) if 0 < squared < math.inf else 1.0)
-        total, gap = _total(penalties, params, dtype), _optimality(penalties, params, grad, dtype)
-        extra, optimality = read(total, gap)
+        loss, largest = read(value, largest_entry(grad))
+        t = self.step_size or 1.0
+        if self.step_size is None and is_finite(loss, largest):
+            t = first_step_size(objective, params, _tree.to_host(grad))
+        gap = _optimality(penalties, params, grad, mx.array(t, dtype=dtype))
+        extra, optimality = read(_total(penalties, params, dtype), gap)
         point = params, loss + extra, grad, optimality, None, False
         return ProximalState(*point, loss, t, 1.0, None, Point(params, loss, grad))
 
@@ -226,8 +228,8 @@ def _check_allowed(penalties: Penalties, params: Tree) -> None:
     dtype = working_dtype(params)
     for (path, leaf), penalty in zip(_tree.leaves_with_paths(params), penalties, strict=True):
         x, nearest = leaf.astype(dtype), _projected(leaf, penalty).astype(dtype)
-        distance, size = read(mx.max(mx.abs(nearest - x)), mx.max(mx.abs(x)))
-        if distance > 10 * _tree.epsilon(params) * max(1.0, size):
+        distance, size = read(largest_entry(nearest - x), largest_entry([x, nearest]))
+        if distance > 10 * _tree.epsilon(params) * size:
             raise ValueError(
                 f"ProximalGradient: params{path} starts {distance:.3g} outside of {penalty}. "
                 f"Start inside, for instance at its .prox(params{path}, 1.0)."
@@ -268,9 +270,9 @@ def _total(penalties: Penalties, params: Tree, dtype: mx.Dtype) -> mx.array:
     return total
 
 
-def _optimality(penalties: Penalties, params: Tree, grad: Tree, dtype: mx.Dtype) -> mx.array:
-    """Return the largest entry of params - prox(params - grad, 1), rounding errors added."""
-    one, gaps = mx.array(1.0, dtype=dtype), []
+def _optimality(penalties: Penalties, params: Tree, grad: Tree, t: mx.array) -> mx.array:
+    """Return the largest entry of (params - prox(params - t · grad, t)) / t, rounding added."""
+    dtype, gaps = t.dtype, []
     for leaf, slope, penalty in zip(leaves(params), leaves(grad), penalties, strict=True):
         x, slope = leaf.astype(dtype), slope.astype(dtype)
         if penalty is None:
@@ -278,7 +280,7 @@ def _optimality(penalties: Penalties, params: Tree, grad: Tree, dtype: mx.Dtype)
             continue
         # Else a gradient below the rounding of a large parameter would vanish in the difference.
         shake = _tree.EPSILON[dtype] * mx.abs(x)
-        gaps += [x - penalty.prox(x - slope + shift, one) for shift in (-shake, shake)]
+        gaps += [(x - penalty.prox(x - t * slope + shift, t)) / t for shift in (-shake, shake)]
     return largest_entry(gaps)
 
 
@@ -288,7 +290,7 @@ def _measure(penalties: Penalties, value: mx.array, t: mx.array, *points: Tree) 
     new, g, y, old, x = (_tree.ravel(tree, dtype) for tree in points)
     d = new - y
     total = _total(penalties, points[0], dtype)
-    gap = _optimality(penalties, points[0], points[1], dtype)
+    gap = _optimality(penalties, points[0], points[1], t)
     pairs = [(old, d), (d, d), (g - old, d), (-d, new - x)]
     products = [mx.inner(a, b) for a, b in pairs]
     numbers = [value, total, gap, *products, mx.max(mx.abs(new - x))]

@@ -30,7 +30,7 @@ class RMSProp(FirstOrder):
     >>> import mlx.core as mx, mlxopt as mo
     >>> loss = lambda w: mx.sum(mx.array([1.0, 100.0]) * (w - 3.0) ** 2)
     >>> rate = mo.schedules.exponential(0.1, factor=0.99)
-    >>> mo.minimize(loss, mx.zeros(2), mo.RMSProp(rate), tol=1e-3).params
+    >>> mo.minimize(loss, mx.zeros(2), mo.RMSProp(rate), tol=1e-6).params
     array([3, 3], dtype=float32)
     """
 

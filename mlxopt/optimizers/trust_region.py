@@ -1,14 +1,15 @@
 """A trust-region Newton method, exact for few parameters, by conjugate gradients for many.
 
 Notation, as in Nocedal and Wright (2006), chapter 4: Δ = radius; ρ = the decrease of the loss over
-that of its quadratic model; λ₁ ≤ λ₂ ≤ ... = the eigenvalues of the Hessian.
+that of its quadratic model; λ₁ ≤ λ₂ ≤ ... = the eigenvalues of the Hessian. All are those in the
+units D of the parameters (see `_descent.py`): a step s is at most ‖D⁻¹ s‖ = Δ long.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -18,9 +19,10 @@ from mlxopt._checks import check_fields
 from mlxopt._dense import finite
 from mlxopt._objective import Objective
 from mlxopt._status import Status
-from mlxopt._tree import Params, epsilon, is_finite, largest_entry, ravel, to_host, to_numpy
+from mlxopt._tree import Params, Vector, epsilon, is_finite, largest_entry, to_host, to_numpy
 from mlxopt.optimizers._base import Optimizer
-from mlxopt.optimizers.newton_cg import truncated_cg
+from mlxopt.optimizers._descent import first_step_size, scaled, units
+from mlxopt.optimizers.newton_cg import residual_allowed, truncated_cg
 
 _EXACT_UP_TO = 200  # parameters: an eigendecomposition of this size takes some 10 ms
 _ACCEPTED = 1e-4  # the least ρ of an accepted step (η of algorithm 4.1)
@@ -34,11 +36,14 @@ class TrustRegionState(NamedTuple):
     params: Params  # the parameters
     value: float  # the loss there
     grad: Params  # its gradient there, like params
-    optimality: float  # the gradient's largest absolute entry; or -λ₁ if larger and no rounding
+    optimality: float  # the gradient's largest absolute entry, or -λ₁ Δ if that is larger
     status: Status | None  # why no further step is possible
     moved: bool  # whether the last trial was accepted
-    squared: float  # gᵀg
+    squared: float  # gᵀD²g
     radius: float  # Δ
+    first: float  # that of the first step
+    largest: float  # gᵀD²g, its largest value so far
+    scale: Any  # (p,): D, powers of two in the working dtype; None where units are alike
     eigenvalues: np.ndarray  # (p,) float64, ascending; (0,) for the method by conjugate gradients
     eigenvectors: np.ndarray  # (p, p) float64, in columns; (0, 0) likewise
 
@@ -54,8 +59,12 @@ class TrustRegion(Optimizer[TrustRegionState]):
     truncated conjugate gradients. One step of `minimize` is one evaluation of the loss and its
     gradient; Hessians and Hessian-vector products are not counted.
 
+    The trusted region is a ball, or an ellipsoid where the Hessian at the start says that the
+    parameters have units of very different size.
+
     Args:
-        radius: the largest length of the first step, in the Euclidean norm.
+        radius: the largest length of the first step, in the Euclidean norm; None takes the length
+            of the step to the minimum of the quadratic along -gradient.
         exact: whether the step is exact; None decides by the number of parameters.
 
     >>> import mlx.core as mx, mlxopt as mo
@@ -65,23 +74,40 @@ class TrustRegion(Optimizer[TrustRegionState]):
     (True, 1.0, -0.25)
     """
 
-    radius: float = 0.5
+    radius: float | None = None
     exact: bool | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, "radius", above=0)
+        if self.radius is not None:
+            check_fields(self, "radius", above=0)
         if self.exact not in (None, True, False):
             raise TypeError(f"TrustRegion(exact={self.exact!r}): expected True, False or None.")
 
     def init(self, objective: Objective, params: Params) -> TrustRegionState:
         value, grad = objective.value_and_grad(params)
-        g = ravel(grad, _tree.working_dtype(params))
-        number, largest, squared = _tree.read(value, largest_entry(grad), mx.inner(g, g))
-        exact = g.size <= _EXACT_UP_TO if self.exact is None else self.exact
-        p = g.size if exact else 0
-        none, radius = (np.zeros(p), np.zeros((p, p))), float(self.radius)
-        state = TrustRegionState(params, number, grad, largest, None, False, squared, radius, *none)
-        return _with_curvature(objective, state) if is_finite(number, largest) else state
+        number, largest = _tree.read(value, largest_entry(grad))
+        exact = _tree.count(params) <= _EXACT_UP_TO if self.exact is None else self.exact
+        p = _tree.count(params) if exact else 0
+        none, finite = (np.zeros(p), np.zeros((p, p))), is_finite(number, largest)
+        scale = units(objective, params, grad) if finite else None
+        g = scaled(grad, _tree.working_dtype(params), scale)
+        (squared,) = _tree.read(mx.inner(g, g))
+        point = params, number, grad, largest, None, False, squared
+        state = TrustRegionState(*point, 1.0, 1.0, squared, scale, *none)
+        if not finite:
+            return state
+        radius = self._first_radius(objective, state)
+        return _with_curvature(objective, state._replace(radius=radius, first=radius))
+
+    def _first_radius(self, objective: Objective, state: TrustRegionState) -> float:
+        """Return the radius of the first step, in units of D."""
+        D = np.ones(1) if state.scale is None else to_host(state.scale)
+        if self.radius is not None:
+            return float(self.radius) / float(D.max())
+        step_size = first_step_size(objective, state.params, to_host(state.grad), state.scale)
+        length = step_size * math.sqrt(state.squared)
+        # At a saddle, the length of params; at zero nothing has units.
+        return length or float(np.linalg.norm(to_host(state.params) / D)) or 1.0
 
     def step(self, objective: Objective, state: TrustRegionState) -> TrustRegionState:
         if state.status is not None:
@@ -89,17 +115,20 @@ class TrustRegion(Optimizer[TrustRegionState]):
         direction, predicted, length = _minimizer(objective, state)
         if not (predicted > 0 and is_finite(predicted, length)):
             return state._replace(status=Status.NO_PROGRESS, moved=False)
+        direction = direction if state.scale is None else state.scale * direction
         move = objective.compiled(_tree.move, lambda: _tree.move)
         trial = move(state.params, direction, mx.array(1.0, dtype=direction.dtype))
         value, grad = objective.value_and_grad(trial)
-        numbers = objective.compiled(_measure, lambda: _measure)(value, grad, direction)
+        measure = objective.compiled(_measure, lambda: _measure)
+        numbers = measure(value, grad, direction, state.scale)
         trial_value, largest, squared = np.array(numbers).tolist()
         if trial_value == -math.inf:
             return state._replace(status=Status.UNBOUNDED, moved=False)
 
         decrease, eps = state.value - trial_value, epsilon(state.params)
         finite = is_finite(trial_value, largest)
-        if finite and max(predicted, abs(decrease)) <= _NOISE * eps * abs(state.value):
+        noise = _NOISE * objective.epsilon(state.params) * abs(state.value)
+        if finite and max(predicted, abs(decrease)) <= noise:
             # Rounding hides the decrease: accept unless the gradient's norm more than doubled.
             ratio = 1.0 if squared <= 4 * state.squared else 0.0
         else:
@@ -110,16 +139,16 @@ class TrustRegion(Optimizer[TrustRegionState]):
         elif ratio > 0.75 and length >= 0.99 * radius:
             radius = 2 * radius
         if not ratio > _ACCEPTED:
-            (size,) = _tree.read(largest_entry(state.params))
+            size = to_host(state.params)
+            size = float(np.abs(size if state.scale is None else size / to_host(state.scale)).max())
             least = eps * max(size, float(np.finfo(np.float32).tiny))
             status = Status.NO_PROGRESS if radius <= least else None
             return state._replace(radius=radius, status=status, moved=False)
-        status = Status.UNBOUNDED if radius > _FAR * self.radius else None
-        curvature = state.eigenvalues, state.eigenvectors
-        state = TrustRegionState(
-            trial, trial_value, grad, largest, status, True, squared, radius, *curvature
-        )
-        return _with_curvature(objective, state)
+        status = Status.UNBOUNDED if radius > _FAR * state.first else None
+        point = trial, trial_value, grad, largest, status, True, squared, radius, state.first
+        largest = max(squared, state.largest)
+        rest = state.scale, state.eigenvalues, state.eigenvectors
+        return _with_curvature(objective, TrustRegionState(*point, largest, *rest))
 
 
 def _with_curvature(objective: Objective, state: TrustRegionState) -> TrustRegionState:
@@ -127,11 +156,16 @@ def _with_curvature(objective: Objective, state: TrustRegionState) -> TrustRegio
     if not len(state.eigenvalues):
         return state
     matrix = finite(to_numpy(objective.hessian(state.params)))
+    if state.scale is not None:
+        D = to_host(state.scale)
+        matrix = D[:, None] * matrix * D
     eigenvalues, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
     state = state._replace(eigenvalues=eigenvalues, eigenvectors=vectors)
-    # Where the gradient is small the point is then a saddle.
     if eigenvalues[0] < -math.sqrt(epsilon(state.params)) * np.abs(eigenvalues).max():
-        return state._replace(optimality=max(state.optimality, -float(eigenvalues[0])))
+        # Where the gradient is small the point is then a saddle: the gradient a radius further.
+        D = 1.0 if state.scale is None else to_host(state.scale)
+        further = -float(eigenvalues[0]) * state.radius * float(np.abs(vectors[:, 0] / D).max())
+        return state._replace(optimality=max(state.optimality, further))
     return state
 
 
@@ -139,11 +173,11 @@ def _minimizer(objective: Objective, state: TrustRegionState) -> tuple[mx.array,
     """Return the step, the decrease of the quadratic along it, and its length."""
     dtype = _tree.working_dtype(state.params)
     if not len(state.eigenvalues):
-        norm, g = math.sqrt(state.squared), ravel(state.grad, dtype)
-        enough = min(0.5, math.sqrt(norm)) * norm  # as in algorithm 7.1
-        found = truncated_cg(objective, state.params, g, state.squared, enough, state.radius)
+        g, squared = scaled(state.grad, dtype, state.scale), state.squared
+        enough = residual_allowed(squared, state.largest)
+        found = truncated_cg(objective, state.params, g, squared, enough, state.radius, state.scale)
         return found.step, found.decrease, found.length
-    components = state.eigenvectors.T @ to_host(state.grad)
+    components = state.eigenvectors.T @ to_host(scaled(state.grad, dtype, state.scale))
     step = exact_step(state.eigenvalues, components, state.radius)
     predicted = -float(components @ step + 0.5 * step @ (state.eigenvalues * step))
     direction = _tree.to_device(state.eigenvectors @ step, dtype)
@@ -191,6 +225,6 @@ def exact_step(eigenvalues: np.ndarray, components: np.ndarray, radius: float) -
     return step * (radius / length)
 
 
-def _measure(value: mx.array, grad: Params, direction: mx.array) -> mx.array:
-    g = ravel(grad, direction.dtype)
+def _measure(value: mx.array, grad: Params, direction: mx.array, scale: Vector | None) -> mx.array:
+    g = scaled(grad, direction.dtype, scale)
     return mx.stack([value.astype(g.dtype), largest_entry(grad), mx.inner(g, g)])
