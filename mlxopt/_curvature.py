@@ -137,8 +137,8 @@ def seems_minimal(x: np.ndarray, g: np.ndarray, curved: Any, level: Any, eps: fl
     square = np.vecdot(g, g)
     length = np.where(curved > 0, square / np.where(curved > 0, curved, 1.0), np.inf)
     with np.errstate(invalid="ignore"):  # 0 · inf
-        step = np.expand_dims(length, -1) * g
-    return (0.5 * square * length <= level) | is_rounding(x, step, eps)
+        step, gain = np.expand_dims(length, -1) * g, 0.5 * square * length
+    return (gain <= level) | is_rounding(x, step, eps)
 
 
 def drop_so_far(drop: Any, along: Any, curved: Any, noise: Any) -> Any:
