@@ -48,6 +48,7 @@ LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 LAZY = {"matplotlib", "rich", "scipy", "sklearn", "mlxopt"}
 # A millisecond or more each.
 LAZY |= {"importlib", "subprocess", "shutil", "html", "difflib", "ctypes", "IPython"}
+LAZY |= {"threadpoolctl"}
 
 
 def room_of(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from mlxopt._checks import describe_type
+from mlxopt._platform.narrow import threads_for
 from mlxopt._report import html
 from mlxopt._status import ConvergenceWarning, Status
 from mlxopt.models._input import Table, check_finite_block, read_table
@@ -204,11 +205,12 @@ class Model:
         coef = self.coef_.reshape(-1)
         (intercept,) = np.atleast_1d(getattr(self, "intercept_", 0.0))
         result = np.empty(table.rows)
-        for start in range(0, table.rows, _PREDICT_ROWS):
-            stop = min(start + _PREDICT_ROWS, table.rows)
-            block = table.block(start, stop)
-            check_finite_block(block, start, table.names)
-            result[start:stop] = block.astype(np.float64, copy=False) @ coef + intercept
+        with threads_for(table.rows, table.columns):
+            for start in range(0, table.rows, _PREDICT_ROWS):
+                stop = min(start + _PREDICT_ROWS, table.rows)
+                block = table.block(start, stop)
+                check_finite_block(block, start, table.names)
+                result[start:stop] = block.astype(np.float64, copy=False) @ coef + intercept
         return result
 
     def _check_names(self, table: Table) -> None:

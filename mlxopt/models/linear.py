@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import fdtrc
 
+from mlxopt._platform.narrow import threads_for
 from mlxopt._report import counted
 from mlxopt._result import Result
 from mlxopt.models._base import Model, warn_of_rank, warn_of_status
@@ -130,7 +131,8 @@ class LinearRegression(Model):
         weights = read_weights(sample_weight, table.rows)
         design = Design(table, weights, bool(self.fit_intercept), target)
         l2 = float(self.l2)
-        solved = solve(design, self.solver, l2, int(self.max_steps), self.precision)
+        with threads_for(table.rows, design.width):
+            solved = solve(design, self.solver, l2, int(self.max_steps), self.precision)
         solution, rank = solved.solution, len(solved.factor.basis)
         notes = []
         names = [design.name(index) for index in solved.factor.dependent]

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import expit, xlogy
 
+from mlxopt._platform.narrow import threads_for
 from mlxopt._report import counted
 from mlxopt._result import Result
 from mlxopt.models._base import Model, warn_of_rank, warn_of_status
@@ -139,9 +140,9 @@ class LogisticRegression(Model):
             raise ValueError(
                 f"all rows of positive sample_weight are of one class, {only!r}; expected two."
             )
-        climbed = climb(
-            design, labels, self.solver, float(self.l2), int(self.max_steps), self.precision
-        )
+        l2, max_steps = float(self.l2), int(self.max_steps)
+        with threads_for(table.rows, design.width):
+            climbed = climb(design, labels, self.solver, l2, max_steps, self.precision)
         basis, notes = climbed.factor.basis, []
         names = [design.name(index) for index in climbed.factor.dependent]
         solution = np.zeros(design.width)
