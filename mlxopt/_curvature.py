@@ -20,6 +20,7 @@ DENSE = 300  # parameters up to which the whole Hessian is computed
 PRODUCTS = 30  # Hessian-vector products beyond that, before a run may end
 SEARCHED = 100  # and for a certificate
 _ULPS = 4.0  # roundings of a parameter that a step has to exceed to count
+_LEAST_DROP = 0.1  # the share by which the optimality falls at least between two looks
 
 Number = Any  # a float, or an array of the leading axes: many points
 
@@ -154,6 +155,30 @@ def drop_so_far(drop: Any, along: Any, curved: Any, noise: Any) -> Any:
         noise: of the loss.
     """
     return np.fmin(np.maximum(drop, noise), np.abs(along) + 0.5 * np.abs(curved))
+
+
+def next_goal(optimality: Any, gain: Any, reference: Any, tol: float) -> Any:
+    """Return the optimality at which to look again, after a gain too large for tol."""
+    positive = gain > 0
+    wanted = tol * np.sqrt(np.where(positive, reference / np.where(positive, gain, 1.0), 0.0))
+    return optimality * np.clip(wanted, 1e-3, 1 - _LEAST_DROP)
+
+
+def points_around(x: np.ndarray, size: np.ndarray, eps: float) -> np.ndarray:
+    """Return points on a line through x, (9, ..., p), some roundings of `size` apart."""
+    signs = np.where(np.random.default_rng(0).random(x.shape[-1]) < 0.5, -1.0, 1.0)
+    return x + np.arange(-4, 5).reshape(-1, *[1] * x.ndim) * (8 * eps * signs * size)
+
+
+def noise_of(values: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of the rounding error of a loss with these values, (9, ...).
+
+    From its fourth differences over steps of some roundings (Moré and Wild 2011, "Estimating
+    computational noise", equation 2.4); 0 where a value is not finite.
+    """
+    known = np.isfinite(values).all(axis=0)
+    differences = np.diff(np.where(known, values, 0.0), 4, axis=0)
+    return np.sqrt(np.mean(differences**2, axis=0) / 70)
 
 
 def is_hidden(found: Curvature, x: np.ndarray, noise: Any, eps: float) -> Any:

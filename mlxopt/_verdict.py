@@ -18,6 +18,9 @@ from mlxopt._curvature import (
     Curvature,
     drop_so_far,
     is_hidden,
+    next_goal,
+    noise_of,
+    points_around,
     seems_minimal,
     to_rounding,
 )
@@ -41,8 +44,6 @@ from mlxopt.optimizers import Optimizer
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
 _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
 LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
-_LEAST_DROP = 0.1  # the share by which the optimality falls at least between two looks
-_FAR_ABOVE = 1e5  # roundings of the loss, which a search off a saddle may fall at first
 _FLAT_DIRECTIONS = 3  # along which the loss is evaluated
 _LARGE = 2**15  # numbers in the data from which on sums in float32 are checked in float64
 _DECISIVE = 0.01  # the share of the loss of one row that the sum over all may still fall
@@ -112,7 +113,7 @@ class Judge:
         drop = point.drop()
         if found.is_concave:
             if point.leaves(found):
-                self.goal = state.optimality * _LEAST_DROP
+                self.goal = 0.1 * state.optimality
                 return GO_ON
             return point.falls(found, drop) or GO_ON
         if found.gain <= self.tol**2 * drop:
@@ -120,8 +121,7 @@ class Judge:
         # A start close to the minimum leaves little to drop.
         if found.gain <= LEAST_GAIN * drop and found.gain <= point.noise(1.0):
             return point.converged(found)
-        wanted = self.tol * math.sqrt(drop / found.gain) if found.gain > 0 else 0.0
-        self.goal = state.optimality * min(max(wanted, 1e-3), 1 - _LEAST_DROP)
+        self.goal = float(next_goal(state.optimality, found.gain, drop, self.tol))
         return GO_ON
 
     def at_end(self, state: Any) -> Verdict:
@@ -242,7 +242,7 @@ class Point:
         """Return SADDLE or FLAT if the loss around the point shows that, else None."""
         if found.is_concave:
             noise, curvature = self.noise(), -found.values[0]
-            most = max(drop, _FAR_ABOVE * noise) or 1.0
+            most = max(drop, abs(self.state.value)) or 1.0  # of a start, where nothing has dropped
             for fall in np.geomspace(most, max(2 * noise, 1e-12 * most), 7).tolist():
                 step = math.sqrt(2 * fall / curvature) * found.directions[0]
                 if min(self._change(step)[0], self._change(-step)[0]) < -noise:
@@ -269,17 +269,13 @@ class Point:
     def noise(self, roundings: float = NOISE) -> float:
         """Return the rounding error of the loss, measured: `roundings` standard deviations.
 
-        From fourth differences over steps of some roundings (Moré and Wild 2011, "Estimating
-        computational noise", equation 2.4); and for sums over large data in float32, whose errors
-        change slowly, from the loss in float64.
+        For sums over large data in float32, whose errors change slowly, at least the difference
+        from the loss in float64.
         """
         if self._noise is None:
             size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
-            signs = np.where(np.random.default_rng(0).random(len(size)) < 0.5, -1.0, 1.0)
-            step = 8 * self.eps * signs * size
-            changes = [self._change(k * step)[0] for k in range(-4, 5)]
-            known = np.isfinite(changes).all()
-            self._noise = float(np.sqrt(np.mean(np.diff(changes, 4) ** 2) / 70)) if known else 0.0
+            steps = points_around(np.zeros_like(size), size, self.eps)
+            self._noise = float(noise_of(np.array([self._change(step)[0] for step in steps])))
             if self.is_large():
                 self._noise = max(self._noise, abs(self._exact()[0] - self.state.value) / NOISE)
         return roundings * max(self.assumed_noise / NOISE, self._noise)

@@ -291,8 +291,10 @@ def test_problems_leave_the_batch_and_nobody_notices(monkeypatch):
         loss, mx.zeros(3, dtype=mx.float64), mo.LBFGS(), scales, in_axes=(None, 0)
     )
     assert len(set(sizes)) > 3
-    # Equal where a problem came back that claimed too early to have converged.
-    assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
+    # Until problems come back that claimed too early to have converged.
+    first = sizes[: 1 + sizes.index(min(sizes))]
+    assert len(first) > 2
+    assert all(later <= 0.8 * earlier for earlier, later in itertools.pairwise(first))
     assert lazy.converged.all()
     assert len(set(lazy.steps)) > 4
     assert list(lazy.steps) == list(eager.steps)

@@ -2,12 +2,13 @@
 
 Each problem stops by the rules of a single run. Those that have stopped leave the batch, so that
 the algorithms compute with the others alone. Those that claim to have converged wait outside until
-they are four times as many as the others, and are then judged together; where a claim is refused,
-the problem enters the batch again.
+none runs, and are then judged together; where a claim is refused, the problem enters the batch
+again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import NamedTuple
 
@@ -22,7 +23,6 @@ from mlxopt.many._state import Method, Points, Running, Verdicts, is_none, join,
 from mlxopt.many._verdict import BatchedJudge
 from mlxopt.optimizers import Optimizer
 
-_CROWD = 4  # times as many claims as runs under way are judged: each time costs some ms
 _NONE = np.zeros(0, dtype=int)  # the rows of no run
 
 
@@ -48,7 +48,7 @@ class BatchState(NamedTuple):
 
 
 class Batch(Optimizer[BatchState]):
-    """A method on many problems; a step, as the loop counts, is a problem that has stopped.
+    """A method on many problems; a step, as the loop counts, is a problem that stops or waits.
 
     Args:
         objective: the losses of all problems.
@@ -129,12 +129,19 @@ class Batch(Optimizer[BatchState]):
         self.under_way = running, state.waiting
         after = self._sorted(state.params, running, state.waiting)
         self.under_way = after.running, after.waiting
-        before, now = (len(one.running.rows) + len(one.waiting.rows) for one in (state, after))
-        return after, before - now
+        return after, len(running.rows) - len(after.running.rows)
 
+    @np.errstate(all="ignore")
     def interrupt(self) -> None:
-        """End the runs under way; an interrupted step may have recorded the end of some."""
-        for runs in self.under_way:
+        """End the runs under way, those that wait with their verdict.
+
+        An interrupted step may have recorded the end of some.
+        """
+        under_way = [take(is_none(self.ends.verdicts.status[r.rows]), r) for r in self.under_way]
+        with contextlib.suppress(KeyboardInterrupt):
+            for waiting in under_way[1:]:
+                self._refused(waiting)
+        for runs in under_way:
             runs = take(is_none(self.ends.verdicts.status[runs.rows]), runs)
             self._end(runs, np.full(len(runs.rows), Status.INTERRUPTED))
 
@@ -172,12 +179,8 @@ class Batch(Optimizer[BatchState]):
             if waits.any():
                 waiting, running = join(waiting, take(waits, running)), take(~waits, running)
         running = self._unfinished(running)
-        many = len(waiting.rows) >= _CROWD * len(running.rows)
-        if len(waiting.rows) and (many or self.method.in_step):
-            waiting = self._judged("on_claim", waiting, self._status(waiting)[0])
-            stuck = self._status(waiting)[1] == Status.NO_PROGRESS
-            waiting = self._unfinished(self._judged("at_end", waiting, stuck))
-            running, waiting = join(running, waiting), take(_NONE, waiting)
+        if len(waiting.rows) and (self.method.in_step or not len(running.rows)):
+            running, waiting = join(running, self._refused(waiting)), take(_NONE, waiting)
         if not np.array_equal(running.rows, self.objective.alive):
             self.objective.keep(running.rows)
         points: Points = running.state.points
@@ -186,6 +189,12 @@ class Batch(Optimizer[BatchState]):
             return BatchState(params, 0.0, None, 0.0, status, True, running, waiting)
         value, optimality = float(points.value.mean()), float(points.optimality.max())
         return BatchState(params, value, None, optimality, None, True, running, waiting)
+
+    def _refused(self, waiting: Running) -> Running:
+        """Return the runs that have to go on, the others ended."""
+        waiting = self._judged("on_claim", waiting, self._status(waiting)[0])
+        stuck = self._status(waiting)[1] == Status.NO_PROGRESS
+        return self._unfinished(self._judged("at_end", waiting, stuck))
 
     def _judged(self, kind: str, runs: Running, chosen: np.ndarray) -> Running:
         """Return the runs without those of the chosen that a judgement ends."""

@@ -10,7 +10,15 @@ import copy
 import numpy as np
 
 from mlxopt import _curvature
-from mlxopt._curvature import drop_so_far, is_hidden, seems_minimal, to_rounding
+from mlxopt._curvature import (
+    drop_so_far,
+    is_hidden,
+    next_goal,
+    noise_of,
+    points_around,
+    seems_minimal,
+    to_rounding,
+)
 from mlxopt._dense import times
 from mlxopt._status import Status
 from mlxopt._tree import count, epsilon, to_device
@@ -52,7 +60,7 @@ class BatchedJudge:
         matrix = self._hessian(runs.rows, points.x) if self._dense else None
         left = np.ones(size, dtype=bool)
         if matrix is not None and self._all_free:
-            usual = points.grad.any(axis=1) & np.isfinite(matrix).all(axis=(1, 2))
+            usual = np.isfinite(matrix).all(axis=(1, 2))
             if usual.any():
                 some = take(usual, runs._replace(state=None))
                 decided, verdicts = self._usual(kind, some, take(usual, points), matrix[usual])
@@ -74,7 +82,7 @@ class BatchedJudge:
         Args:
             kind: the name of a method of `Judge`.
             runs: A rows.
-            points: to judge, with gradients that are not zero.
+            points: to judge.
             matrix: the Hessians there, (A, p, p), finite.
         """
         like, start, (x, value, g, _) = self.objective.problems.like, runs.start, points
@@ -89,15 +97,22 @@ class BatchedJudge:
             curved = np.vecdot(way, times(matrix, way))
             reference = drop_so_far(start.value - value, np.vecdot(g, way), curved, noise)
             within = curvature.gain <= self.tol**2 * reference
-            if kind == "at_end":
-                hidden = is_hidden(curvature, x, noise, eps)
-            else:
-                hidden = curvature.gain <= np.minimum(LEAST_GAIN * reference, noise / NOISE)
-            holds = within | hidden
-            holds &= ~curvature.is_concave
-            if kind == "at_end":  # what happens along a flat direction has to be seen
-                holds &= ~curvature.is_flat.any(axis=-1)
-            decided = holds
+            last = (kind == "at_end") | ~g.any(axis=1)
+            near = last | (curvature.gain <= LEAST_GAIN * reference)
+            hidden = is_hidden(curvature, x, noise, eps) & last
+            holds = within | hidden | (near & (curvature.gain <= noise / NOISE))
+            # At the last point, what happens along a flat direction has to be seen.
+            convex = ~curvature.is_concave & ~(last & curvature.is_flat.any(axis=-1))
+            noisy = np.flatnonzero(convex & near & ~holds)
+            if len(noisy):
+                size = np.maximum(np.abs(x), np.abs(way))[noisy]
+                spread = self._noise(runs.rows[noisy], x[noisy], size)
+                allowed = np.where(last[noisy], NOISE, 1.0) * spread
+                holds[noisy] = curvature.gain[noisy] <= allowed
+            holds &= convex
+            decided = holds | (convex & ~last)
+            goal = next_goal(points.optimality, curvature.gain, reference, self.tol)
+            self.goal[runs.rows[~last]] = goal[~last]
         status = np.full(len(x), None)
         status[holds] = Status.CONVERGED
         found = Verdicts.of(status)
@@ -127,14 +142,23 @@ class BatchedJudge:
 
     def _hessian(self, rows: np.ndarray, x: np.ndarray) -> np.ndarray | None:
         """Return the Hessians of these problems, (A, p, p); None where MLX cannot batch them."""
+        try:
+            return self._at(rows).hessian(x, getattr(self.method.optimizer, "hessian", None))
+        except (ValueError, RuntimeError, IndexError):
+            self._dense = False  # each by itself
+            return None
+
+    def _noise(self, rows: np.ndarray, x: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Return the standard deviations of the rounding errors of these losses at x, (A,)."""
+        points = points_around(x, size, epsilon(self.objective.problems.like))
+        return noise_of(np.array([self._at(rows).value_and_grad(point)[0] for point in points]))
+
+    def _at(self, rows: np.ndarray) -> BatchedObjective:
+        """Return the losses of these problems."""
         if self._batched is None:
             # A few evaluations: compiling would take longer.
             one, problems = self.objective.single, self.objective.problems
             p = count(problems.like)
             self._batched = BatchedObjective(one, problems, compile=False, rows=p)
         self._batched.keep(rows)
-        try:
-            return self._batched.hessian(x, getattr(self.method.optimizer, "hessian", None))
-        except (ValueError, RuntimeError, IndexError):
-            self._dense = False  # each by itself
-            return None
+        return self._batched
