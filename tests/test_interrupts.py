@@ -162,7 +162,7 @@ def test_ctrl_c_in_a_finish_leaves_the_float32_answer(monkeypatch, where, optimi
 @pytest.mark.parametrize("options", [{}, {"robust": "huber"}, {"bounds": (0, None)}], ids=str)
 def test_ctrl_c_in_the_covariance_leaves_the_fit(monkeypatch, options):
     whole = fit(**options)
-    monkeypatch.setattr("mlxopt._least_squares._covariance", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("mlxopt._least_squares.statistics", raising(KeyboardInterrupt()))
     found = fit(**options)
     assert found.status is Status.INTERRUPTED
     assert found.params.tolist() == whole.params.tolist()
