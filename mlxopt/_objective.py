@@ -82,7 +82,7 @@ class Objective:
         self.steps_per_call = 1  # first-order steps in one compiled call
         self._fixed_draw = fixed_draw
         self.compiles = compile
-        self._hold: Callable[..., None] | None = None  # the check of the first evaluation
+        self._first: tuple[Any, ...] | None = None  # what the first evaluation is held against
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._hessian_rows: Callable[..., mx.array] | None = None
         self._has_hessian = False
@@ -102,15 +102,15 @@ class Objective:
             TapeError: it reads arrays that depend on the parameters back to Python.
         """
         data = self.data if data is None else data
-        drawn = with_fixed_draw(self._output)
+        drawn = functools.wraps(self.loss)(with_fixed_draw(self._output))
         mx.eval(params, data)  # a thread of the loss could not evaluate them
         with kept_random_state() as random:
             # First of all: a loss that keeps arrays of its first call then keeps real ones.
             plain = self._output(params, *data)
             mx.eval(plain)
         self._uses_random = random.used and not self._fixed_draw
+        self._first = params, data, plain, drawn
         if not self.compiles:
-            self._hold = functools.partial(self._hold_slope, data)
             return
         # With a fixed draw this trace serves the run as well.
         serves = self._fixed_draw and compile_traces()
@@ -121,9 +121,7 @@ class Objective:
         except TapeError:
             if not reads_in_vain(lambda at: drawn(at, *data), params):
                 raise
-            self._compiled, self.compiles = {}, False
-            return
-        self._hold = functools.partial(self._hold_value, params, data, drawn, plain)
+            self._compiled, self.compiles, self._first = {}, False, None
 
     def _output(self, params: Params, *data: Any) -> mx.array:
         """Return what an evaluation gives: the loss, shape ()."""
@@ -131,19 +129,16 @@ class Objective:
 
     def _held(self, params: Params, value: mx.array, grad: Params | None = None) -> None:
         """Hold the first evaluation against others, which show a trace or gradient to be wrong."""
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            hold(params, value, grad)
-
-    def _hold_value(
-        self, start: Params, data: Any, drawn: Loss, plain: mx.array, params: Params, value, _
-    ) -> None:
-        if params is not start:  # moved into its bounds
-            plain = drawn(params, *data)
-        if not agree(value, plain):
-            check_trace(drawn, params, data, plain, value)
-
-    def _hold_slope(self, data: Any, params: Params, value: mx.array, grad: Params | None) -> None:
+        first, self._first = self._first, None
+        if first is None or first[1] is not self.data:  # those of another problem
+            return
+        start, data, plain, drawn = first
+        if self.compiles:
+            if params is not start:  # moved into its bounds
+                plain = drawn(params, *data)
+            if not agree(value, plain):
+                check_trace(drawn, params, data, plain, value)
+            return
         loss = with_fixed_draw(self.loss)
         if grad is None:
             value, grad = mx.value_and_grad(loss)(params, *data)
