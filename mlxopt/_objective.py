@@ -31,7 +31,7 @@ from mlxopt._tree import (
     working_dtype,
 )
 from mlxopt.autodiff import _rows
-from mlxopt.autodiff._evidence import check_slope, check_trace, reads_in_vain
+from mlxopt.autodiff._evidence import check_processes, check_slope, check_trace, reads_in_vain
 from mlxopt.autodiff._guards import (
     NoDerivativeError,
     TapeError,
@@ -42,6 +42,8 @@ from mlxopt.autodiff._guards import (
     compiled,
     differentiating,
     kept_random_state,
+    name_of,
+    noted_collectives,
     tape_guard,
     trace,
     with_fixed_draw,
@@ -104,10 +106,12 @@ class Objective:
         data = self.data if data is None else data
         drawn = functools.wraps(self.loss)(with_fixed_draw(self._output))
         mx.eval(params, data)  # a thread of the loss could not evaluate them
-        with kept_random_state() as random:
+        with kept_random_state() as random, noted_collectives() as calls:
             # First of all: a loss that keeps arrays of its first call then keeps real ones.
             plain = self._output(params, *data)
             mx.eval(plain)
+        if calls:
+            check_processes(lambda at: drawn(at, *data), params, name_of(self.loss))
         self._uses_random = random.used and not self._fixed_draw
         self._first = params, data, plain, drawn
         if not self.compiles:

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._operation import Function, is_refusal
+from mlxopt._operation import Function, is_refusal, known
 from mlxopt._tree import Tree, epsilon, from_host, is_float, leaves, to_host, to_numpy, widened
 from mlxopt.autodiff._guards import (
     Hooks,
@@ -20,6 +20,7 @@ from mlxopt.autodiff._guards import (
     compile_traces,
     compiled,
     name_of,
+    noted_collectives,
     reads,
     tape_guard,
     trace,
@@ -261,3 +262,41 @@ def _reading(loss: Function, params: Tree, data: tuple[Any, ...], plain: mx.arra
     if agree(loss(params, *data), plain):  # else it changes from call to call, as is known
         check_trace(loss, params, data, plain, traced)
     return None
+
+
+def check_processes(function: Function, params: Tree, name: str) -> None:
+    """Raise ValueError if `function(params)` is shared by processes and its gradient is not.
+
+    Args:
+        function: returns an array, or a tree of them.
+        params: the point.
+        name: of the function, for the message.
+    """
+
+    def gradient(at: Tree) -> Tree:
+        return mx.grad(lambda at: sum(mx.sum(leaf) for leaf in leaves(function(at))))(at)
+
+    forward = _shared(function, params)
+    # A custom function can have a rule that sums over the processes too.
+    if forward and len(_shared(gradient, params)) <= len(forward):
+        raise ValueError(
+            f"{name} calls mx.distributed.{forward[0]} on arrays that depend on the parameters, "
+            f"and MLX differentiates that as if there were no other process: the gradient is that "
+            f"of this one's rows, and each process would converge to its own answer. Keep the loss "
+            f"local and average the gradients in a loop of your own (mlx.nn.average_gradients); or "
+            f"write the sum as an mx.custom_function whose vjp sums over the processes too."
+        )
+
+
+def _shared(function: Function, params: Tree) -> list[str]:
+    """Return the calls between processes that depend on `params`, in a trace of `function`."""
+    with noted_collectives() as calls:
+        found: list[str] = []
+
+        def traced(at: Tree) -> Tree:
+            result = function(at)
+            found.extend(name for name, array in calls if not known(array))
+            return result
+
+        mx.compile(traced)(params)
+    return found

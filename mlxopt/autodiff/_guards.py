@@ -59,9 +59,8 @@ class Hooks:
     @contextlib.contextmanager
     def __call__(self, handler: Function) -> Iterator[None]:
         """Call `handler(function, *args)` in place of `function(*args)`."""
-        outer = getattr(self._local, "handler", None)
+        outer, self._local.handler = getattr(self._local, "handler", None), handler
         self._count(1)
-        self._local.handler = handler
         try:
             yield
         finally:
@@ -86,6 +85,8 @@ class Hooks:
 
 _NUMBERS = "item", "tolist", "__float__", "__int__", "__bool__", "__index__"
 reads = Hooks(mx.array, *_NUMBERS, "__repr__", "__format__")
+_SENDING = "all_gather", "all_max", "all_min", "all_sum", "send", "sum_scatter"
+_collectives = Hooks(mx.distributed, *_SENDING, "recv", "recv_like")
 
 
 def check_is_callable(loss: Any) -> None:
@@ -338,6 +339,22 @@ def _are_close(one: mx.array, other: mx.array) -> bool:
     with np.errstate(invalid="ignore"):
         same = (np.abs(found - expected) <= room) | (found == expected)
     return bool(np.all(same | (np.isnan(found) & np.isnan(expected))))
+
+
+@contextlib.contextmanager
+def noted_collectives() -> Iterator[list[tuple[str, Any]]]:
+    """Yield a list of the calls between several processes: their names and first arguments."""
+    found = []
+
+    def noting(call: Function, *args: Any, **kwargs: Any) -> Any:
+        result = call(*args, **kwargs)
+        groups = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, mx.distributed.Group)]
+        if (groups[0] if groups else mx.distributed.init()).size() > 1:
+            found.append((call.__name__, args[0]))
+        return result
+
+    with _collectives(noting):
+        yield found
 
 
 class kept_random_state:

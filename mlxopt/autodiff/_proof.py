@@ -16,10 +16,12 @@ from mlxopt.autodiff._arguments import (
     integer_leaves,
     to_data,
 )
-from mlxopt.autodiff._evidence import reads_in_vain
+from mlxopt.autodiff._evidence import check_processes, reads_in_vain
 from mlxopt.autodiff._guards import (
     TapeError,
     kept_random_state,
+    name_of,
+    noted_collectives,
     proving,
     tape_guard,
     trace,
@@ -102,7 +104,10 @@ class Proof:
         params = [given[key] for key in self._params]
         try:
             with tape_guard(self._function), kept_random_state():
-                self._run(given)  # a loss that keeps arrays of its first call keeps real ones
+                with noted_collectives() as calls:
+                    self._run(given)  # a loss that keeps arrays of its first call keeps real ones
+                if calls:
+                    check_processes(in_params, params, name_of(self._function))
                 trace(in_params, params)
         except TapeError:
             if not reads_in_vain(in_params, params):
