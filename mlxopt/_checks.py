@@ -162,23 +162,6 @@ def _is_update(function: Any) -> bool:
     return code is not None and code.co_name == "<lambda>" and "update" in code.co_names
 
 
-def check_start(value: float, optimality: float, cause: str | None = None) -> None:
-    """Raise ValueError unless the loss and its gradient are finite at the start.
-
-    Args:
-        value: the loss.
-        optimality: the largest entry of its gradient.
-        cause: what is not finite in the data, if that is known.
-    """
-    if math.isfinite(value) and math.isfinite(optimality):
-        return
-    what = "gradient is NaN or infinite" if math.isfinite(value) else f"loss is {value}"
-    advice = "Start inside the domain of the loss, and check the data for NaN and infinity."
-    if cause is not None:
-        advice = f"In the data {cause}: leave out such rows."
-    raise ValueError(f"the {what} at the start; expected a finite number. {advice}")
-
-
 def describe_type(value: Any) -> str:
     """Return the type of a wrong argument in words."""
     if isinstance(value, type):

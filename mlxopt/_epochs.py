@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxopt._checks import check_start
 from mlxopt._loop import warn_of_ignored
 from mlxopt._objective import Objective
 from mlxopt._platform.device import device_for
@@ -145,8 +144,7 @@ class Epochs(Optimizer[TrainState]):
             objective.data = group[0]
             value, grad = objective.value_and_grad(state.params)
             first, largest = read(value, largest_entry(grad))
-            cause = None if is_finite(first, largest) else self._cause(objective, group[0])
-            check_start(first, largest, cause)
+            objective.check_start(state.params, first, largest, grad)
             warn_of_ignored(objective, state.params, grad)
         fresh = self.resume is None
         return state._replace(first=first, optimality=largest) if fresh else state

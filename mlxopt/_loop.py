@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from mlxopt._checks import check_start, late_interrupt
+from mlxopt._checks import late_interrupt
 from mlxopt._objective import Objective
 from mlxopt._progress import ProgressBar
 from mlxopt._report import entry_names
@@ -126,7 +126,7 @@ class Loop:
         began, earlier = time.perf_counter(), objective.evaluations
         start = state = optimizer.init(objective, params)
         check_fields(optimizer, state)
-        check_start(state.value, state.optimality)
+        objective.check_start(params, state.value, state.optimality, state.grad)
         if init is not None:
             start = state = resumed(optimizer, init, state)
         self.evaluations -= earlier

@@ -23,8 +23,10 @@ from mlxopt._tree import (
     epsilon,
     from_host,
     from_leaves,
+    is_finite,
     leaves_with_paths,
     read,
+    structure,
     to_device,
     to_host,
     to_numpy,
@@ -32,6 +34,7 @@ from mlxopt._tree import (
 )
 from mlxopt.autodiff import _rows
 from mlxopt.autodiff._evidence import check_processes, check_slope, check_trace, reads_in_vain
+from mlxopt.autodiff._finite import why_not_finite
 from mlxopt.autodiff._guards import (
     NoDerivativeError,
     TapeError,
@@ -299,6 +302,23 @@ class Objective:
     def keep_hessian(self, params: Params, structured: Hessian | None, matrix: mx.array) -> None:
         """Keep a Hessian known otherwise, as that of the last call."""
         self._last = params, structured, matrix
+
+    def check_start(self, params: Params, value: float, optimality: float, grad: Any) -> None:
+        """Raise ValueError unless the loss and its gradient are finite at the start.
+
+        Args:
+            params: the start.
+            value: the loss there.
+            optimality: the largest entry of its gradient.
+            grad: the gradient, a tree like `params`; anything else if it is not known.
+        """
+        if is_finite(value, optimality):
+            return
+        what = "gradient is NaN or infinite" if math.isfinite(value) else f"loss is {value}"
+        grad = grad if structure(grad) == structure(params) else None
+        drawn = functools.wraps(self.loss)(with_fixed_draw(self.loss))
+        why = why_not_finite(drawn, self._output, params, self.data, value, grad)
+        raise ValueError(f"the {what} at the start; expected a finite number. {why}")
 
     def ignored_leaves(self, params: Params, grad: Params) -> list[str]:
         """Return the paths of the leaves that the loss does not depend on.

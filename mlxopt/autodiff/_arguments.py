@@ -178,7 +178,9 @@ def not_finite(items: tuple[Any, ...], names: list[str]) -> str | None:
             if len(places := np.argwhere(~np.isfinite(values))):
                 place = tuple(places[0].tolist())
                 at = f"[{', '.join(map(str, place))}]" if place else ""
-                return f"{name}{path}{at} is {values[place]}"
+                rows = len(set(places[:, 0].tolist())) if place else 1
+                more = f", the first of {rows:,} such {'rows' if values.ndim > 1 else 'entries'}"
+                return f"{name}{path}{at} is {values[place]}{more if rows > 1 else ''}"
     return None
 
 
