@@ -78,7 +78,7 @@ class StopRule(ABC):
     ...     bound: float
     ...     def check(self, progress):
     ...         return progress.value < self.bound
-    >>> loss = lambda x: mx.sum(x**2)
+    >>> loss = lambda x: mx.sum(x**4)
     >>> result = mo.minimize(loss, mx.ones(2), mo.GradientDescent(), stop=Below(0.5))
     >>> result.status, result.value < 0.5
     (Status.STOPPED, True)

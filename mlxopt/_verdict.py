@@ -43,6 +43,7 @@ from mlxopt.optimizers import Optimizer
 
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
 _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
+_LEAST_GAIN_AFAR = 1e-4  # the least share of the quadratic model's drop of a step to infinity
 LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
 _FLAT_DIRECTIONS = 3  # along which the loss is evaluated
 _LARGE = 2**15  # numbers in the data from which on sums in float32 are checked in float64
@@ -118,6 +119,8 @@ class Judge:
             return point.falls(found, drop) or GO_ON
         if found.gain <= self.tol**2 * drop:
             return point.converged(found, "")
+        if point.is_at_infinity(found, self.tol):
+            return point.converged(found, _AT_INFINITY)
         # A start close to the minimum leaves little to drop.
         if found.gain <= LEAST_GAIN * drop and found.gain <= point.noise(1.0):
             return point.converged(found)
@@ -133,17 +136,19 @@ class Judge:
         if found is None:  # the values around have to do
             point.free[:] = True
             found = _curvature.of_matrix(np.zeros((len(point.x),) * 2), point.full, point.eps)
+        drop, sound = point.drop(), not found.is_concave
+        if sound and found.gain > 0 and found.gain <= self.tol**2 * drop:
+            return point.converged(found, "")
+        if sound and found.gain > 0 and point.is_at_infinity(found, self.tol):
+            return point.converged(found, _AT_INFINITY)
         if wrong := point.wrong_slope():
             return Verdict(Status.NO_PROGRESS, wrong, found.gain)
-        drop = point.drop()
         if fallen := point.falls(found, drop):
             return fallen
-        if not found.is_concave and found.gain <= self.tol**2 * drop:
-            return point.converged(found, "")
         if point.allow_for_noise():
             return GO_ON  # the method gave up on noise that it did not know
         noise = point.noise()
-        if not found.is_concave and is_hidden(found, point.free_x, noise, point.eps):
+        if sound and is_hidden(found, point.free_x, noise, point.eps):
             return point.converged(found)
         if found.is_concave:
             reason = "the loss curves down here, but its rounding hides how far it falls."
@@ -233,6 +238,14 @@ class Point:
         curved = self.way @ self._times(self.way)
         return float(drop_so_far(drop, along, curved, self.assumed_noise))
 
+    def is_at_infinity(self, found: Curvature, tol: float) -> bool:
+        """Whether the loss has all but reached its infimum, though the Newton step is long.
+
+        Slope and curvature then vanish together, as for separated classes.
+        """
+        fallen = self.judge.start.value - self.state.value
+        return found.gain <= tol**2 * fallen and found.gain >= _LEAST_GAIN_AFAR * self.drop()
+
     def leaves(self, found: Curvature) -> bool:
         """Whether the gradient leads away from a saddle."""
         along = float(found.directions[0] @ self.gradient)
@@ -315,19 +328,19 @@ class Point:
         slope = float(g @ g)
         if not slope > 0:
             return ""
-        # The gradient predicts a change well above the noise.
-        for t in (1e2 * noise / slope, 1e4 * noise / slope):
-            fall, rise = self._change(-t * g)[0], self._change(t * g)[0]
-            if not (math.isfinite(fall) and math.isfinite(rise)):
-                return ""
-            if max(abs(fall), abs(rise)) <= 10 * noise:
-                continue
-            if rise < 0 < fall and rise - fall < -0.5 * t * slope:
-                return _WRONG
-            if min(fall, rise) > 0.1 * t * slope and abs(fall - rise) < 0.9 * (fall + rise):
-                near, far = self._change(-0.1 * t * g)[0], fall
-                return _KINK if near > 0.05 * far else ""
+        # The gradient predicts changes well above the noise, which it should do at both lengths.
+        t = max(1e2 * noise, 1e-12 * abs(self.state.value)) / slope
+        if not (np.abs(t * g) > 1e2 * self.eps * np.abs(self.free_x)).any():
+            return ""  # such steps are rounded away
+        near, far = ([self._change(s * k * t * g)[0] for s in (-1, 1)] for k in (1.0, 4.0))
+        if not np.isfinite([*near, *far]).all():
             return ""
+        found = [(ends[1] - ends[0]) / (2 * k * t * slope) for ends, k in ((near, 1), (far, 4))]
+        if max(found) < -0.3 and abs(found[0] - found[1]) < 0.3 * abs(found[0]):
+            return _WRONG
+        # At a kink both sides rise in proportion to the length, at a minimum by its square.
+        if min(near) > 10 * noise and max(far) < 6 * max(near) and min(far) > 2 * min(near):
+            return _KINK
         return ""
 
     def _all(self, part: np.ndarray) -> np.ndarray:
@@ -369,6 +382,10 @@ class Point:
         return self._value
 
 
+_AT_INFINITY = (
+    "as low as the loss can get, but its curvature vanishes with its slope: the minimum may be at "
+    "infinity (separated classes). Add a penalty."
+)
 _STEPS = (
     "the loss changes, but its gradient is zero all around: it goes in steps (round, a threshold, "
     "an argmax, a count), or stop_gradient cuts it off. Use a smooth loss in its place."
