@@ -20,6 +20,7 @@ DENSE = 300  # parameters up to which the whole Hessian is computed
 PRODUCTS = 30  # Hessian-vector products beyond that, before a run may end
 SEARCHED = 100  # and for a certificate
 _ULPS = 4.0  # roundings of a parameter that a step has to exceed to count
+_TINY = 1e-200
 _LEAST_DROP = 0.1  # the share by which the optimality falls at least between two looks
 
 Number = Any  # a float, or an array of the leading axes: many points
@@ -67,7 +68,7 @@ class Curvature(NamedTuple):
             scale = float(np.linalg.norm(gradient) / max(np.linalg.norm(self.gradient), 1e-300))
             return self.gain * scale**2
         along = self.directions @ gradient
-        floor = self.rounding * self._size if self._size > 0 else 1.0
+        floor = self.rounding * self._size if self._size > 0 else _TINY
         return 0.5 * float(np.sum(along**2 / np.maximum(np.abs(self.values), floor)))
 
     @property
@@ -96,7 +97,8 @@ def of_matrix(
     error = np.where(matrix == 0, 0.0, scale * error * found.scale[..., None, :])
     rounding = error.sum(axis=-1).max(axis=-1)
     rounding = np.minimum(np.maximum(4 * matrix.shape[-1] * eps, rounding), 0.1)
-    floor = np.where(found.largest > 0, rounding * found.largest, 1.0)
+    # Without any curvature nothing bounds the gain.
+    floor = np.where(found.largest > 0, rounding * found.largest, _TINY)
     step = -found.floored(floor[..., None]).solve(gradient)
     gain = -0.5 * np.vecdot(gradient, step)
     directions = (scale * found.vectors).mT

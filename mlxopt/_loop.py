@@ -32,6 +32,7 @@ from mlxopt._verdict import Judge, Start, Verdict
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._base import STATE_FIELDS
 
+_RESTING = 5  # records in a row that lowered nothing: rounding may be all that is left
 _RUNAWAY = 1e4  # times its start and one, from which on a parameter is said to run away
 
 Callback = Callable[[Info], bool | None]
@@ -256,6 +257,8 @@ class Loop:
             return Status.CONVERGED if at_zero else claimed or state.status or status
         if claimed is not None:
             claimed = self._judged(judge.on_claim, state)
+        elif progress.idle == _RESTING and state.status is None and judge.tol > 0:
+            claimed = self._judged(judge.at_rest, best)
         status = claimed or state.status or status
         if claimed is None and status is Status.NO_PROGRESS:
             return self._judged(judge.at_end, best)

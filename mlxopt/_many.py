@@ -88,6 +88,7 @@ class ManyResult(Kept):
         index %= len(self)
         with device_for(self.params):
             params = tree_map(lambda leaf: leaf[index], self.params)
+            mx.eval(params)  # another thread could not
         numbers = float(self.value[index]), float(self.optimality[index])
         steps, seconds, judge = int(self.steps[index]), self.seconds, self.certify
         return Result(

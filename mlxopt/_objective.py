@@ -21,6 +21,7 @@ from mlxopt._tree import (
     Params,
     count,
     epsilon,
+    evaluate,
     from_host,
     from_leaves,
     is_finite,
@@ -108,7 +109,7 @@ class Objective:
         """
         data = self.data if data is None else data
         drawn = functools.wraps(self.loss)(with_fixed_draw(self._output))
-        mx.eval(params, data)  # a thread of the loss could not evaluate them
+        evaluate(params, data)  # a thread of the loss could not evaluate them
         with kept_random_state() as random, noted_collectives() as calls:
             # First of all: a loss that keeps arrays of its first call then keeps real ones.
             plain = self._output(params, *data)

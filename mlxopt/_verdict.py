@@ -95,11 +95,14 @@ class Judge:
         if point.is_large():
             point.allow_for_noise()
         g, level = point.gradient, point.eps * abs(state.value)
-        if not seems_minimal(point.free_x, g, g @ point.times(g), level, point.eps):
+        # The noise may be far above the rounding of the value: it is that of the terms.
+        if not seems_minimal(point.free_x, g, g @ point.times(g), level / LEAST_GAIN, point.eps):
             return GO_ON
         found = point.look()
-        if found is None or found.is_concave:
+        if found is None or found.is_concave or found.gain > level / LEAST_GAIN:
             return GO_ON
+        if not is_hidden(found, point.free_x, level, point.eps):
+            level = point.noise(1.0)
         hidden = is_hidden(found, point.free_x, level, point.eps)
         return point.converged(found) if hidden else GO_ON
 
@@ -122,10 +125,22 @@ class Judge:
         if point.is_at_infinity(found, self.tol):
             return point.converged(found, _AT_INFINITY)
         # A start close to the minimum leaves little to drop.
-        if found.gain <= LEAST_GAIN * drop and found.gain <= point.noise(1.0):
+        share = LEAST_GAIN * drop
+        if found.gain <= share and found.gain <= point.noise(1.0):
+            return point.converged(found)
+        if found.gain <= drop and share <= point.noise(1.0) and found.gain <= point.noise(1.0):
             return point.converged(found)
         self.goal = float(next_goal(state.optimality, found.gain, drop, self.tol))
         return GO_ON
+
+    def at_rest(self, state: Any) -> Verdict:
+        """Return the verdict on a point that some records have not improved."""
+        point = Point(self, state)
+        found = point.look()
+        if found is None or found.is_concave or not state.optimality > 0:
+            return GO_ON
+        hidden = is_hidden(found, point.free_x, point.noise(1.0), point.eps)
+        return point.converged(found) if hidden else GO_ON
 
     def at_end(self, state: Any) -> Verdict:
         """Return the verdict on a point that the method cannot improve."""
@@ -150,6 +165,8 @@ class Judge:
         noise = point.noise()
         if sound and is_hidden(found, point.free_x, noise, point.eps):
             return point.converged(found)
+        if sound and found.gain <= 4 * found.gain_of(point.gradient_error()):
+            return point.converged(found)  # the gradient is the rounding of its own computation
         if found.is_concave:
             reason = "the loss curves down here, but its rounding hides how far it falls."
         elif found.gain > 10 * max(drop, abs(state.value)):
@@ -292,6 +309,15 @@ class Point:
             if self.is_large():
                 self._noise = max(self._noise, abs(self._exact()[0] - self.state.value) / NOISE)
         return roundings * max(self.assumed_noise / NOISE, self._noise)
+
+    def gradient_error(self) -> np.ndarray:
+        """Return the change of the gradient by a change of the parameters by a rounding."""
+        size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
+        step = points_around(np.zeros_like(size), size, self.eps)[5] / 8
+        point = from_host(self.x + self._all(step), self.state.params)
+        _, grad = self.objective.value_and_grad(point)
+        self.objective.evaluations -= 1
+        return (to_host(grad) - to_host(self.state.grad))[self.free]
 
     def allow_for_noise(self) -> bool:
         """Tell the method of noise above the rounding of the dtype; return whether there is."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mlxopt import _tree
+from mlxopt import _resume, _tree
 from mlxopt.autodiff._arguments import Cast, to_data
 
 leaf = hnp.arrays(
@@ -115,7 +115,7 @@ def test_from_host_undoes_to_host(tree):
     assert (vector.dtype, vector.shape) == (np.float64, (_tree.count(tree),))
     np.testing.assert_array_equal(vector, np.array(_tree.ravel(tree, mx.float32), np.float64))
     back = _tree.from_host(vector, tree)
-    assert _tree.difference(back, tree) is None
+    assert _resume.difference(back, tree) is None
     assert all(map(mx.array_equal, _tree.leaves(back), _tree.leaves(tree)))
 
 
@@ -193,7 +193,7 @@ def test_a_structure_in_words(tree, words):
     ],
 )
 def test_the_first_difference_of_two_trees(found, expected, difference):
-    came = _tree.difference(found, expected)
+    came = _resume.difference(found, expected)
     assert (came is None) == (difference is None)
     if came and difference:
         assert came[:2] == difference[:2]
@@ -201,7 +201,7 @@ def test_the_first_difference_of_two_trees(found, expected, difference):
 
 
 def test_a_field_without_a_value_is_like_any():
-    assert _tree.difference(Pair(1, None), Pair(1, mx.zeros(2)), optional=True) is None
+    assert _resume.difference(Pair(1, None), Pair(1, mx.zeros(2)), optional=True) is None
 
 
 def spread(branch, tree):
