@@ -113,7 +113,7 @@ class Objective:
         with kept_random_state() as random, noted_collectives() as calls:
             # First of all: a loss that keeps arrays of its first call then keeps real ones.
             plain = self._output(params, *data)
-            mx.eval(plain)
+            evaluate(plain)
         if calls:
             check_processes(lambda at: drawn(at, *data), params, name_of(self.loss))
         self._uses_random = random.used and not self._fixed_draw
