@@ -45,12 +45,7 @@ class TapeError(ValueError):
 
 
 class Hooks:
-    """Functions of MLX that pass through a handler of the current thread, while within.
-
-    Args:
-        owner: a module or a class.
-        *names: of its functions.
-    """
+    """Functions of a module or class that pass through a handler of the thread, while within."""
 
     def __init__(self, owner: Any, *names: str) -> None:
         self._owner, self._own = owner, {name: getattr(owner, name) for name in names}
@@ -59,9 +54,10 @@ class Hooks:
     @contextlib.contextmanager
     def __call__(self, handler: Function) -> Iterator[None]:
         """Call `handler(function, *args)` in place of `function(*args)`."""
-        outer, self._local.handler = getattr(self._local, "handler", None), handler
+        outer = getattr(self._local, "handler", None)
         self._count(1)
         try:
+            self._local.handler = handler
             yield
         finally:
             self._local.handler = outer
