@@ -12,6 +12,7 @@ import numpy as np
 
 from mlxopt._checks import late_interrupt
 from mlxopt._objective import Objective
+from mlxopt._point import Start, Verdict
 from mlxopt._progress import ProgressBar
 from mlxopt._report import entry_names
 from mlxopt._result import History, Info, Phase
@@ -28,7 +29,7 @@ from mlxopt._stop import (
     with_user,
 )
 from mlxopt._tree import Params, dtype_name, epsilon, leaves, to_host, working_dtype
-from mlxopt._verdict import Judge, Start, Verdict
+from mlxopt._verdict import Judge
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._base import STATE_FIELDS
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlxopt._curvature import Curvature
+from mlxopt._point import Point, Start, Verdict
 from mlxopt._rank import Rank, rank_of
 from mlxopt._report import combination, entry_names
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._status import Status, warn
 from mlxopt._tree import Tree, dtype_name, epsilon, to_numpy, working_dtype
-from mlxopt._verdict import Judge, Point, Start, Verdict
+from mlxopt._verdict import Judge
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._descent import DescentState
 from mlxopt.optimizers._residual import Array, Linearization, evaluate, norm, trial_at

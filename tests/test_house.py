@@ -30,6 +30,7 @@ ROOMS = [
     ["many"],
     ["_loop", "_residual_verdict"],
     ["_verdict", "_certificate"],
+    ["_point"],
     ["optimizers", "_rank"],
     ["_residual_objective", "_curvature"],
     ["_objective"],

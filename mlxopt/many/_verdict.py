@@ -20,9 +20,10 @@ from mlxopt._curvature import (
     to_rounding,
 )
 from mlxopt._dense import times
+from mlxopt._point import LEAST_GAIN, NOISE, Start, Verdict
 from mlxopt._status import Status
 from mlxopt._tree import count, epsilon, to_device
-from mlxopt._verdict import LEAST_GAIN, NOISE, Judge, Start, Verdict
+from mlxopt._verdict import Judge
 from mlxopt.many._objective import BatchedObjective
 from mlxopt.many._state import Method, Points, Running, Verdicts, take
 from mlxopt.optimizers import Optimizer

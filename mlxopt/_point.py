@@ -1,0 +1,285 @@
+"""The end of a run, and the loss around it.
+
+Everything here is about one point: its curvature, the drop of the loss on the way there, the noise
+of the loss, and what the loss does along the directions that matter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlxopt import _curvature
+from mlxopt._curvature import (
+    Curvature,
+    drop_so_far,
+    noise_of,
+    points_around,
+    to_rounding,
+)
+from mlxopt._status import Status
+from mlxopt._tree import (
+    EPSILON,
+    epsilon,
+    from_host,
+    largest_entry,
+    leaves,
+    read,
+    to_host,
+    to_numpy,
+    widened,
+    working_dtype,
+)
+from mlxopt.autodiff._guards import NoDerivativeError
+
+NOISE = 10.0  # roundings in a value of the loss, a mean over examples
+_NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
+_LEAST_GAIN_AFAR = 1e-4  # the least share of the quadratic model's drop of a step to infinity
+LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
+_FLAT_DIRECTIONS = 3  # along which the loss is evaluated
+_LARGE = 2**15  # numbers in the data from which on sums in float32 are checked in float64
+_DECISIVE = 0.01  # the share of the loss of one row that the sum over all may still fall
+
+
+class Start(NamedTuple):
+    """Where the whole run began."""
+
+    x: np.ndarray  # (p,)
+    value: float
+
+
+class Verdict(NamedTuple):
+    """The end of a run, if it is one."""
+
+    status: Status | None  # None where the run should go on
+    reason: str = ""  # in a sentence, where there is more to say than the status does
+    gain: float = math.nan  # the decrease of the loss still to be expected
+
+
+GO_ON = Verdict(None)
+
+
+class Point:
+    """The end of a run, with the loss around it as a function of the free parameters.
+
+    Vectors have shape (q,), q the number of parameters that are free to move and whose second
+    derivative is finite.
+    """
+
+    def __init__(self, judge: Any, state: Any) -> None:
+        self.judge, self.objective, self.state = judge, judge.objective, state
+        self.x = to_host(state.params)
+        self.full, self.free = judge.optimizer.reduced(state)
+        self.eps = epsilon(state.params)
+        self.way = self.x - judge.start.x
+        self.assumed_noise = NOISE * self.objective.epsilon(state.params) * abs(state.value)
+        self._noise: float | None = None
+
+    @property
+    def free_x(self) -> np.ndarray:
+        return self.x[self.free]
+
+    @property
+    def gradient(self) -> np.ndarray:
+        return self.full[self.free]
+
+    def times(self, part: np.ndarray) -> np.ndarray:
+        """Return the Hessian of the free parameters times a vector."""
+        return self._times(self._all(part))[self.free]
+
+    def look(self) -> Curvature | None:
+        """Return the curvature; None if no second derivative is finite."""
+        if len(self.x) > _curvature.DENSE:
+            return _curvature.of_products(self.times, self.gradient, self.eps)
+        hessian = getattr(self.judge.optimizer, "hessian", None)  # that of Newton, if given
+        try:
+            matrix = to_numpy(self.objective.hessian(self.state.params, hessian))
+        except NoDerivativeError:
+            return _curvature.of_products(self.times, self.gradient, self.eps)
+        held = self.free & ~np.isfinite(np.diag(matrix))
+        self.free = self.free & ~held
+        matrix = matrix[np.ix_(self.free, self.free)]
+        if not np.isfinite(matrix).all() or (held.any() and not self.free.any()):
+            return None
+        return _curvature.of_matrix(matrix, self.gradient, self.eps)
+
+    def drop(self) -> float:
+        """Return the drop of the loss so far."""
+        if not self.way.any():
+            return 0.0
+        drop, along = self.judge.start.value - self.state.value, to_host(self.state.grad) @ self.way
+        curved = self.way @ self._times(self.way)
+        return float(drop_so_far(drop, along, curved, self.assumed_noise))
+
+    def is_at_infinity(self, found: Curvature, tol: float) -> bool:
+        """Whether the loss has all but reached its infimum, though the Newton step is long.
+
+        Slope and curvature then vanish together, as for separated classes.
+        """
+        fallen = self.judge.start.value - self.state.value
+        return found.gain <= tol**2 * fallen and found.gain >= _LEAST_GAIN_AFAR * self.drop()
+
+    def leaves(self, found: Curvature) -> bool:
+        """Whether the gradient leads away from a saddle."""
+        along = float(found.directions[0] @ self.gradient)
+        return 0.5 * along**2 > self.eps * self.assumed_noise * -found.values[0]
+
+    def falls(self, found: Curvature, drop: float) -> Verdict | None:
+        """Return SADDLE or FLAT if the loss around the point shows that, else None."""
+        if found.is_concave:
+            noise, curvature = self.noise(), -found.values[0]
+            most = max(drop, abs(self.state.value)) or 1.0  # of a start, where nothing has dropped
+            for fall in np.geomspace(most, max(2 * noise, 1e-12 * most), 7).tolist():
+                step = math.sqrt(2 * fall / curvature) * found.directions[0]
+                if min(self._change(step)[0], self._change(-step)[0]) < -noise:
+                    return Verdict(Status.SADDLE)
+            return None
+        if found.gain > self.assumed_noise:
+            return None
+        size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
+        size = np.where(size > 0, size, 1.0)
+        seen = []
+        for direction in found.flat[:_FLAT_DIRECTIONS]:
+            unit = direction / np.max(np.abs(direction) / size)
+            lengths = (-1e-1, -1e-2, -1e-3, 1e-3, 1e-2, 1e-1)
+            seen += [self._change(length * unit) for length in lengths]
+        if not seen:
+            return None
+        changes, noise = np.array([change for change, _ in seen]), self.noise()
+        if found.is_zero and not any(steep for _, steep in seen):
+            return Verdict(Status.FLAT, _STEPS if (np.abs(changes) > noise).any() else "")
+        if (changes < -noise).any():
+            return Verdict(Status.SADDLE, "the loss falls along a direction without curvature.")
+        return Verdict(Status.FLAT) if found.is_zero and not (changes > noise).any() else None
+
+    def noise(self, roundings: float = NOISE) -> float:
+        """Return the rounding error of the loss, measured: `roundings` standard deviations.
+
+        For sums over large data in float32, whose errors change slowly, at least the difference
+        from the loss in float64.
+        """
+        if self._noise is None:
+            size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
+            self._noise = 0.0
+            # Some operations compute in float32 whatever they are given.
+            for eps in {self.eps, max(self.eps, EPSILON[mx.float32])}:
+                steps = points_around(np.zeros_like(size), size, eps)
+                spread = noise_of(np.array([self._change(step)[0] for step in steps]))
+                self._noise = max(self._noise, float(spread))
+            if self.is_large():
+                self._noise = max(self._noise, abs(self._exact()[0] - self.state.value) / NOISE)
+        return roundings * max(self.assumed_noise / NOISE, self._noise)
+
+    def gradient_error(self) -> np.ndarray:
+        """Return the change of the gradient by a change of the parameters by a rounding."""
+        size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
+        step = points_around(np.zeros_like(size), size, self.eps)[5] / 8
+        point = from_host(self.x + self._all(step), self.state.params)
+        _, grad = self.objective.value_and_grad(point)
+        self.objective.evaluations -= 1
+        return (to_host(grad) - to_host(self.state.grad))[self.free]
+
+    def allow_for_noise(self) -> bool:
+        """Tell the method of noise above the rounding of the dtype; return whether there is."""
+        noisier = self.noise() > _NOISIER * self.assumed_noise > 0
+        if noisier:
+            self.objective.noise = self.noise() / (NOISE * abs(self.state.value))
+        return noisier
+
+    def converged(self, found: Curvature, reason: str | None = None) -> Verdict:
+        """Return CONVERGED, unless sums in float32 over large data hide a gain that matters."""
+        if reason is None:
+            reason = to_rounding(self.state.params)
+        if self.is_large():
+            value, gradient = self._exact()
+            gain, rows = found.gain_of(gradient[self.free]), self._rows()
+            if gain > max(self.judge.tol**2 * self.drop(), _DECISIVE * abs(value) / rows):
+                return Verdict(
+                    Status.NO_PROGRESS,
+                    f"sums over {rows:,} rows in float32 are off by so much that the loss could "
+                    f"be {gain:.2g} lower: its gradient in float64 is not zero here. Use "
+                    f'finish="float64", or mo.losses.mean.',
+                    gain,
+                )
+            found = found._replace(gain=gain)
+        if not (found.whole or reason):
+            reason = "as far as some products with the Hessian show."
+        return Verdict(Status.CONVERGED, reason, found.gain)
+
+    def wrong_slope(self) -> str:
+        """Return what is wrong with the gradient, if differences of the loss contradict it."""
+        if not self.judge.optimizer.loss_alone:
+            return ""  # `gradient` is that of the loss alone
+        g, noise = self.gradient, self.noise()
+        slope = float(g @ g)
+        if not slope > 0:
+            return ""
+        # The gradient predicts changes well above the noise, which it should do at both lengths.
+        t = max(1e2 * noise, 1e-12 * abs(self.state.value)) / slope
+        if not (np.abs(t * g) > 1e2 * self.eps * np.abs(self.free_x)).any():
+            return ""  # such steps are rounded away
+        near, far = ([self._change(s * k * t * g)[0] for s in (-1, 1)] for k in (1.0, 4.0))
+        if not np.isfinite([*near, *far]).all():
+            return ""
+        found = [(ends[1] - ends[0]) / (2 * k * t * slope) for ends, k in ((near, 1), (far, 4))]
+        if max(found) < -0.3 and abs(found[0] - found[1]) < 0.3 * abs(found[0]):
+            return _WRONG
+        # At a kink both sides rise in proportion to the length, at a minimum by its square.
+        if min(near) > 10 * noise and max(far) < 6 * max(near) and min(far) > 2 * min(near):
+            return _KINK
+        return ""
+
+    def _all(self, part: np.ndarray) -> np.ndarray:
+        vector = np.zeros_like(self.x)
+        vector[self.free] = part
+        return vector
+
+    def _times(self, vector: np.ndarray) -> np.ndarray:
+        return self.objective.times(self.state.params, vector)
+
+    def _change(self, step: np.ndarray) -> tuple[float, bool]:
+        """Return the change of the loss by a step, and whether its gradient there is not zero."""
+        optimizer = self.judge.optimizer
+        point = optimizer.nearest(from_host(self.x + self._all(step), self.state.params))
+        value, grad = self.objective.value_and_grad(point)
+        self.objective.evaluations -= 1  # those of the method are counted
+        value, largest = read(value, largest_entry(grad))
+        value += optimizer.penalty_of(point)
+        return (value - self.state.value if math.isfinite(value) else math.inf), largest != 0
+
+    def _rows(self) -> int:
+        arrays = [leaf for leaf in leaves(self.objective.data) if isinstance(leaf, mx.array)]
+        return max((leaf.shape[0] for leaf in arrays if leaf.ndim), default=1)
+
+    def is_large(self) -> bool:
+        if working_dtype(self.state.params) == mx.float64:
+            return False
+        arrays = [leaf for leaf in leaves(self.objective.data) if isinstance(leaf, mx.array)]
+        return max((leaf.size for leaf in arrays), default=0) >= _LARGE
+
+    def _exact(self) -> tuple[float, np.ndarray]:
+        """Return the loss and its gradient, (p,), in float64."""
+        if not hasattr(self, "_value"):
+            with mx.stream(mx.cpu):
+                both = mx.value_and_grad(self.objective.loss)
+                data = widened(self.objective.data)
+                value, grad = both(widened(self.state.params), *data)
+                self._value = read(value)[0], to_host(grad)
+        return self._value
+
+
+_STEPS = (
+    "the loss changes, but its gradient is zero all around: it goes in steps (round, a threshold, "
+    "an argmax, a count), or stop_gradient cuts it off. Use a smooth loss in its place."
+)
+_WRONG = (
+    "the loss rises along the negative gradient: check the derivative, which is not the right one, "
+    "with mo.autodiff.check_grads (a custom vjp, stop_gradient, a sum over processes)."
+)
+_KINK = (
+    "the loss is not smooth: it has a kink here (abs, maximum, relu), which methods for smooth "
+    "losses cannot settle in. Use ProximalGradient for a penalty, or a smooth loss such as huber."
+)
