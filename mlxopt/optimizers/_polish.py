@@ -80,7 +80,9 @@ class Polish(Optimizer[PolishState]):
         if least < -_CONCAVE * epsilon(state.params) * hessian.largest:
             step[free] = hessian.direction(0)
             slope = float(model.gradient @ step)
-            reach = _REACH * float(np.hypot(np.sqrt(2 * state.value), norm(model.x[free] / scale)))
+            reach = _REACH * float(
+                np.hypot(np.sqrt(2 * state.value / hessian.largest), norm(model.x[free] / scale))
+            )
             direction = -step if slope > 0 else step
             return _leave(objective, state, Escape(direction, -abs(slope), least, reach))
         if not least > 0:
