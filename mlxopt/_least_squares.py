@@ -173,7 +173,10 @@ def least_squares(
             that are float64 already.
         tol: the largest cosine of the angle between the residual and a column of the Jacobian (of a
             parameter free to move) that counts as zero; None: 1e-8 for float64 (and for a finish),
-            1e-5 for float32. It has no units. 0 takes every step.
+            1e-5 for float32. It has no units. 0 takes every step. CONVERGED needs more than this
+            claim: the next step would move the parameters by at most a hundredth of a standard
+            error, or by less than rounding hides ("to the rounding of float32"), and the loss
+            does not curve down.
         max_steps: the largest number of evaluations of the residual, polish included.
         stop: stop rules beside `tol` and `max_steps`, as in `minimize`.
         callback: called with an `Info` after each step; True stops. A list of functions

@@ -23,6 +23,7 @@ from mlxopt.optimizers._descent import DescentState
 from mlxopt.optimizers._residual import Array, Linearization, evaluate, norm, trial_at
 
 _APART = 32.0  # roundings of x between the points at which rounding is measured
+_LARGEST = 10**7  # entries of a Jacobian whose rounding is measured
 _WRONG = 0.1  # the share of the change of r that a right Jacobian explains but for at most
 _ABOVE = 10.0  # times its rounding, from which on a difference means something
 _SMALL = 0.01  # standard errors: a step that changes nothing that matters
@@ -53,7 +54,7 @@ class Rounding(NamedTuple):
     """What rounding does to the residual and its Jacobian near a point."""
 
     noise: float  # ‖error of r‖
-    error: Array  # (m, p): of J
+    error: Array | None  # (m, p): of J
     mismatch: float  # the share of a change of r that J does not explain, 0 if rounding hides it
 
 
@@ -61,7 +62,7 @@ class Judgement(NamedTuple):
     """What is known about the end of a run."""
 
     verdict: Verdict
-    error: Array  # (m, p): of J, by rounding
+    error: Array | None  # (m, p): of J, by rounding, where measured
     unknown: str  # a sentence about what the data do not determine
 
 
@@ -74,7 +75,7 @@ def rounding_of(objective: ResidualObjective, params: Tree, model: Linearization
     """Measure rounding by second differences of r and J over some roundings of x."""
     x, weights, eps = model.x, model.weights, epsilon(params)
     terms = np.abs(model.jacobian) @ np.abs(x)
-    known = Rounding(eps * norm(np.hypot(terms, model.residual)), np.zeros_like(model.jacobian), 0)
+    known = Rounding(eps * norm(np.hypot(terms, model.residual)), None, 0.0)
     # A power of two, so that x ± h is exact.
     h = np.ldexp(min(_APART, 1e-3 / eps) * eps, np.frexp(x)[1])
     h[(x == 0) | model.fixed] = 0.0
@@ -83,21 +84,21 @@ def rounding_of(objective: ResidualObjective, params: Tree, model: Linearization
     h *= np.where(np.random.default_rng(0).random(len(x)) < 0.5, -1.0, 1.0)
     if not h.any():
         return known
-    count, found = objective.evaluations, []
-    for point in (x + h, x - h):
-        trial, at = trial_at(objective, params, point)
-        residual, _ = evaluate(objective, trial)
-        found.append(
-            (at - x, weights * (residual - model.plain), to_numpy(objective.jacobian(trial)))
-        )
+    (up, at_up), (down, at_down) = (trial_at(objective, params, point) for point in (x + h, x - h))
+    count = objective.evaluations
+    above, below = (weights * (evaluate(objective, at)[0] - model.plain) for at in (up, down))
     objective.evaluations = count  # not of the run
-    (up, above, J_up), (down, below, J_down) = found
-    bend = above + below - model.jacobian @ (up + down)
-    error = (weights[:, None] * (J_up + J_down) - 2 * model.jacobian) / np.sqrt(6)
-    if not (np.isfinite(bend).all() and np.isfinite(error).all()):
+    bend = above + below - model.jacobian @ (at_up + at_down - 2 * x)
+    if not np.isfinite(bend).all():
         return known
+    error = None
+    if model.jacobian.size <= _LARGEST:
+        both = to_numpy(objective.jacobian(up)) + to_numpy(objective.jacobian(down))
+        error = (weights[:, None] * both - 2 * model.jacobian) / np.sqrt(6)
+        if not np.isfinite(error).all():
+            return known
     noise = norm(bend) / np.sqrt(6)
-    expected = model.jacobian @ (up - down)
+    expected = model.jacobian @ (at_up - at_down)
     difference = norm(above - below - expected)
     hidden = difference <= _ABOVE * max(noise, eps * norm(terms))
     mismatch = 0.0 if hidden else difference / max(norm(expected), difference)
@@ -114,10 +115,10 @@ def judge(
 ) -> Judgement:
     """Judge a point where the cosines are within tol, or that the method cannot improve.
 
-    It is the end if q is at most tol · ‖r‖, or within the rounding of r; if a Gauss–Newton step
+    It is the end if q is at most tol · ‖r‖, or within the rounding of r; or if a Gauss–Newton step
     moves each parameter by a small part of its standard error: the relative offset of Bates and
     Watts (1981), "A relative offset orthogonality convergence criterion for nonlinear least
-    squares"; or if all that is left of the loss is a share tol² of its drop.
+    squares".
 
     Args:
         objective: the residual over its data.
@@ -132,7 +133,10 @@ def judge(
     rounding = rounding_of(objective, params, model)
     rank = rank_of(model.jacobian, model.fixed, eps, rounding.error)
     point = Point(Judge(objective, optimizer, tol, start), state)
-    found = point.look() if len(rank.free) else None
+    try:
+        found = point.look() if len(rank.free) else None
+    except (RuntimeError, ValueError, IndexError):
+        found = None  # an operation has no second derivative
     still = _still(objective, params, model, rank, start, rounding.noise)
     if point.free.sum() < len(rank.free):
         found = None  # not finite
@@ -154,8 +158,7 @@ def judge(
     gain, spare = 0.5 * q * q, max(len(r) - rank.number, 1)
     s = float(np.sqrt(max(length**2 - q * q, 0.0) / spare))
     short = bool((np.abs(step) <= _ULPS * eps * np.abs(model.x[rank.free])).all())
-    nothing = tol**2 * point.drop()
-    if q <= tol * length or (not stuck and (q <= _SMALL * s or state.value <= nothing)):
+    if q <= tol * length or (not stuck and q <= _SMALL * s):
         verdict = judged(Status.CONVERGED, gain=gain)
     elif q <= rounding.noise or (stuck and (q <= _SMALL * s or short)):
         dtype = dtype_name(working_dtype(params))
@@ -168,10 +171,13 @@ def judge(
     if found is None:
         return verdict
     # JᵀJ is blind to saddles, too. Values of the loss have the last word on small curvatures.
-    point.assumed_noise = max(model.noise, nothing)
+    way = model.x - start.x
+    fall = abs(model.gradient @ way) + 0.5 * norm(model.jacobian @ way) ** 2
+    drop = min(max(start.value - state.value, 0.0), fall)
+    point.assumed_noise = max(model.noise, tol**2 * drop)
     if found.values[0] < -_DIP * found.rounding:
         found = found._replace(rounding=0.0)
-    fallen = point.falls(found, max(point.drop(), state.value))
+    fallen = point.falls(found, max(drop, state.value))
     if fallen is None:
         return verdict
     blind = not found.is_concave and fallen.status is Status.SADDLE

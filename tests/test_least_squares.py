@@ -271,8 +271,9 @@ def run(problem, dtype, factor=1.0, **options):
 
 @pytest.mark.parametrize("problem", problems.MGH, ids=lambda problem: problem.name)
 def test_float64_from_the_standard_start(problem):
-    if "rank 1" in problem.name:
-        with pytest.warns(mo.ConvergenceWarning, match="the data do not determine .*rank 1 of 10"):
+    # The Jacobian of Powell's singular functions has half its rank at the minimum.
+    if "rank 1" in problem.name or "singular" in problem.name:
+        with pytest.warns(mo.ConvergenceWarning, match="the data do not determine .*rank"):
             result = run(problem, mx.float64)
     else:
         result = run(problem, mx.float64)
