@@ -16,7 +16,7 @@ from mlxopt._rank import Rank, rank_of
 from mlxopt._report import combination, entry_names
 from mlxopt._residual_objective import ResidualObjective
 from mlxopt._status import Status, warn
-from mlxopt._tree import Tree, dtype_name, epsilon, to_numpy, working_dtype
+from mlxopt._tree import EPSILON, Tree, dtype_name, epsilon, leaves, to_numpy, working_dtype
 from mlxopt._verdict import Judge
 from mlxopt.optimizers import Optimizer
 from mlxopt.optimizers._descent import DescentState
@@ -161,8 +161,8 @@ def judge(
     if q <= tol * length or (not stuck and q <= _SMALL * s):
         verdict = judged(Status.CONVERGED, gain=gain)
     elif q <= rounding.noise or (stuck and (q <= _SMALL * s or short)):
-        dtype = dtype_name(working_dtype(params))
-        verdict = judged(Status.CONVERGED, f"to the rounding of {dtype}.", gain)
+        coarsest = max(leaves(params), key=lambda leaf: EPSILON[leaf.dtype]).dtype
+        verdict = judged(Status.CONVERGED, f"to the rounding of {dtype_name(coarsest)}.", gain)
     elif stuck:
         reason = _why(params, model.x, start.x, rank.free, np.abs(step), s * rank.errors())
         return judged(Status.NO_PROGRESS, reason, gain)

@@ -93,6 +93,14 @@ def test_textbook_fits_converge_without_a_warning(name, noise, dtype):
         np.testing.assert_allclose(found, truth, rtol=tolerance)
 
 
+def test_the_rounding_is_that_of_the_coarsest_leaf():
+    x, y = data("decay", 0)
+    result = fit(lambda p, x, y: FITS["decay"][0](p, x, mx) - y, [1, 1, 0], x, y, dtype=mx.float16)
+    assert result.converged
+    assert result.reason == "to the rounding of float16."
+    np.testing.assert_allclose(np.array(result.params).astype(float), FITS["decay"][2], rtol=2e-3)
+
+
 # --- units --------------------------------------------------------------------------------------
 
 
