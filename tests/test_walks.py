@@ -29,7 +29,7 @@ def loss(params, X, y):
 WALKS = {
     "minimize": (23, lambda: mo.minimize(loss, START, LBFGS, X, Y)),
     "train": (18, lambda: mo.train(loss, START, SGD, mo.batches(X, Y, batch_size=8), epochs=2)),
-    "least_squares": (25, lambda: mo.least_squares(residual, START, X, Y)),
+    "least_squares": (26, lambda: mo.least_squares(residual, START, X, Y)),
     "minimize_many": (
         28,
         lambda: mo.minimize_many(loss, STARTS, LBFGS, X, Y, in_axes=(0, None, None)),

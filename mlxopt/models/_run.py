@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from mlxopt._minimize import minimize
 from mlxopt._result import Result
 from mlxopt._status import ConvergenceWarning, Status
+from mlxopt._stop import Progress, StopRule
 from mlxopt.optimizers import LBFGS, SGD, Momentum, Newton, Optimizer
 
 _LEAST_TOL = 1e-6  # in float32, of the gradient of a mean loss in scaled columns
@@ -82,14 +83,29 @@ def run(
             cast(Callable[..., mx.array], loss),
             array(start),
             optimizer,
-            tol=tol,
+            tol=_NO_CLAIM,
             max_steps=max_steps,
+            stop=_Gradient(tol),
             progress=False,
             compile=False,
         )
     if result.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
     return dataclasses.replace(result, certify=None)  # which would keep hold of the data
+
+
+_NO_CLAIM = 1e-300  # a relative tolerance that nothing meets
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gradient(StopRule):
+    """The largest entry of the gradient, of a mean loss of scaled columns, is at most `tol`."""
+
+    tol: float
+    status: ClassVar[Status] = Status.CONVERGED
+
+    def check(self, progress: Progress) -> Any:
+        return progress.optimality <= self.tol
 
 
 def optimizer_for(
