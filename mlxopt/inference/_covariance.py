@@ -89,7 +89,7 @@ def covariance(
     ...     return mx.exp(log_mean) - y * log_mean
     >>> x, y = [0.0, 1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 4.0, 7.0, 9.0]
     >>> start = {"a": mx.array(0.0), "b": mx.array(0.0)}
-    >>> result = mo.minimize(lambda *args: mx.mean(nll(*args)), start, mo.LBFGS(), x, y)
+    >>> result = mo.minimize(lambda *args: mx.mean(nll(*args)), start, mo.Newton(), x, y)
     >>> mo.inference.covariance(nll, result, x, y)
     Estimates (inverse of the observed information; 5 examples)
                  estimate  std. error       95 % interval
