@@ -93,8 +93,8 @@ def covariance(
     >>> mo.inference.covariance(nll, result, x, y)
     Estimates (inverse of the observed information; 5 examples)
                  estimate  std. error       95 % interval
-    params['a']  0.357746       0.528  -0.67715 to 1.3926
-    params['b']  0.475983      0.1691  0.14465 to 0.80732
+    params['a']  0.357749       0.528  -0.67715 to 1.3926
+    params['b']  0.475982      0.1691  0.14465 to 0.80732
     """
     correction = _check_kind(kind, correction, clusters)
     likelihood = Likelihood(negative_log_likelihood, result, data, total, compile)

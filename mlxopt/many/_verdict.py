@@ -98,7 +98,7 @@ class BatchedJudge:
             curved = np.vecdot(way, times(matrix, way))
             reference = drop_so_far(start.value - value, np.vecdot(g, way), curved, noise)
             within = curvature.gain <= self.tol**2 * reference
-            last = (kind == "at_end") | ~g.any(axis=1)
+            last = np.asarray((kind == "at_end") | ~g.any(axis=1))
             near = last | (curvature.gain <= LEAST_GAIN * reference)
             hidden = is_hidden(curvature, x, noise, eps) & last
             holds = within | hidden | (near & (curvature.gain <= noise / NOISE))
