@@ -168,9 +168,8 @@ def textbook(A, b, lower, upper, x, steps):
     """The method with all matrices materialized: the points that it accepts, on a quadratic."""
     points, pairs = [x], []
     g = A @ x - b
+    theta = (g @ A @ g) / (g @ g)  # the minimum along -gradient, all parameters being inside
     for _ in range(steps):
-        if not points[1:]:  # the minimum along -gradient, all parameters being inside
-            theta = (g @ A @ g) / (g @ g)
         near = np.abs(projected_gradient(x, g / theta, lower, upper)).max()
         near = np.minimum(near, 1e-6 * np.abs(x))
         held = ((x <= lower + near) & (g > 0)) | ((x >= upper - near) & (g < 0))

@@ -209,7 +209,8 @@ def test_a_wrong_derivative_does_not_converge(dtype):
     y = 3 * np.exp(-0.3 * TENTHS) + 0.03 * np.random.default_rng(0).normal(size=50)
 
     def residual(p, x, y):
-        return wrong(p)[0] * mx.exp(-p[1] * x) - y
+        values: Any = wrong(p)
+        return values[0] * mx.exp(-p[1] * x) - y
 
     with pytest.warns(mo.ConvergenceWarning, match="NO_PROGRESS.*check_grads"):
         fit(residual, [1.0, 1.0], TENTHS, y, dtype=dtype)

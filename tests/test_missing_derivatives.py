@@ -1,5 +1,7 @@
 """Operations of MLX without a derivative: the error names them, and what to use in their place."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 import mlxopt as mo
 
 START = mx.array([1.0, 2.0, 3.0])
-CPU = {"stream": mx.cpu}
+CPU: Any = {"stream": mx.cpu}
 
 
 def matrix(p):
@@ -87,12 +89,13 @@ def test_a_missing_second_derivative_is_named_where_it_is_needed():
     def _(x, cotangent, _):
         return 2 * cotangent * mx.view(mx.view(x, mx.int32), mx.float32)
 
-    result = mo.minimize(root, START, mo.LBFGS())
+    function: Any = root
+    result = mo.minimize(function, START, mo.LBFGS())
     assert result.converged
     np.testing.assert_allclose(result.params, 0, atol=1e-5)
     for call in (
-        lambda: mo.minimize(root, START, mo.Newton()),
-        lambda: mo.minimize(root, START, mo.NewtonCG()),
+        lambda: mo.minimize(function, START, mo.Newton()),
+        lambda: mo.minimize(function, START, mo.NewtonCG()),
         lambda: mo.hessian(root)(START),
     ):
         with pytest.raises(ValueError, match="no derivative for View, which is in it or in its"):
@@ -139,7 +142,8 @@ def test_a_run_ends_without_second_derivatives(optimizer):
         return 2 * cotangent * mx.view(mx.view(x, mx.int32), mx.float32)
 
     def loss(w, X, y):
-        return mx.mean(square(X @ w - y))
+        values: Any = square(X @ w - y)
+        return mx.mean(values)
 
     result = mo.minimize(loss, START, optimizer, X, y)
     assert result.converged

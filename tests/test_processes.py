@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -73,7 +74,7 @@ def _(_, cotangent, __):
     return mx.distributed.all_sum(cotangent)
 
 
-def right(p, X, y):
+def right(p, X, y) -> Any:
     return sum_of_all(local(parameters_of_all(p), X, y))
 
 

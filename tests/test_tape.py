@@ -2,6 +2,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,7 +26,8 @@ def squares(p, X, y):
 
 
 def by_numpy(p, X, y):
-    return mx.array(np.mean(np.square(np.array(X) @ np.array(p) - np.array(y))))
+    value: Any = np.mean(np.square(np.array(X) @ np.array(p) - np.array(y)))
+    return mx.array(value)
 
 
 def by_items(p, X, y):
@@ -171,7 +173,8 @@ def data_by_numpy(p, X, y):
 
 
 def reads_shape_and_number(p, X, y):
-    return squares(p, X, y) * int(mx.array(X.shape[0]).item()) / 20
+    rows: Any = mx.array(X.shape[0]).item()
+    return squares(p, X, y) * int(rows) / 20
 
 
 def prints(p, X, y):
@@ -232,7 +235,8 @@ def thresholded(p, X, y):
 
 
 def as_index(p, X, y):
-    return squares(p, X[: int(mx.sum(p > -9).item()) * 10], y)
+    count: Any = mx.sum(p > -9).item()
+    return squares(p, X[: int(count) * 10], y)
 
 
 def through_text(p, X, y):
@@ -336,7 +340,7 @@ def drawn_by_numpy(p, X, y):
 
 
 def drawn_dropout(p, X, y):
-    kept = rng.random(20) < 0.5
+    kept: Any = rng.random(20) < 0.5
     return mx.mean(mx.square(X @ p - y) * mx.array(kept))
 
 
@@ -464,7 +468,8 @@ def test_sums_of_many_float32_numbers_give_no_false_alarm():
 
     def in_numpy(w, X, y):
         z = np.array(X @ w)
-        return mx.array(np.mean(np.logaddexp(0, z) - np.array(y) * z)) + 1e-3 * mx.sum(w * w)
+        value: Any = np.mean(np.logaddexp(0, z) - np.array(y) * z)
+        return mx.array(value) + 1e-3 * mx.sum(w * w)
 
     for start in (mx.zeros(20), 0.3 * mx.ones(20)):
         mo.minimize(loss, start, mo.SGD(0.1), X, y, max_steps=1, tol=0, compile=False)

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from problems import array64, regression, squared_loss
 
-import mlxopt
 import mlxopt as mo
-from mlxopt import Status
+from mlxopt import Status, _epochs
 
 START = {"w": mx.zeros(5), "b": mx.array(0.0)}
 
@@ -322,7 +321,7 @@ def test_ctrl_c_before_the_first_loss_is_a_ctrl_c():
 
 def test_slow_batches_are_looked_at_every_second(monkeypatch):
     clock = iter(range(0, 10**6))
-    monkeypatch.setattr(mlxopt._epochs.time, "perf_counter", lambda: 0.5 * next(clock))
+    monkeypatch.setattr(_epochs.time, "perf_counter", lambda: 0.5 * next(clock))
     seen = []
     pairs = [(np.ones((2, 5)), np.ones(2))] * 30
     mo.train(squared_loss, START, mo.SGD(0.01), pairs, callback=seen.append)

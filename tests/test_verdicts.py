@@ -229,7 +229,7 @@ def test_sums_over_large_data_in_order_are_not_trusted():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mo.ConvergenceWarning)
         result = mo.minimize(loss, mx.zeros(2), mo.LBFGS(), x, y)
-    p = np.zeros(2)
+    p, hessian = np.zeros(2), np.eye(2)
     for _ in range(30):
         q = 1 / (1 + np.exp(-(p[0] * x.astype(float) + p[1])))
         rows = np.stack([x.astype(float), np.ones(len(x))])
