@@ -6,6 +6,7 @@ of the loss, and what the loss does along the directions that matter.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -13,16 +14,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import _curvature
-from mlxopt._curvature import (
-    Curvature,
-    drop_so_far,
-    noise_of,
-    points_around,
-    to_rounding,
-)
+from mlxopt._curvature import Curvature, drop_so_far, noise_of, points_around, to_rounding
 from mlxopt._status import Status
 from mlxopt._tree import (
     EPSILON,
+    Tree,
     epsilon,
     from_host,
     largest_entry,
@@ -77,6 +73,16 @@ class Point:
         self.way = self.x - judge.start.x
         self.assumed_noise = NOISE * self.objective.epsilon(state.params) * abs(state.value)
         self._noise: float | None = None
+
+    @functools.cached_property
+    def arrays(self) -> list[mx.array]:
+        """The arrays among the data."""
+        return [leaf for leaf in leaves(self.objective.data) if isinstance(leaf, mx.array)]
+
+    @property
+    def size(self) -> np.ndarray:
+        """The size of each parameter: of its value, or of its way if that is larger."""
+        return np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
 
     @property
     def free_x(self) -> np.ndarray:
@@ -139,8 +145,7 @@ class Point:
             return None
         if found.gain > self.assumed_noise:
             return None
-        size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
-        size = np.where(size > 0, size, 1.0)
+        size = np.where(self.size > 0, self.size, 1.0)
         seen = []
         for direction in found.flat[:_FLAT_DIRECTIONS]:
             unit = direction / np.max(np.abs(direction) / size)
@@ -162,24 +167,20 @@ class Point:
         from the loss in float64.
         """
         if self._noise is None:
-            size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
-            self._noise = 0.0
+            size, self._noise = self.size, 0.0
             # Some operations compute in float32 whatever they are given.
             for eps in {self.eps, max(self.eps, EPSILON[mx.float32])}:
                 steps = points_around(np.zeros_like(size), size, eps)
                 spread = noise_of(np.array([self._change(step)[0] for step in steps]))
                 self._noise = max(self._noise, float(spread))
             if self.is_large():
-                self._noise = max(self._noise, abs(self._exact()[0] - self.state.value) / NOISE)
+                self._noise = max(self._noise, abs(self._exact[0] - self.state.value) / NOISE)
         return roundings * max(self.assumed_noise / NOISE, self._noise)
 
     def gradient_error(self) -> np.ndarray:
         """Return the change of the gradient by a change of the parameters by a rounding."""
-        size = np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
-        step = points_around(np.zeros_like(size), size, self.eps)[5] / 8
-        point = from_host(self.x + self._all(step), self.state.params)
-        _, grad = self.objective.value_and_grad(point)
-        self.objective.evaluations -= 1
+        step = points_around(np.zeros_like(self.size), self.size, self.eps)[5] / 8
+        _, grad = self._evaluate(from_host(self.x + self._all(step), self.state.params))
         return (to_host(grad) - to_host(self.state.grad))[self.free]
 
     def allow_for_noise(self) -> bool:
@@ -194,8 +195,9 @@ class Point:
         if reason is None:
             reason = to_rounding(self.state.params)
         if self.is_large():
-            value, gradient = self._exact()
-            gain, rows = found.gain_of(gradient[self.free]), self._rows()
+            value, gradient = self._exact
+            gain = found.gain_of(gradient[self.free])
+            rows = max((leaf.shape[0] for leaf in self.arrays if leaf.ndim), default=1)
             if gain > max(self.judge.tol**2 * self.drop(), _DECISIVE * abs(value) / rows):
                 return Verdict(
                     Status.NO_PROGRESS,
@@ -244,31 +246,30 @@ class Point:
         """Return the change of the loss by a step, and whether its gradient there is not zero."""
         optimizer = self.judge.optimizer
         point = optimizer.nearest(from_host(self.x + self._all(step), self.state.params))
-        value, grad = self.objective.value_and_grad(point)
-        self.objective.evaluations -= 1  # those of the method are counted
+        value, grad = self._evaluate(point)
         value, largest = read(value, largest_entry(grad))
         value += optimizer.penalty_of(point)
         return (value - self.state.value if math.isfinite(value) else math.inf), largest != 0
 
-    def _rows(self) -> int:
-        arrays = [leaf for leaf in leaves(self.objective.data) if isinstance(leaf, mx.array)]
-        return max((leaf.shape[0] for leaf in arrays if leaf.ndim), default=1)
+    def _evaluate(self, params: Tree) -> tuple[mx.array, Tree]:
+        """Return the loss and its gradient; only those of the method are counted."""
+        both = self.objective.value_and_grad(params)
+        self.objective.evaluations -= 1
+        return both
 
     def is_large(self) -> bool:
+        """Whether float32 sums over these data have to be checked in float64."""
         if working_dtype(self.state.params) == mx.float64:
             return False
-        arrays = [leaf for leaf in leaves(self.objective.data) if isinstance(leaf, mx.array)]
-        return max((leaf.size for leaf in arrays), default=0) >= _LARGE
+        return max((leaf.size for leaf in self.arrays), default=0) >= _LARGE
 
+    @functools.cached_property
     def _exact(self) -> tuple[float, np.ndarray]:
-        """Return the loss and its gradient, (p,), in float64."""
-        if not hasattr(self, "_value"):
-            with mx.stream(mx.cpu):
-                both = mx.value_and_grad(self.objective.loss)
-                data = widened(self.objective.data)
-                value, grad = both(widened(self.state.params), *data)
-                self._value = read(value)[0], to_host(grad)
-        return self._value
+        """The loss and its gradient, (p,), in float64."""
+        with mx.stream(mx.cpu):
+            both = mx.value_and_grad(self.objective.loss)
+            value, grad = both(widened(self.state.params), *widened(self.objective.data))
+            return read(value)[0], to_host(grad)
 
 
 _STEPS = (

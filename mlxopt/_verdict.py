@@ -14,18 +14,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import _curvature
-from mlxopt._curvature import (
-    is_hidden,
-    next_goal,
-    seems_minimal,
-)
+from mlxopt._curvature import is_hidden, next_goal, seems_minimal
 from mlxopt._objective import Objective
 from mlxopt._point import GO_ON, LEAST_GAIN, Point, Start, Verdict
 from mlxopt._report import entry_names
 from mlxopt._status import Status
-from mlxopt._tree import (
-    working_dtype,
-)
+from mlxopt._tree import working_dtype
 from mlxopt.optimizers import Optimizer
 
 
@@ -85,11 +79,10 @@ class Judge:
             return point.converged(found, "")
         if point.is_at_infinity(found, self.tol):
             return point.converged(found, _AT_INFINITY)
-        # A start close to the minimum leaves little to drop.
+        # A start close to the minimum leaves little to drop: a share of it, or all if it is noise.
         share = LEAST_GAIN * drop
-        if found.gain <= share and found.gain <= point.noise(1.0):
-            return point.converged(found)
-        if found.gain <= drop and share <= point.noise(1.0) and found.gain <= point.noise(1.0):
+        hidden = found.gain <= drop and found.gain <= point.noise(1.0)
+        if hidden and (found.gain <= share or share <= point.noise(1.0)):
             return point.converged(found)
         self.goal = float(next_goal(state.optimality, found.gain, drop, self.tol))
         return GO_ON
@@ -113,10 +106,11 @@ class Judge:
             point.free[:] = True
             found = _curvature.of_matrix(np.zeros((len(point.x),) * 2), point.full, point.eps)
         drop, sound = point.drop(), not found.is_concave
-        if sound and found.gain > 0 and found.gain <= self.tol**2 * drop:
-            return point.converged(found, "")
-        if sound and found.gain > 0 and point.is_at_infinity(found, self.tol):
-            return point.converged(found, _AT_INFINITY)
+        if sound and found.gain > 0:  # a gradient of zero proves nothing yet
+            if found.gain <= self.tol**2 * drop:
+                return point.converged(found, "")
+            if point.is_at_infinity(found, self.tol):
+                return point.converged(found, _AT_INFINITY)
         if wrong := point.wrong_slope():
             return Verdict(Status.NO_PROGRESS, wrong, found.gain)
         if fallen := point.falls(found, drop):
