@@ -91,11 +91,11 @@ def textbook_conjugate_gradient(f, gradient, x, steps, method):
         else:
             beta = (y - 2 * d * (y @ y) / (d @ y)) @ new / (d @ y)
             beta = max(beta, 0.4 * (g @ d) / (d @ d))
-        slope = g @ d
+        slope, curvature = g @ d, y @ d / (t * d @ d)
         d = -new + beta * d
         if new @ d >= 0:
             d = -new
-        first = t * slope / (new @ d)
+        first = min(t * slope / (new @ d), -(new @ d) / (curvature * d @ d))
         g = new
         points.append(x)
     return points

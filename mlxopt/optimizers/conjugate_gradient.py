@@ -86,8 +86,13 @@ class ConjugateGradient(Descent):
         if not slope < 0:  # Polak and Ribière's may lead up: restart
             beta, slope = 0.0, -trial.gg
         direction = mx.array(beta, dtype=old.dtype) * old + steepest(trial.grad, state)
-        # As great a change to first order as in the last step: Nocedal and Wright, section 3.5.
+        # As great a change to first order as in the last step (Nocedal and Wright, section 3.5), but
+        # at most to the minimum of the quadratic that curves as the loss did along the last line.
         step_size = state.search.step_size * old_slope / slope if slope else 1.0
+        curvature = (trial.slope - old_slope) / (state.search.step_size * trial.dd)
+        length = beta**2 * trial.dd - 2 * beta * trial.slope + trial.gg  # dᵀD⁻²d
+        if curvature * length > 0:
+            step_size = min(step_size, -slope / (curvature * length))
         return ConjugateMemory(Direction(direction, slope, step_size), trial.gg)
 
     def restart(self, state: DescentState) -> ConjugateMemory | None:
