@@ -80,7 +80,7 @@ def _table() -> Iterator[tuple[Any, str, Function, Function]]:
 
 _TABLE = tuple(_table())
 _lock = threading.Lock()
-_calls = 0
+_threads: set[int] = set()  # those with a call in progress
 _inside: ContextVar[bool] = ContextVar("_inside", default=False)  # whether this thread is in one
 
 
@@ -92,9 +92,11 @@ def precise(function: Function) -> Function:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        _enter(1)
-        token = _inside.set(True)
+        is_outermost = not _inside.get()
         try:
+            if is_outermost:
+                _exchange(_threads.add)
+                _inside.set(True)
             return _traced_anew(function, args, kwargs)
         except ValueError as error:
             if "CustomTransforms cannot infer output shapes" not in str(error):
@@ -105,8 +107,9 @@ def precise(function: Function) -> Function:
                 "constant before the run, or pass it as data."
             ) from error
         finally:
-            _inside.reset(token)
-            _enter(-1)
+            if is_outermost:
+                _inside.set(False)
+                _exchange(_threads.discard)
 
     return called
 
@@ -155,13 +158,15 @@ def _probe(x: mx.array) -> mx.array:
     return -x
 
 
-def _enter(change: int) -> None:
-    """Count the calls in progress, and exchange the functions before the first, after the last."""
-    global _calls
+def _exchange(change: Function) -> None:
+    """Add or discard this thread, and put the functions in place that its threads then need.
+
+    Where Ctrl-C cuts this short, the next call in the thread puts it right; in the meantime ours
+    pass each call on to MLX's.
+    """
     with _lock:
-        if _calls == 0 or _calls + change == 0:
-            for owner, name, own, ours in _TABLE:
-                before, after = (own, ours) if change > 0 else (ours, own)
-                if vars(owner)[name] is before:  # not where someone else has put a function
-                    setattr(owner, name, after)
-        _calls += change
+        change(threading.get_ident())
+        for owner, name, own, ours in _TABLE:
+            before, after = (own, ours) if _threads else (ours, own)
+            if vars(owner)[name] is before:  # not where someone else has put a function
+                setattr(owner, name, after)
