@@ -230,7 +230,7 @@ def test_only_plain_decimal_numbers_are_read(text):
         assert is_missing(text)
     else:
         assert NUMBER.fullmatch(text.strip())
-        assert value == float(text)
+        assert value == float(text.strip())
 
 
 @given(st.binary(max_size=80))
