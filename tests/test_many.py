@@ -72,12 +72,11 @@ def test_each_problem_takes_the_steps_it_takes_alone(optimizer):
     assert result.converged.all()
     for i in range(12):
         alone = mo.minimize(logistic, start(), optimizer, X[i], y[i], **options)
-        # The first trial of a run alone comes from the curvature.
-        assert abs(result.steps[i] - alone.steps) <= 10
+        assert result.steps[i] == alone.steps
         assert result.value[i] == pytest.approx(alone.value, rel=1e-12)
         for key, leaf in row(result, i).items():
-            # As tol=1e-8 has it; curvature here is above 0.01.
-            np.testing.assert_allclose(leaf, np.array(alone.params[key]), rtol=0, atol=1e-7)
+            # The same steps but for the rounding of sums; curvature here is above 0.01.
+            np.testing.assert_allclose(leaf, np.array(alone.params[key]), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("optimizer", RESIDUAL_OPTIMIZERS, ids=repr)
@@ -239,10 +238,10 @@ def test_a_rough_loss_ends_without_progress_beside_a_smooth_one():
 
     with pytest.warns(mo.ConvergenceWarning, match="NO_PROGRESS"):
         result = mo.minimize_many(
-            loss, mx.array([3.0, 1.0]), mo.LBFGS(), mx.array([0.0, 10.0]), in_axes=(None, 0)
+            loss, mx.array([3.0, 0.0]), mo.LBFGS(), mx.array([0.0, 10.0]), in_axes=(None, 0)
         )
     assert [one.name for one in result.status] == ["CONVERGED", "NO_PROGRESS"]
-    # The kink is at x = (1, 0), where the loss is 1.
+    # The kink is at x = (1, 0), on the line of descent; the loss there is 1.
     assert result.value[1] == pytest.approx(1.0, abs=1e-2)
 
 
@@ -510,7 +509,7 @@ def test_one_problem_is_many_enough():
         result = mo.minimize_many(logistic, start(), optimizer, X, y, in_axes=(None, 0, 0))
         alone = mo.minimize(logistic, start(), optimizer, X[0], y[0])
         assert len(result) == 1
-        assert abs(result.steps[0] - alone.steps) <= 10  # as above
+        assert result.steps[0] == alone.steps
         assert result[0].value == pytest.approx(alone.value, rel=1e-12)
 
 

@@ -141,7 +141,11 @@ def both(loss, starts, optimizer, data, dtype=mx.float64, **options):
 
 def assert_alike(many, alone):
     assert [one.name for one in many.status] == [one.status.name for one in alone]
-    # The first trial of a run alone comes from the curvature, so that steps and last digits differ.
+    # Rounding, which differs between a batch and a single call, may decide about a step.
+    assert (np.abs(many.steps - [one.steps for one in alone]) <= 1).all()
+    # A gain is the square of a gradient that may be rounding alone.
+    known = np.array([one.gain for one in alone])
+    np.testing.assert_array_equal(np.isnan(many.gain), np.isnan(known))
     assert [one.gain for one in many] == pytest.approx(list(many.gain), nan_ok=True)
 
 

@@ -255,3 +255,23 @@ def test_first_order_rules_follow_their_learning_rate(rule, dtype):
             assert result.status is plain.status, (c, s)
             if plain.converged:
                 np.testing.assert_allclose(moved, x, atol=1e-7 if dtype == WIDE else 1e-3)
+
+
+@pytest.mark.parametrize("method", ["LBFGS", "Newton", "BFGS"])
+def test_each_of_many_problems_has_its_own_units(method):
+    case, rng = CASES["logistic"], np.random.default_rng(3)
+    X, y = case.data
+    units = 10.0 ** rng.integers(-8, 9, size=(6, 3))
+    units[0] = 1
+
+    def loss(u, units, X, y):
+        return logistic(units * u, Device, X, y)
+
+    start, axes = mx.zeros(3, dtype=WIDE), (None, 0, None, None)
+    found = mo.minimize_many(loss, start, METHODS[method], units, X, y, in_axes=axes)
+    assert found.converged.all()
+    least, first = minimum("logistic")
+    np.testing.assert_allclose(found.value, least, atol=1e-12 * (first - least))
+    for index in range(6):
+        alone = mo.minimize(loss, start, METHODS[method], units[index], X, y)
+        assert found.steps[index] == alone.steps

@@ -7,6 +7,7 @@ they are padded to a size that seldom changes: each new one costs a trace.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -96,6 +97,25 @@ class BatchedObjective:
             return row(to_device(general_vector(p), working_dtype(params)), params, data)
 
         return self.evaluate("hessian", at, x, None if structured else product)
+
+    def times_gradient(self, x: np.ndarray) -> np.ndarray:
+        """Return the Hessians times the gradients, (A, p); NaN where MLX cannot batch them."""
+        row = hessian_row(self.single.loss)
+
+        def at(params: Tree, data: tuple[Any, ...]) -> mx.array:
+            gradient = mx.grad(self.single.loss)(params, *data)
+            return row(ravel(gradient, working_dtype(params)), params, data)
+
+        try:
+            return self.evaluate("product", at, x)
+        except (ValueError, RuntimeError, IndexError):
+            return np.full_like(x, np.nan)
+
+    def alone(self, row: int, x: np.ndarray) -> tuple[Objective, Tree]:
+        """Return the loss of one of the running problems, and the point x, (p,), as its tree."""
+        objective = copy.copy(self.single)
+        params, objective.data = self.problems.single(int(self.alive[row]), x)
+        return objective, params
 
     def evaluate(self, key: str, at: At, x: np.ndarray, product: At | None = None) -> np.ndarray:
         """Return `at` of each problem at x (A, p), stacked; the first calls are checked.

@@ -25,7 +25,7 @@ from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._line_search import C2, NO_SEARCH, LineSearch, begin, proceed
 
 _ALIKE = 100.0  # the largest ratio of units that are left as they are
-_WHOLE = 32  # parameters up to which units come from the whole Hessian
+WHOLE = 32  # parameters up to which units come from the whole Hessian
 _SIGNS = 3  # random vectors of signs, whose products stand for it beyond
 _ROUNDS = 20  # of the iteration for units; each halves the digits by which they differ
 _LOOK = 8  # accepted trials after which units are computed again
@@ -46,7 +46,7 @@ class DescentState(NamedTuple):
     search: LineSearch  # the state of the line search
     memory: Any  # the method's own: a NamedTuple, a number, or empty
     scale: Any = None  # (p,): D, powers of two in the working dtype; None where units are alike
-    accepted: int = 0  # trials accepted since D was chosen
+    accepted: int = 0  # trials accepted
 
 
 class Trial(NamedTuple):
@@ -171,14 +171,15 @@ class Descent(Optimizer[DescentState]):
 
         After 8, 16, 32, ... steps, and only where the start had units.
         """
-        accepted = state.accepted
-        if state.scale is None or accepted < _LOOK or accepted & (accepted - 1) or state.status:
+        if state.scale is None or state.status or not is_due(state.accepted):
+            return state
+        D = _tree.to_host(state.scale)
+        if are_alike(D):
             return state
         new = self.start(objective, state.params, state.value, state.optimality, state.grad)
-        D = 1.0 if new.scale is None else _tree.to_host(new.scale)
-        if _spread(D / _tree.to_host(state.scale)) <= _ALIKE:
+        if are_alike(D if new.scale is None else D / _tree.to_host(new.scale)):
             return state
-        return new._replace(moved=True)
+        return new._replace(moved=True, accepted=state.accepted)
 
     def _begin(self, objective: Objective, state: DescentState) -> DescentState:
         chosen = self.direction(objective, state)
@@ -210,7 +211,7 @@ def along(vector: np.ndarray, gradient: np.ndarray, params: Tree, step_size: flo
 
 
 def first_step_size(
-    objective: Objective, params: Tree, gradient: np.ndarray, scale: Vector | None = None
+    objective: Objective, params: Tree, gradient: np.ndarray, scale: Any = None
 ) -> float:
     """Return the first trial along -D²g where the method knows no scale.
 
@@ -218,7 +219,7 @@ def first_step_size(
     without curvature a move by the length of `params`, and from zero, where nothing has units, by
     at most 1.
     """
-    D = 1.0 if scale is None else _tree.to_host(scale)
+    D = 1.0 if scale is None else np.array(scale, dtype=np.float64)
     ascent = D**2 * gradient
     squared = float(gradient @ ascent)
     curvature = abs(float(ascent @ objective.times(params, ascent)))
@@ -273,7 +274,7 @@ def units(objective: Objective, params: Tree, grad: Tree) -> Vector | None:
 def _unlike(objective: Objective, params: Tree, product: np.ndarray) -> np.ndarray | None:
     """Return D where H g, the `product`, or its own entries differ by more than units may."""
     p = product.size
-    if _spread(product) <= _ALIKE:
+    if are_alike(product):
         return None
     lengths = _row_lengths(objective, params, p)
     exponents, known = np.zeros(p), np.ones(p, dtype=bool)
@@ -288,12 +289,12 @@ def _unlike(objective: Objective, params: Tree, product: np.ndarray) -> np.ndarr
     # Nothing is known of a parameter that the Hessian leaves out.
     exponents[~known] = np.median(exponents[known]) if known.any() else 0.0
     D = np.exp2(np.round(exponents))
-    return D if _spread(D) > _ALIKE else None
+    return None if are_alike(D) else D
 
 
 def _row_lengths(objective: Objective, params: Tree, p: int) -> Any:
     """Return a function of D that gives the lengths of the rows of D H D, (p,)."""
-    if p <= _WHOLE:
+    if p <= WHOLE:
         matrix = _tree.to_numpy(objective.hessian(params))
         return lambda D: np.linalg.norm(D[:, None] * matrix * D, axis=1)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(_SIGNS, p))
@@ -303,6 +304,16 @@ def _row_lengths(objective: Objective, params: Tree, p: int) -> Any:
         return np.sqrt(np.mean(np.square(products), axis=0))
 
     return lengths
+
+
+def are_alike(vector: np.ndarray) -> bool:
+    """Whether no unit, or what shows units, is a hundred times as large as another."""
+    return _spread(vector) <= _ALIKE
+
+
+def is_due(accepted: Any) -> Any:
+    """Whether units are computed again after so many accepted trials, an int or an array."""
+    return (accepted >= _LOOK) & (accepted & (accepted - 1) == 0)
 
 
 def _spread(vector: np.ndarray) -> float:
