@@ -86,7 +86,7 @@ class ConjugateGradient(Descent):
         if not slope < 0:  # Polak and Ribière's may lead up: restart
             beta, slope = 0.0, -trial.gg
         direction = mx.array(beta, dtype=old.dtype) * old + steepest(trial.grad, state)
-        # As great a change to first order as in the last step (Nocedal and Wright, section 3.5), but
+        # As great a change to first order as in the last step, Nocedal and Wright, section 3.5; but
         # at most to the minimum of the quadratic that curves as the loss did along the last line.
         step_size = state.search.step_size * old_slope / slope if slope else 1.0
         curvature = (trial.slope - old_slope) / (state.search.step_size * trial.dd)
