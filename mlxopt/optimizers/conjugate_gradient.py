@@ -90,7 +90,7 @@ class ConjugateGradient(Descent):
         # at most to the minimum of the quadratic that curves as the loss did along the last line.
         step_size = state.search.step_size * old_slope / slope if slope else 1.0
         curvature = (trial.slope - old_slope) / (state.search.step_size * trial.dd)
-        length = beta**2 * trial.dd - 2 * beta * trial.slope + trial.gg  # dᵀD⁻²d
+        length = beta * (beta * trial.dd - 2 * trial.slope) + trial.gg  # dᵀD⁻²d
         if curvature * length > 0:
             step_size = min(step_size, -slope / (curvature * length))
         return ConjugateMemory(Direction(direction, slope, step_size), trial.gg)
