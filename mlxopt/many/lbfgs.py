@@ -91,7 +91,7 @@ class BatchedLBFGS(Descent):
         """Take a step, and compute again the units of those that have some."""
         state = super().step(objective, state)
         D = state.memory.scale
-        due = state.moved & is_none(state.status) & is_due(state.memory.accepted)
+        due = state.moved & is_none(state.status) & is_due(state.memory.accepted, D.shape[1])
         due &= (D[:, :1] != D).any(axis=1)
         if due.any():
             pairs, *rest = state.memory

@@ -169,9 +169,9 @@ class Descent(Optimizer[DescentState]):
     def _rescaled(self, objective: Objective, state: DescentState) -> DescentState:
         """Return the state, or that of a start in other units where those of the start are wrong.
 
-        After 8, 16, 32, ... steps, and only where the start had units.
+        Only where the start had units.
         """
-        if state.scale is None or state.status or not is_due(state.accepted):
+        if state.scale is None or state.status or not is_due(state.accepted, state.scale.size):
             return state
         D = _tree.to_host(state.scale)
         if are_alike(D):
@@ -311,9 +311,13 @@ def are_alike(vector: np.ndarray) -> bool:
     return _spread(vector) <= _ALIKE
 
 
-def is_due(accepted: Any) -> Any:
-    """Whether units are computed again after so many accepted trials, an int or an array."""
-    return (accepted >= _LOOK) & (accepted & (accepted - 1) == 0)
+def is_due(accepted: Any, p: int) -> Any:
+    """Whether units are computed again after so many accepted trials, an int or an array.
+
+    After 8, 16, 32, ...; beyond 32 parameters never: a few products are too rough to drop the
+    memory for.
+    """
+    return (p <= WHOLE) & (accepted >= _LOOK) & (accepted & (accepted - 1) == 0)
 
 
 def _spread(vector: np.ndarray) -> float:
