@@ -29,6 +29,7 @@ from mlxopt.optimizers._base import as_rule
 
 # After these ends of a stage the next stage runs; after these of the last one, `finish` does.
 _CONTINUES = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
+_RISE = 1e-10  # the share of the loss by which rounding may raise it in them
 _POLISHED = 500  # parameters at most for Newton steps at the end of `finish`
 _POLISH_STEPS = 5
 
@@ -209,6 +210,9 @@ def _run(
 def _polish(loop: Loop, objective: Objective, state: State, status: Status) -> tuple[State, Status]:
     """Take Newton steps on the exact Hessian until one improves nothing."""
     rules, verdict = (AllSteps(_POLISH_STEPS), Stall(1, math.inf)), loop.verdict
+    # The gain of these steps is far below the rounding of the loss, whose terms may be larger: the
+    # line search goes by the slopes.
+    objective.noise = max(objective.noise, _RISE)
     polished, ended = loop(objective, Newton(), state.params, *rules, stride=1)
     if ended in (Status.STOPPED, Status.INTERRUPTED, Status.MAX_SECONDS):
         return polished, ended

@@ -125,6 +125,4 @@ def test_solved_is_relative_to_the_minimum_or_to_the_start():
 @pytest.mark.parametrize("problem", problems.OTHERS, ids=lambda problem: problem.name)
 def test_a_minimizer_gets_to_a_known_minimum(problem):
     result = mo.minimize(problem.loss, problem.params(), mo.LBFGS(), compile=False)
-    if problem.name == "Rastrigin":
-        pytest.xfail("of its many minima the first trial chooses another one than before")
     assert problem.solved_by(result.value, relative=1e-8)

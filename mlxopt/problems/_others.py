@@ -130,6 +130,7 @@ Styblinski and Tang | Styblinski and Tang 1990 | function styblinski_tang | 0 at
     | -50.05889331056789 at 2.746802770990837 2.746802770990837
 Rastrigin | Rastrigin 1974 | function rastrigin | 20.13 at 0.3 -0.2 | view -2.5 2.5 -2.5 2.5
     | 0 at 0 0 | 1.989918114186585 at 0.9949586376523348 -0.9949586376523348
+    | 7.959662381108175 at -1.9899122337085496 1.9899122337085496
 Ackley | Ackley 1987 | function ackley | 4.577012137495943 at 0.8 -0.6 | view -4 4 -4 4 | 0
     | 3.5744518772576814 at 0.9684776587077244 -0.9684776587077244
 Griewank | Griewank 1981 | function griewank | 0.0644076416130831 at 3 4 | view -10 10 -10 10
