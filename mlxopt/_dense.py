@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_LARGEST = 1e150  # entry of a scaled matrix, so that its squares are finite
+
 
 class Eigen(NamedTuple):
     """The eigendecomposition of S A S = V diag(λ) Vᵀ."""
@@ -116,8 +118,12 @@ def _scaled(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return S (A + Aᵀ) S / 2 and the diagonal of S, (..., p)."""
     matrix = 0.5 * (matrix + matrix.mT)
     diagonal = np.abs(np.diagonal(matrix, axis1=-2, axis2=-1))
-    scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    return matrix * (scale[..., :, None] * scale[..., None, :]), scale
+    # Neither the scale nor an entry beside a tiny diagonal overflows.
+    least = np.where(diagonal > 0, np.maximum(diagonal, 1 / _LARGEST**2), 1.0)
+    scale = 1.0 / np.sqrt(least)
+    with np.errstate(over="ignore"):
+        scaled = matrix * (scale[..., :, None] * scale[..., None, :])
+    return np.clip(scaled, -_LARGEST, _LARGEST), scale
 
 
 def _least_pivot(matrix: np.ndarray) -> np.ndarray:

@@ -97,3 +97,10 @@ def test_eigen_with_a_floor_and_without_negative_variances():
 )
 def test_there_is_no_inverse_root_of_what_is_not_positive_definite(matrix):
     assert _dense.inverse_root(matrix, EPS) is None
+
+
+def test_a_tiny_diagonal_beside_a_large_entry_overflows_nothing():
+    matrix = np.array([[1e-310, 1.0, 0.0], [1.0, 1e-310, 0.0], [0.0, 0.0, 1.0]])
+    found = _dense.eigen(matrix)
+    assert np.isfinite(found.values).all()
+    assert found.values[0] < 0

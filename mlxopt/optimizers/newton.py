@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import mlx.core as mx
+import numpy as np
 
 from mlxopt._dense import finite, newton_direction
 from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import Tree, Vector, count, epsilon, largest_entry, ravel, to_host, to_numpy
-from mlxopt.optimizers._descent import Descent, DescentState, Direction, along
+from mlxopt.optimizers._descent import Descent, DescentState, Direction, along, first_step_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +54,14 @@ class Newton(Descent):
         found = objective.hessian(state.params, self.hessian)
         matrix = finite(to_numpy(check_hessian(found, count(state.params))))
         gradient = to_host(state.grad)
-        direction = newton_direction(matrix, gradient, epsilon(state.params))
-        return along(direction, gradient, state.params, 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            direction = newton_direction(matrix, gradient, epsilon(state.params))
+            is_step = math.isfinite(direction @ direction)
+        if is_step:
+            return along(direction, gradient, state.params, 1.0)
+        # Where the curvature has all but underflowed, down the slope.
+        first = first_step_size(objective, state.params, gradient)
+        return along(-gradient, gradient, state.params, first)
 
     @staticmethod
     def measure(
