@@ -32,6 +32,7 @@ from mlxopt._tree import (
 from mlxopt.autodiff._guards import NoDerivativeError
 
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
+_MOST_NOISE = 0.01  # of the loss, or of its drop so far
 _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
 _LEAST_GAIN_AFAR = 1e-4  # the least share of the quadratic model's drop of a step to infinity
 LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
@@ -186,7 +187,10 @@ class Point:
     def allow_for_noise(self) -> bool:
         """Tell the method of noise above the rounding of the dtype; return whether there is."""
         noisier = self.noise() > _NOISIER * self.assumed_noise > 0
-        if noisier:
+        # Beside a pole the loss itself changes as much as it has ever done.
+        value = self.state.value
+        most = _MOST_NOISE * max(abs(value), abs(self.judge.start.value - value))
+        if noisier := noisier and self.noise() <= most:
             self.objective.noise = self.noise() / (NOISE * abs(self.state.value))
         return noisier
 

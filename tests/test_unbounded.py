@@ -52,8 +52,6 @@ def check(found, loss):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_with_a_line_search_or_a_region(method, name, dtype):
-    if (method, name) == ("LBFGSB", "pole"):
-        pytest.xfail("its first trial may cross the pole, and it falls on the other side")
     with pytest.warns(mo.ConvergenceWarning, match="UNBOUNDED: the loss keeps falling"):
         found = mo.minimize(LOSSES[name], start(dtype), METHODS[method], max_steps=3000)
     check(found, LOSSES[name])
