@@ -32,6 +32,7 @@ from mlxopt._tree import (
 from mlxopt.autodiff._guards import NoDerivativeError
 
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
+UNKNOWN = 1e-3  # of the drop so far, in a gain that rounding hides
 _MOST_NOISE = 0.01  # of the loss, or of its drop so far
 _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
 _LEAST_GAIN_AFAR = 1e-4  # the least share of the quadratic model's drop of a step to infinity
@@ -195,9 +196,23 @@ class Point:
         return noisier
 
     def converged(self, found: Curvature, reason: str | None = None) -> Verdict:
-        """Return CONVERGED, unless sums in float32 over large data hide a gain that matters."""
+        """Return CONVERGED, unless a gain that matters is hidden by the rounding of the loss.
+
+        That happens in float32 sums over large data, and where a rounding of the parameters changes
+        the gradient as if it were far from a minimum.
+        """
         if reason is None:
             reason = to_rounding(self.state.params)
+            drop = self.drop()
+            unknown = max(found.gain, found.gain_of(self.gradient_error()))
+            if drop > self.assumed_noise and unknown > UNKNOWN * drop:
+                return Verdict(
+                    Status.NO_PROGRESS,
+                    f"a rounding of the parameters decides the gradient here, and the loss could "
+                    f"be {unknown:.2g} lower: it may have no minimum. A variance that goes to "
+                    f"zero with a perfect fit does that. Bound or penalize it.",
+                    unknown,
+                )
         if self.is_large():
             value, gradient = self._exact
             gain = found.gain_of(gradient[self.free])

@@ -324,3 +324,20 @@ def test_ctrl_c_keeps_the_verdicts_of_those_that_had_converged(monkeypatch):
     starts = mx.array([[0.0, 0.0], [0.5, 2.0], [-1.2, 1.0]])
     many = mo.minimize_many(loss, starts, mo.LBFGS(), mx.array([0.0, 0.0, 1.0]))
     assert [one.name for one in many.status] == ["CONVERGED", "CONVERGED", "INTERRUPTED"]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("method", [mo.LBFGS(), mo.Newton(), mo.BFGS()], ids=repr)
+def test_a_variance_that_goes_to_zero_is_no_minimum(method, dtype):
+    x = np.linspace(0, 1, 20)
+
+    def loss(p, y):
+        return mx.mean(0.5 * mx.square((p[0] * x + p[1] - y) / mx.exp(p[2]))) + p[2]
+
+    with mx.stream(mx.cpu):
+        starts = mx.zeros((3, 3), dtype=dtype)
+    lines = np.stack([2 * x + 1, np.ones(20), 3 * x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mo.ConvergenceWarning)
+        found = mo.minimize_many(loss, starts, method, lines)
+    assert not found.converged.any()

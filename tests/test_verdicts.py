@@ -288,3 +288,21 @@ STATUS_ORDER = [
     *(Status.CONVERGED, Status.COMPLETED, Status.STOPPED, Status.INTERRUPTED),
     *(status for status in Status if status.is_failure),
 ]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("form", ["log", "own"])
+def test_a_variance_that_goes_to_zero_is_no_minimum(form, name, dtype):
+    # Exact data: the likelihood grows without end. In floating point rounding stands in for noise.
+    x = np.linspace(0, 1, 20)
+
+    def loss(p, x, y):
+        sigma = mx.exp(p[2]) if form == "log" else p[2]
+        return mx.mean(0.5 * mx.square((p[0] * x + p[1] - y) / sigma)) + mx.log(sigma)
+
+    start = mx.array([0.0, 0.0, float(form == "own")], dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mo.ConvergenceWarning)
+        result = mo.minimize(loss, start, METHODS[name], x, 2 * x + 1)
+    assert not result.converged

@@ -20,7 +20,7 @@ from mlxopt._curvature import (
     to_rounding,
 )
 from mlxopt._dense import times
-from mlxopt._point import LEAST_GAIN, NOISE, Start, Verdict
+from mlxopt._point import LEAST_GAIN, NOISE, UNKNOWN, Start, Verdict
 from mlxopt._status import Status
 from mlxopt._tree import count, epsilon, to_device
 from mlxopt._verdict import Judge
@@ -111,7 +111,11 @@ class BatchedJudge:
                 allowed = np.where(last[noisy], NOISE, 1.0) * spread
                 holds[noisy] = curvature.gain[noisy] <= allowed
             holds &= convex
-            decided = holds | (convex & ~last)
+            # Where a rounding of the parameters changes the loss that much: as of a single run.
+            rounding = eps * np.abs(x)
+            moved = 0.5 * np.vecdot(rounding, times(np.abs(matrix), rounding))
+            sure = within | ~last | (moved <= UNKNOWN * reference) | (reference <= noise)
+            decided = (holds & sure) | (convex & ~last)
             goal = next_goal(points.optimality, curvature.gain, reference, self.tol)
             self.goal[runs.rows[~last]] = goal[~last]
         status = np.full(len(x), None)
