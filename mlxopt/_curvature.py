@@ -47,6 +47,11 @@ class Curvature(NamedTuple):
         return self.values[..., 0] < -np.maximum(_CONCAVE * self.rounding, 1e-6) * self._size
 
     @property
+    def may_be_concave(self) -> Number:
+        """Whether an eigenvalue is below zero by more than rounding may explain."""
+        return self.values.shape[-1] > 0 and self.values[..., 0] < -self.rounding * self._size
+
+    @property
     def is_flat(self) -> np.ndarray:
         """Whether each direction has no curvature beyond rounding, (..., k)."""
         return np.abs(self.values) <= np.expand_dims(self.rounding * self._size, -1)

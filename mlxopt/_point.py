@@ -15,6 +15,7 @@ import numpy as np
 
 from mlxopt import _curvature
 from mlxopt._curvature import Curvature, drop_so_far, noise_of, points_around, to_rounding
+from mlxopt._objective import Objective
 from mlxopt._status import Status
 from mlxopt._tree import (
     EPSILON,
@@ -112,7 +113,12 @@ class Point:
         matrix = matrix[np.ix_(self.free, self.free)]
         if not np.isfinite(matrix).all() or (held.any() and not self.free.any()):
             return None
-        return _curvature.of_matrix(matrix, self.gradient, self.eps)
+        found = _curvature.of_matrix(matrix, self.gradient, self.eps)
+        if found.may_be_concave and not found.is_concave and self.eps > EPSILON[mx.float64]:
+            wide = self._wide_hessian()[np.ix_(self.free, self.free)]
+            if np.isfinite(wide).all():
+                return _curvature.of_matrix(wide, self.gradient, EPSILON[mx.float64])
+        return found
 
     def drop(self) -> float:
         """Return the drop of the loss so far."""
@@ -281,6 +287,12 @@ class Point:
         if working_dtype(self.state.params) == mx.float64:
             return False
         return max((leaf.size for leaf in self.arrays), default=0) >= _LARGE
+
+    def _wide_hessian(self) -> np.ndarray:
+        """Return the Hessian of the loss in float64, (p, p)."""
+        with mx.stream(mx.cpu):
+            params, data = widened(self.state.params), widened(self.objective.data)
+            return to_numpy(Objective(self.objective.loss, data, compile=False).hessian(params))
 
     @functools.cached_property
     def _exact(self) -> tuple[float, np.ndarray]:

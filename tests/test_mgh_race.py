@@ -116,8 +116,7 @@ def test_float32_ends_at_the_rounding_floor_and_says_so(name):
             continue
         result = mo.minimize(problem.loss, start, OURS[name], tol=1e-6, max_steps=500)
         if result.converged:
-            # In Biggs EXP6 a curvature of -2e-3 of the largest counts as rounding, at a saddle.
-            assert is_near(problem, result, 1e-7) or problem.name == "Biggs EXP6", problem.name
+            assert is_near(problem, result, 1e-7), problem.name
         else:
             assert result.status is not mo.Status.COMPLETED
             assert result.optimality > 0

@@ -246,9 +246,9 @@ print(f"computational error: {of_fine.distance:.0e} standard errors")
 assert 1.0 < noise[0.99] / np.sqrt(1e9) / tol < 1.1
 assert 0.9 < 0.01 * noise[0.99] / np.sqrt(3e8) / 2.0**-24 < 1.1
 
-# No float32 fit is worse than tol allows: it bounds each entry of the gradient, the largest
-# being 1 at the start, and the Hessian is the identity to a few per mille at n = 1e5 (sampling of x),
-# with the rounding of a parameter near 1 (6e-8) and of its gradient (as much) on top.
+# No float32 fit is worse than tol allows: it bounds each entry of the gradient, the largest being 1
+# at the start, and the Hessian is the identity to a few per mille at n = 1e5 (sampling of x), with
+# the rounding of a parameter near 1 (6e-8) and of its gradient (as much) on top.
 for name in ("plain", "careful"):
     for (n, share), error in errors[name].items():
         assert error < (1.02 * tol + 3e-7) * np.sqrt(n) / noise[share]

@@ -103,7 +103,7 @@ class BatchedJudge:
             hidden = is_hidden(curvature, x, noise, eps) & last
             holds = within | hidden | (near & (curvature.gain <= noise / NOISE))
             # At the last point, what happens along a flat direction has to be seen.
-            convex = ~curvature.is_concave & ~(last & curvature.is_flat.any(axis=-1))
+            convex = ~curvature.may_be_concave & ~(last & curvature.is_flat.any(axis=-1))
             noisy = np.flatnonzero(convex & near & ~holds)
             if len(noisy):
                 size = np.maximum(np.abs(x), np.abs(way))[noisy]
