@@ -50,17 +50,24 @@ def lanczos(times: Product, start: np.ndarray, most: int) -> tuple[np.ndarray, n
     `start` needs a part along every eigenvector that matters, as a random vector has. k is at most
     `most`, and smaller where the Krylov space is exhausted.
     """
-    basis, diagonal, beside = [start / np.linalg.norm(start)], [], []
-    for _ in range(min(most, start.size)):
-        product = times(basis[-1])
-        diagonal.append(float(basis[-1] @ product))
-        for _ in range(2):  # orthogonal to all before, twice, against rounding
-            product -= np.stack(basis).T @ (np.stack(basis) @ product)
-        beside.append(float(np.linalg.norm(product)))
-        if beside[-1] <= 1e-12 * max(np.abs(diagonal).max(), 1e-300):
+    most = min(most, start.size)
+    basis = np.empty((most, start.size))
+    basis[0] = start / np.linalg.norm(start)
+    diagonal, beside = [], []
+    for k in range(most):
+        product, known = times(basis[k]), basis[: k + 1]
+        diagonal.append(float(basis[k] @ product))
+        size = np.inf
+        # Orthogonal to all before; again where that has taken most of it, against rounding (Kahan's
+        # "twice is enough", in Parlett 1980, section 6.9).
+        while (length := float(np.linalg.norm(product))) < 0.7 * size and length > 0:
+            size = length
+            product -= (known @ product) @ known
+        beside.append(length)
+        if length <= 1e-12 * max(np.abs(diagonal).max(), 1e-300) or k + 1 == most:
             break
-        basis.append(product / beside[-1])
+        basis[k + 1] = product / length
     order = len(diagonal)
     projected = np.diag(diagonal) + np.diag(beside[: order - 1], -1)
     values, vectors = np.linalg.eigh(projected)  # which reads the lower triangle
-    return values, np.stack(basis[:order]).T @ vectors
+    return values, basis[:order].T @ vectors

@@ -34,6 +34,7 @@ from mlxopt.autodiff._guards import NoDerivativeError
 
 NOISE = 10.0  # roundings in a value of the loss, a mean over examples
 UNKNOWN = 1e-3  # of the drop so far, in a gain that rounding hides
+_FAR = 1e3  # roundings of a parameter
 _MOST_NOISE = 0.01  # of the loss, or of its drop so far
 _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
 _LEAST_GAIN_AFAR = 1e-4  # the least share of the quadratic model's drop of a step to infinity
@@ -211,7 +212,9 @@ class Point:
             reason = to_rounding(self.state.params)
             drop = self.drop()
             unknown = max(found.gain, found.gain_of(self.gradient_error()))
-            if drop > self.assumed_noise and unknown > UNKNOWN * drop:
+            # A start some roundings away has had nothing to lose.
+            far = (np.abs(self.way) > _FAR * self.eps * np.abs(self.x)).any()
+            if far and drop > self.assumed_noise and unknown > UNKNOWN * drop:
                 return Verdict(
                     Status.NO_PROGRESS,
                     f"a rounding of the parameters decides the gradient here, and the loss could "

@@ -275,3 +275,21 @@ def test_each_of_many_problems_has_its_own_units(method):
     for index in range(6):
         alone = mo.minimize(loss, start, METHODS[method], units[index], X, y)
         assert found.steps[index] == alone.steps
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_whose_squares_underflow(name):
+    # Steihaug's iteration multiplies three such numbers.
+    least = 1e-100 if name == "TrustRegion by CG" else 1e-170
+    for dtype, unit in ((mx.float64, least), (mx.float32, 1e-30)):
+        with mx.stream(mx.cpu):
+            start = mx.zeros(3, dtype=dtype)
+        result = mo.minimize(
+            lambda x, unit=unit: unit * (mx.sum(mx.square(x - 1)) + mx.sum((x - 1) ** 4)),
+            start,
+            METHODS[name],
+        )
+        assert result.converged
+        np.testing.assert_allclose(
+            np.array(result.params), 1.0, atol=1e-2 if unit > 1e-99 else 1e-4
+        )

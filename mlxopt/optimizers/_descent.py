@@ -220,12 +220,13 @@ def first_step_size(
     at most 1.
     """
     D = 1.0 if scale is None else np.array(scale, dtype=np.float64)
-    ascent = D**2 * gradient
-    squared = float(gradient @ ascent)
+    unit = _unit(gradient)  # the ratio does not change
+    ascent = D**2 * (gradient / unit)
+    squared = float(gradient / unit @ ascent)
     curvature = abs(float(ascent @ objective.times(params, ascent)))
     if 0 < curvature < math.inf and is_finite(squared / curvature):
         return squared / curvature
-    length, norm = float(np.linalg.norm(_tree.to_host(params) / D)), math.sqrt(squared)
+    length, norm = float(np.linalg.norm(_tree.to_host(params) / D)), math.sqrt(squared) * unit
     if not 0 < norm < math.inf:
         return 1.0
     return length / norm if length > 0 else min(1.0, 1.0 / norm)
@@ -259,9 +260,10 @@ def units(objective: Objective, params: Tree, grad: Tree) -> Vector | None:
     equal, where float32 could not hold the squares of gradients.
     """
     gradient = _tree.to_host(grad)
+    gradient = gradient / _unit(gradient)
     p, dtype = gradient.size, working_dtype(params)
     product = objective.times(params, gradient)
-    size, norm = float(np.linalg.norm(product)), float(np.linalg.norm(gradient))
+    size, norm = _norm(product), _norm(gradient)
     if not (0 < size < math.inf and 0 < norm < math.inf):
         return None
     exponent = -0.5 * math.log2(size / norm)  # of D that makes H one along g
@@ -309,6 +311,18 @@ def _row_lengths(objective: Objective, params: Tree, p: int) -> Any:
 def are_alike(vector: np.ndarray) -> bool:
     """Whether no unit, or what shows units, is a hundred times as large as another."""
     return _spread(vector) <= _ALIKE
+
+
+def _unit(vector: np.ndarray) -> float:
+    """Return a power of two of the size of a vector whose squares would underflow, else 1."""
+    largest = float(np.abs(vector).max(initial=0.0))
+    return 2.0 ** math.frexp(largest)[1] if 0 < largest < 1e-140 else 1.0
+
+
+def _norm(vector: np.ndarray) -> float:
+    """Return the length of a vector whose squares may underflow."""
+    unit = _unit(vector)
+    return float(np.linalg.norm(vector / unit)) * unit
 
 
 def is_due(accepted: Any, p: int) -> Any:

@@ -121,7 +121,8 @@ def truncated_cg(
         if flat or next_length >= radius:
             # The τ ≥ 0 with ‖z + τ d‖ = radius, as the root without cancellation.
             rest = max(radius**2 - length**2, 0.0)
-            tau = rest / (zd + math.sqrt(zd**2 + dd * rest)) if rest and dd else 0.0
+            below = zd + math.sqrt(zd**2 + dd * rest)  # zero where squares underflow
+            tau = rest / below if below else 0.0
             if is_finite(curvature):
                 decrease += tau * rr - 0.5 * tau**2 * curvature  # rᵀd = -rᵀr
             step = z + mx.array(tau, dtype=g.dtype) * d
