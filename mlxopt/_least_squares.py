@@ -153,8 +153,7 @@ def least_squares(
 
     The residual and its derivatives are computed in MLX, in the dtype of `params`; the linear
     algebra in NumPy, in float64. float64 parameters keep some ten digits even of ill-conditioned
-    fits, if the residual does: in float64 on the CPU `mx.exp`, `mx.sin`, `mx.cos` and `mx.sigmoid`
-    are good to seven digits; `mlxopt.special` has better ones.
+    fits; in the residual `mx.exp` and the like then have all digits, as in `mlxopt.special`.
 
     Args:
         residual: a function `residual(params, *data)` that returns an array of any shape, such as
