@@ -89,10 +89,10 @@ class ConjugateGradient(Descent):
         # As great a change to first order as in the last step, Nocedal and Wright, section 3.5; but
         # at most to the minimum of the quadratic that curves as the loss did along the last line.
         step_size = state.search.step_size * old_slope / slope if slope else 1.0
-        curvature = (trial.slope - old_slope) / (state.search.step_size * trial.dd)
         length = beta * (beta * trial.dd - 2 * trial.slope) + trial.gg  # dᵀD⁻²d
-        if curvature * length > 0:
-            step_size = min(step_size, -slope / (curvature * length))
+        curved = (trial.slope - old_slope) * length
+        if curved > 0 and trial.dd > 0:  # zero where squares underflow
+            step_size = min(step_size, -slope * state.search.step_size * trial.dd / curved)
         return ConjugateMemory(Direction(direction, slope, step_size), trial.gg)
 
     def restart(self, state: DescentState) -> ConjugateMemory | None:
@@ -101,9 +101,9 @@ class ConjugateGradient(Descent):
 
     def _beta(self, old_slope: float, old_squared: float, trial: Trial) -> float:
         if self.method == "polak-ribiere":
-            return max(0.0, trial.gy / old_squared)  # equation 5.45
+            return max(0.0, trial.gy / old_squared) if old_squared else 0.0  # equation 5.45
         dy = trial.slope - old_slope  # positive by the Wolfe conditions
-        if not dy > 0:
+        if not (dy > 0 and trial.dd > 0):  # or squares underflow
             return 0.0
         beta = (trial.gy - 2 * trial.yy * trial.slope / dy) / dy  # equation 1.3
         return max(beta, _ETA * old_slope / trial.dd)
