@@ -192,6 +192,13 @@ class Point:
         _, grad = self._evaluate(from_host(self.x + self._all(step), self.state.params))
         return (to_host(grad) - to_host(self.state.grad))[self.free]
 
+    def exact_gradient(self) -> np.ndarray | None:
+        """Return the gradient in float64 if that in float32 is mostly rounding, else None."""
+        if self.eps <= EPSILON[mx.float64] or not self.judge.optimizer.loss_alone:
+            return None
+        exact, g = self._exact[1][self.free], self.gradient
+        return exact if np.linalg.norm(exact - g) > 0.5 * np.linalg.norm(g) else None
+
     def allow_for_noise(self) -> bool:
         """Tell the method of noise above the rounding of the dtype; return whether there is."""
         noisier = self.noise() > _NOISIER * self.assumed_noise > 0

@@ -112,13 +112,18 @@ class Judge:
             if point.is_at_infinity(found, self.tol):
                 return point.converged(found, _AT_INFINITY)
         if wrong := point.wrong_slope():
+            exact, fall = point.exact_gradient(), self.start.value - state.value
+            # In float32 a gradient can be the rounding of its own computation (1 - σ(z), say).
+            if exact is not None and sound and found.gain_of(exact) <= point.eps * fall:
+                return point.converged(found)
             return Verdict(Status.NO_PROGRESS, wrong, found.gain)
         if fallen := point.falls(found, drop):
             return fallen
         if point.allow_for_noise():
             return GO_ON  # the method gave up on noise that it did not know
         noise = point.noise()
-        if sound and is_hidden(found, point.free_x, noise, point.eps):
+        # Both are estimates: of the noise, and of the gain.
+        if sound and is_hidden(found, point.free_x, 4 * noise, point.eps):
             return point.converged(found)
         if sound and found.gain <= 4 * found.gain_of(point.gradient_error()):
             return point.converged(found)  # the gradient is the rounding of its own computation
