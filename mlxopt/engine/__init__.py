@@ -1,0 +1,1 @@
+"""A traced graph becomes a loop: trace, simplify, plan (NumPy), C; compared with MLX."""
