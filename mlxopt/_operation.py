@@ -36,6 +36,9 @@ OTHERWISE = (
 )
 
 _forward: ContextVar[bool] = ContextVar("_forward", default=False)
+_ORDERS = 2  # of derivatives that the engine needs
+_depth: ContextVar[int] = ContextVar("_depth", default=0)  # the order of the slope being written
+lowering: ContextVar[bool] = ContextVar("lowering", default=False)  # to a graph for the engine
 
 
 def operation(
@@ -92,6 +95,47 @@ def operation(
 
     function.vmap(on_device(batched(function)))
     return function
+
+
+def replaced(function: Function, plain: Function) -> Function:
+    """Return `function`, in whose place `plain` is traced for the engine.
+
+    MLX cannot export a function with rules of its own, and the engine needs none of our care for
+    MLX's rounding.
+    """
+
+    @functools.wraps(function)
+    def either(*args: Any) -> Any:
+        return (plain if lowering.get() else function)(*args)
+
+    return either
+
+
+def straight_through(value: mx.array, products: Function, *arguments: mx.array) -> mx.array:
+    """Return `value` with derivatives of its own, up to the second, without a custom function.
+
+    The term that has them is zero: Σ (x - x) · slope. The engine leaves it out.
+
+    Args:
+        value: of the operation.
+        products: takes (arguments, changes, outputs), and returns the sum of products of the
+            slopes with the changes.
+        arguments: those that it depends on.
+    """
+    constant, depth = mx.stop_gradient(value), _depth.get()
+    if depth == _ORDERS:
+        return constant
+    token = _depth.set(depth + 1)
+    try:
+        held = tuple(map(mx.stop_gradient, arguments))
+        changes = tuple(x - x_held for x, x_held in zip(arguments, held, strict=True))
+        # The slope may be written by the value, which then needs a slope of its own.
+        output = straight_through(value, products, *arguments)
+        # (x - x) s(x) has the second derivative 2 s'.
+        twice = products(arguments, changes, (output,)) + products(held, changes, (constant,))
+        return constant + 0.5 * twice
+    finally:
+        _depth.reset(token)
 
 
 def batched(function: Function) -> Function:

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxopt._operation import lowering, replaced
 from mlxopt.special import sigmoid
 from mlxopt.special._elementwise import pairwise, waist
 from mlxopt.special._logistic import softplus_below
@@ -134,7 +135,7 @@ def linear(X: mx.array, coef: mx.array) -> mx.array:
     >>> mx.grad(lambda w: mean(squared_error(linear(X, w), y)))(mx.array([1.0, 2.0]))
     array([3, 3], dtype=float32)
     """
-    product: Any = _linear(X, coef[:, None] if coef.ndim == 1 else coef)
+    product: Any = _product(X, coef[:, None] if coef.ndim == 1 else coef)
     return product[:, 0] if coef.ndim == 1 else product
 
 
@@ -145,7 +146,8 @@ _BLOCK = 128  # rows of a product summed in float32; 256 were off by 4e-6 where 
 def _in_blocks(values: mx.array) -> bool:
     """Whether sums over `values` are split: only the CPU has float64 for the sum of the parts."""
     narrow = values.dtype in (mx.float32, mx.float16, mx.bfloat16)
-    return narrow and values.size >= 8192 and mx.default_device() == mx.cpu
+    is_long = narrow and values.size >= 8192
+    return is_long and not lowering.get() and mx.default_device() == mx.cpu
 
 
 @mx.custom_function
@@ -173,6 +175,9 @@ def _linear_vjp(
 ) -> tuple[mx.array, mx.array]:
     X, coef = primals
     return cotangent @ coef.T, transposed_product(X, cotangent)
+
+
+_product = replaced(_linear, mx.matmul)
 
 
 def transposed_product(X: mx.array, Y: mx.array) -> mx.array:

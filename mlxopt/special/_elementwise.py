@@ -9,7 +9,15 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from mlxopt._operation import Function, batched, in_forward_rule, operation
+from mlxopt._operation import (
+    Function,
+    batched,
+    in_forward_rule,
+    lowering,
+    operation,
+    replaced,
+    straight_through,
+)
 from mlxopt._platform import compiler
 
 Number: TypeAlias = mx.array | float
@@ -50,6 +58,8 @@ def elementwise(slope: Binary, poles: bool = False) -> Callable[[Unary], OfNumbe
         kernels = fused(values)
         # The Jacobian is diagonal, so one product serves both modes.
         rule = operation(lambda x: _in_blocks(kernels, mx.stop_gradient(x)), product, product)
+        plain = _plain(values)
+        rule = replaced(rule, lambda x: straight_through(plain(x), product, x))
 
         @functools.wraps(values)
         def function(x: Number) -> mx.array:
@@ -73,6 +83,13 @@ def pairwise(slopes: Callable[[mx.array, mx.array], Pair]) -> Callable[[Binary],
 
         kernels = fused(values)
         rule = operation(lambda a, b: kernels(mx.stop_gradient(a), mx.stop_gradient(b)), vjp)
+        plain = _plain(values)
+
+        def products(pair: Any, changes: Any, _: Any) -> mx.array:
+            one, two = (d * slope for d, slope in zip(changes, slopes(*pair), strict=True))
+            return one + two
+
+        rule = replaced(rule, lambda a, b: straight_through(plain(a, b), products, a, b))
 
         @functools.wraps(values)
         def function(a: Number, b: Number) -> mx.array:
@@ -83,6 +100,12 @@ def pairwise(slopes: Callable[[mx.array, mx.array], Pair]) -> Callable[[Binary],
     return decorate
 
 
+def _plain(values: Function) -> Function:
+    """Return MLX's function of this name, which the engine computes to all digits, or `values`."""
+    own = getattr(mx, values.__name__, None)
+    return values if own is None else own
+
+
 def fused(values: Function) -> Function:
     """Return `values` compiled, but computed op by op in a jvp rule, see `in_forward_rule`."""
     compiled = mx.compile(values)
@@ -90,7 +113,7 @@ def fused(values: Function) -> Function:
     @functools.wraps(values)
     def function(*args: mx.array) -> Any:
         compiler.start()
-        return values(*args) if in_forward_rule() else compiled(*args)
+        return (values if in_forward_rule() or lowering.get() else compiled)(*args)
 
     return function
 
@@ -150,7 +173,7 @@ def waist(x: mx.array) -> mx.array:
     of g++ on the CPU. A cut across a wide expression leaves a kernel for every branch; a waist cuts
     where one array passes, so that functions share kernels.
     """
-    return _barrier(x)  # pyright: ignore[reportReturnType] - typed as the tree it could be
+    return x if lowering.get() else _barrier(x)  # pyright: ignore[reportReturnType] - as a tree
 
 
 # A custom function without a rule would be no operation of its own.

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from mlxopt._operation import operation
+from mlxopt._operation import operation, replaced
 from mlxopt.special._elementwise import (
     Pair,
     Unary,
@@ -293,10 +293,19 @@ def _through_softmax(_: Any, changes: Any, outputs: Any) -> mx.array:
 
 
 # Of arrays along their last axis, which is kept.
-_softmax = operation(_softmax_values, _through_softmax, _through_softmax)
-_logsumexp = operation(_logsumexp_values, lambda x, changes, _: changes[0] * _softmax(*x))
-_log_softmax = operation(
-    _log_softmax_values,
-    lambda x, changes, _: changes[0] - _softmax(*x) * _total(changes[0]),
-    lambda x, changes, _: changes[0] - _total(_softmax(*x) * changes[0]),
+_softmax = replaced(
+    operation(_softmax_values, _through_softmax, _through_softmax),
+    lambda x: mx.softmax(x, axis=-1),
+)
+_logsumexp = replaced(
+    operation(_logsumexp_values, lambda x, changes, _: changes[0] * _softmax(*x)),
+    lambda x: mx.logsumexp(x, axis=-1, keepdims=True),
+)
+_log_softmax = replaced(
+    operation(
+        _log_softmax_values,
+        lambda x, changes, _: changes[0] - _softmax(*x) * _total(changes[0]),
+        lambda x, changes, _: changes[0] - _total(_softmax(*x) * changes[0]),
+    ),
+    lambda x: x - mx.logsumexp(x, axis=-1, keepdims=True),
 )
