@@ -41,7 +41,7 @@ ROOMS = [
     ["special", "linalg"],
     ["_stop", "_bounds"],
     ["_platform", "_checks", "_keywords", "_report"],
-    ["_krylov", "_dense"],
+    ["_krylov", "_dense", "engine"],
     ["_operation", "_tree", "_status"],
     ["_numbers"],
 ]
