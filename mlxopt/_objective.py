@@ -15,7 +15,6 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._platform.compiler import precompile_header
 from mlxopt._platform.device import begin
 from mlxopt._tree import (
     Params,
@@ -52,6 +51,7 @@ from mlxopt.autodiff._guards import (
     trace,
     with_fixed_draw,
 )
+from mlxopt.engine._lowered import lowered
 
 Loss = Callable[..., mx.array]  # loss(params, *data), a scalar array
 _FEW = 8  # parameters up to which the first Hessian is computed row by row
@@ -157,11 +157,11 @@ class Objective:
         if key not in self._compiled:
             function = make()
             if self.compiles:
-                precompile_header()
                 # Without the state among its inputs and outputs a compiled function repeats its
                 # random numbers; with it each call costs 30 µs more.
                 state = mx.random.state if self._uses_random else None
-                function = compiled(function, inputs=state, outputs=state)
+                found = compiled(function, inputs=state, outputs=state)
+                function = found if self._uses_random else lowered(function, found)
             self._compiled[key] = function
         return self._compiled[key]
 

@@ -25,7 +25,7 @@ print(mo.minimize(loss, mx.zeros(3), mo.LBFGS()).status.name)
 def run(folder, **environment):
     found = subprocess.run(
         [sys.executable, "-c", RUN],
-        env={**os.environ, "TMPDIR": str(folder), **environment},
+        env={**os.environ, "TMPDIR": str(folder), "MLXOPT_ENGINE": "mlx", **environment},
         capture_output=True,
         text=True,
         check=True,

@@ -148,4 +148,5 @@ def test_a_run_ends_without_second_derivatives(optimizer):
     result = mo.minimize(loss, START, optimizer, X, y)
     assert result.converged
     expected = np.linalg.lstsq(X, y, rcond=None)[0]
-    np.testing.assert_allclose(result.params, expected, atol=1e-4)
+    # A loss near 1 tells parameters apart to the root of its rounding, 3.5e-4.
+    np.testing.assert_allclose(result.params, expected, atol=3.5e-4)

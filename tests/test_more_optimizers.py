@@ -237,7 +237,8 @@ def test_float32_ends_with_an_honest_status(optimizer, problem):
     result = mo.minimize(problem.loss, mx.array(problem.start), optimizer, max_steps=300)
     largest = np.abs(np.array(mx.grad(problem.loss)(result.params))).max()
     if result.converged:
-        assert largest <= 1e-4 * result.history.optimality.max()
+        # The rounding of the loss hides a gradient of √ε, 3.5e-4.
+        assert largest <= 3.5e-4 * result.history.optimality.max()
         np.testing.assert_allclose(np.array(result.params), problem.minimizer, atol=1e-3)
     else:
         assert result.status in (mo.Status.NO_PROGRESS, mo.Status.MAX_STEPS)

@@ -83,7 +83,8 @@ def test_float32_ends_at_the_tolerance_or_says_why_not(name, problem: Problem):
     result = mo.minimize(problem.loss, mx.array(problem.start), OPTIMIZERS[name])
     assert result.converged
     largest = np.abs(np.array(mx.grad(problem.loss)(result.params))).max()
-    assert largest <= 1e-4 * result.history.optimality.max()  # or the rounding of the loss
+    # The rounding of the loss hides a gradient of √ε, 3.5e-4.
+    assert largest <= 3.5e-4 * result.history.optimality.max()
     np.testing.assert_allclose(np.array(result.params), problem.minimizer, atol=1e-3)
 
 

@@ -118,7 +118,7 @@ def cases() -> list[Case]:
 
 def is_right(case: Case, params: np.ndarray) -> bool:
     if callable(case.right):
-        return case.right(params)
+        return bool(case.right(params))
     scale = np.abs(case.right).max() or 1.0
     return bool(np.abs(params - case.right).max() <= case.near * scale)
 

@@ -67,8 +67,9 @@ def test_the_python_loss_is_called_no_more_often_for_more_epochs():
         calls.clear()
         mo.train(loss, START, mo.SGD(0.01), mo.batches(X, y, batch_size=10), epochs=epochs)
         counts.append(len(calls))
-    # Whether ten steps share a call depends on the clock: then the trace holds ten more.
-    assert abs(counts[1] - counts[0]) <= 10
+    # Whether ten steps share a call depends on the clock: then the trace holds ten more, and so do
+    # two comparisons with MLX.
+    assert abs(counts[1] - counts[0]) <= 30
 
 
 def test_random_operations_draw_fresh_numbers_each_step():

@@ -10,6 +10,7 @@
 # This tutorial finds out where, for fits in float32, and what to do about it.
 
 # %%
+import os
 import warnings
 
 import matplotlib.pyplot as plt
@@ -22,6 +23,13 @@ from mlxopt import inference
 looks = {"figure.constrained_layout.use": True, "axes.grid": True, "grid.alpha": 0.3}
 plt.style.use(["tableau-colorblind10", looks])
 mx.set_default_device(mx.cpu)  # float64 lives there, and the comparison should be on one device
+
+# %% [markdown]
+# On a CPU mlxopt runs most losses by an engine of its own, which adds float32 numbers up in
+# float64. Here it is switched off, to see what sums in float32 do.
+
+# %%
+os.environ["MLXOPT_ENGINE"] = "mlx"
 
 # %% [markdown]
 # ## Two lines that cross

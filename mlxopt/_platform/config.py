@@ -9,6 +9,7 @@ import sys
 import mlx.core as mx
 
 from mlxopt._platform import blas, compiler
+from mlxopt.engine._lowered import describe
 
 
 def show_config() -> None:
@@ -35,6 +36,7 @@ def facts() -> list[tuple[str, str]]:
         *((name, _version(name)) for name in ("mlxopt", "mlx", "numpy", "scipy")),
         ("Python", f"{platform.python_version()} on {where}"),
         ("device", mx.default_device().type.name.upper()),
+        ("engine", describe()),
         ("BLAS", binding.library or "MLX's own"),
     ]
     if binding.reason != f"MLX calls {binding.library}.":

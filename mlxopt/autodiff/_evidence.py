@@ -102,6 +102,10 @@ def check_trace(
     error = np.abs(to_numpy(traced) - to_numpy(plain))
     if np.nanmax(error, initial=0.0) <= _MARGIN * rounding:
         return
+    # MLX's sums over many float32 numbers may be wrong in the second digit; the engine's are not.
+    with contextlib.suppress(ValueError, RuntimeError), mx.stream(mx.cpu):
+        if agree(traced, loss(widened(params), *widened(data)).astype(plain.dtype)):
+            return
     raise TapeError(
         f"{name} gives {_differing(plain, traced)}, the second where it is traced to be compiled: "
         f"it computes something else there, so its derivative may be silently wrong. Does it read "

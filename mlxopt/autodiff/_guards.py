@@ -20,7 +20,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlxopt._operation import INSTEAD, OTHERWISE, Function, is_refusal
+from mlxopt._operation import INSTEAD, OTHERWISE, Function, is_refusal, lowering
+from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import (
     FLOATS,
     copies,
@@ -100,7 +101,7 @@ def name_of(function: Function) -> str:
 
 def call(function: Function, *args: Any, **kwargs: Any) -> Any:
     """Return `function(*args, **kwargs)`, with all digits in MLX's functions of float64 arrays."""
-    if holds_float64((args, kwargs)) and not proving.get():
+    if holds_float64((args, kwargs)) and not proving.get() and not lowering.get():
         # 5 ms for an import that float32 does without.
         from mlxopt.special._precise import precise
 
@@ -212,6 +213,7 @@ def compiled(function: Function, **options: Any) -> Function:
 
     def safe(*args: Any) -> Any:
         nonlocal call
+        precompile_header()
         try:
             return call(*args)
         except ValueError as error:

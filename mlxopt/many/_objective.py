@@ -17,10 +17,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._objective import Objective
-from mlxopt._platform.compiler import precompile_header
 from mlxopt._tree import Tree, count, epsilon, ravel, to_device, to_numpy, unravel, working_dtype
 from mlxopt.autodiff._guards import call, compiled, differentiating, name_of
 from mlxopt.autodiff._rows import hessian_row
+from mlxopt.engine._lowered import lowered
 from mlxopt.many._agreement import At, check_row, explain_failure, general_vector
 from mlxopt.many._problems import Problems
 from mlxopt.optimizers.newton import check_hessian
@@ -160,8 +160,8 @@ class BatchedObjective:
         mapped = mx.vmap(one, in_axes=(0, 0, None))
         if key not in self._functions:
             if self.compile:
-                precompile_header()
-            self._functions[key] = compiled(mapped) if self.compile else mapped
+                mapped = lowered(mapped, compiled(mapped))
+            self._functions[key] = mapped
         try:
             found = self._run(self._functions[key])
         except IndexError:
