@@ -1,5 +1,10 @@
 """The engine against MLX: every operation that it lowers and its gradient, by NumPy and by C."""
 
+import os
+import stat
+import subprocess
+import sys
+import textwrap
 import warnings
 from typing import Any
 
@@ -13,6 +18,7 @@ from mlxopt.engine._build import compiler
 from mlxopt.engine._graph import Unsupported, trace
 from mlxopt.engine._simplify import simplified
 
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 W = mx.array(np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32))
 V = mx.array(np.random.default_rng(2).normal(size=4).astype(np.float32))
 T = mx.array(np.random.default_rng(3).normal(size=(2, 6, 4)).astype(np.float32))
@@ -234,6 +240,41 @@ def test_where_float64_overflows_in_mlx_alone_nothing_is_said():
         x = mx.array([90.0, 200.0], dtype=mx.float64)
         made = _lowered.lowered(lambda x: mx.log(mx.exp(x)), lambda _: pytest.fail("left to MLX"))
         np.testing.assert_allclose(made(x), [90.0, 200.0], rtol=1e-15)
+
+
+@needs_compiler
+def test_a_second_process_compiles_nothing(tmp_path):
+    folder = tmp_path / "cache"
+    code = """
+        import mlx.core as mx, numpy as np, mlxopt as mo
+        X = mx.array(np.random.default_rng(0).normal(size=(100_000, 5)))
+        loss = lambda w, X: mx.mean(mx.logaddexp(mx.array(0.0), X @ w)) + mx.sum(w * w)
+        print(mo.minimize(loss, mx.zeros(5), mo.LBFGS(), X).params.tolist())
+    """
+
+    def run_it(**environment):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env={**os.environ, "XDG_CACHE_HOME": str(folder), **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    first = run_it()
+    made = {path: path.stat().st_mtime_ns for path in folder.rglob("*.so")}
+    assert made
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in made)
+    assert stat.S_IMODE((folder / "mlxopt").stat().st_mode) & 0o022 == 0
+    assert run_it() == first
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.so")} == made
+    # A folder that others can write to is not used.
+    (folder / "mlxopt" / "engine").chmod(0o777)
+    for path in made:
+        path.write_bytes(b"planted")
+    assert run_it() == first
+    assert all(path.read_bytes() == b"planted" for path in made)
 
 
 def test_an_unknown_engine_is_refused(monkeypatch):

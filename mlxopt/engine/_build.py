@@ -1,8 +1,12 @@
-"""C source compiled and loaded."""
+"""C source compiled, kept in the user's cache folder, and loaded."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import platform
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,20 +36,78 @@ def build(text: str) -> Any:
         Unsupported: there is no compiler, or it fails.
     """
     import ctypes
-    import subprocess
 
     program = compiler()
     if program is None:
         raise Unsupported("no C compiler")
     text = f'#include "runtime.h"\n{text}'
-    with tempfile.TemporaryDirectory(prefix="mlxopt-") as folder:  # of mode 0700
-        source, library = Path(folder, "run.c"), Path(folder, "run.so")
-        source.write_text(text)
-        command = [program, *_FLAGS, f"-I{_HERE}", str(source), "-o", str(library), "-lm"]
+    folder = _folder()
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="mlxopt-") as private:  # of mode 0700
+            found = ctypes.CDLL(str(_compiled(program, text, Path(private))))
+    else:
+        kept = folder / f"{_key(program, text)}.so"
+        if not _is_ours(kept, stat.S_ISREG):
+            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as private:
+                os.replace(_compiled(program, text, Path(private)), kept)
         try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise Unsupported("the C compiler fails") from error
-        found = ctypes.CDLL(str(library))
+            found = ctypes.CDLL(str(kept))
+        except OSError:  # a part of a file, say
+            kept.unlink(missing_ok=True)
+            raise Unsupported("a compiled function cannot be loaded") from None
     found.run.restype, found.run.argtypes = None, [ctypes.c_void_p] * 3
     return found
+
+
+def _compiled(program: str, text: str, folder: Path) -> Path:
+    import subprocess
+
+    source, library = folder / "run.c", folder / "run.so"
+    source.write_text(text)
+    command = [program, *_FLAGS, f"-I{_HERE}", str(source), "-o", str(library), "-lm"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unsupported("the C compiler fails") from error
+    library.chmod(0o600)
+    return library
+
+
+def _folder() -> Path | None:
+    """Return the folder of compiled functions; None if it is not this user's alone."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mlxopt", "engine")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # can be written to
+            pass
+    except (OSError, RuntimeError):  # no home
+        return None
+    return folder if _is_ours(folder, stat.S_ISDIR) else None
+
+
+def _is_ours(path: Path, is_kind: Any) -> bool:
+    """Whether a file or folder of this kind is there, and no other user can write to it."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
+def _key(program: str, text: str) -> str:
+    """Return a name for what the compiler makes of a source on this processor."""
+    found = os.stat(program)
+    headers = [(_HERE / name).read_text() for name in ("runtime.h", "functions.h")]
+    parts = [text, *headers, *_FLAGS, program, str(found.st_size), str(found.st_mtime_ns), _cpu()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _cpu() -> str:
+    """Return what distinguishes the processor for -march=native."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # macOS
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))

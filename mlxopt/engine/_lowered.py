@@ -144,41 +144,38 @@ class _Kernel:
     """A graph with the arrays that it is computed in; for one call at a time."""
 
     def __init__(self, graph: Graph, structure: Any) -> None:
-        self.graph, self.structure = graph, structure
-        self.calls = 0
-        self.run, self.results = plan(graph)
-        if tier() == "auto" and cost(graph) >= _PAYS and compiler():
-            self._compile()
+        self.structure, self.calls = structure, 0
+        is_long = tier() == "auto" and cost(graph) >= _PAYS
+        self.run, self.results = (is_long and _compiled(graph)) or plan(graph)
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         self.calls += 1
         self.run(*inputs)
         return self.results
 
-    def _compile(self) -> None:
-        """Go on with C; with NumPy, if an operation has none or the compiler fails."""
-        import ctypes
 
-        try:
-            source = generate(self.graph)
-            call = build(source.text).run
-        except Unsupported:
-            return
-        space = np.zeros(source.work + 64, np.uint8)
-        work = -(-space.ctypes.data // 64) * 64
-        results = [np.zeros(x.shape, x.dtype) for x in self.results]
-        count = len(source.constants)
-        places = [x.ctypes.data for x in results]
-        out = (ctypes.c_void_p * len(places))(*places)
-        kept = space, results, source.constants, call
+def _compiled(graph: Graph) -> tuple[Function, list[np.ndarray]] | None:
+    """Return what `plan` does, in C; None if an operation has no C, or there is no compiler."""
+    import ctypes
 
-        def run(*inputs: np.ndarray) -> None:
-            ordered = [x if x.flags.c_contiguous else np.ascontiguousarray(x) for x in inputs]
-            places = [x.ctypes.data for x in (*ordered, *kept[2])]
-            call((ctypes.c_void_p * len(places))(*places), out, work)
+    try:
+        source = generate(graph)
+        call = build(source.text).run
+    except Unsupported:
+        return None
+    shapes = [(graph.nodes[i].shape, graph.nodes[i].dtype) for i in graph.outputs]
+    results = [np.zeros(shape, dtype) for shape, dtype in shapes]
+    space = np.zeros(source.work + 64, np.uint8)
+    work = -(-space.ctypes.data // 64) * 64
+    out = (ctypes.c_void_p * len(results))(*(x.ctypes.data for x in results))
+    kept = space, source.constants  # as long as the function lives
 
-        del count
-        self.run, self.results = run, results
+    def run(*inputs: np.ndarray) -> None:
+        ordered = [np.ascontiguousarray(x) for x in inputs]
+        places = [x.ctypes.data for x in (*ordered, *kept[1])]
+        call((ctypes.c_void_p * len(places))(*places), out, work)
+
+    return run, results
 
 
 def _traced(function: Function, arrays: list[mx.array]) -> Graph:
