@@ -234,6 +234,18 @@ def test_a_wrong_kernel_is_found_and_said(monkeypatch):
     np.testing.assert_allclose(result.params, [3, 3], rtol=1e-6)
 
 
+def test_numbers_without_axes_are_nudged_too(monkeypatch, engine):
+    monkeypatch.setattr(_lowered, "_CHECKS", 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(5):  # a difference of numbers that agree in three digits
+            a, b = np.random.default_rng(seed).normal(size=2)
+            found = run(
+                lambda a, b: a * b - 1.001 * b * mx.exp(mx.log(a)), mx.array(a**2), mx.array(b)
+            )
+            assert found.item() == pytest.approx(-0.001 * a**2 * b, rel=1e-3)
+
+
 def test_where_float64_overflows_in_mlx_alone_nothing_is_said():
     with warnings.catch_warnings(), mx.stream(mx.cpu):
         warnings.simplefilter("error")

@@ -10,8 +10,8 @@
 4. `_schedule.py`, `_c.py`, `_expressions.py`, `_others.py`, `_layout.py`. Where a call is long, the
    nodes as one function in C. What has the rows of the data as its first axis is computed for a
    strip of them at a time: X @ w, the functions of each row, and Xᵀ r pass over X once, and what
-   lies between stays in the cache. `runtime.h` and `functions.h` are what the loops call; `_build.py`
-   calls the compiler, and keeps what it makes.
+   lies between stays in the cache. `runtime.h` and `functions.h` are what the loops call;
+   `_build.py` calls the compiler, and keeps what it makes.
 5. `_lowered.py`. A function of trees of arrays, run by one of these, and at its first two calls by
    MLX too.
 

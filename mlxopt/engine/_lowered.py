@@ -20,6 +20,7 @@ from mlxopt.engine._plan import cost, plan
 from mlxopt.engine._simplify import simplified
 
 _PAYS = 1e6  # ns of a plan from which on C is compiled: by the graph alone, so that runs repeat
+_WIDE = 2**16  # entries of a matrix from which on OpenBLAS uses several threads
 _CHECKS = 2  # calls that are compared with MLX: the start, and a point that has moved
 _ARRAY = "array"  # stands for an array in the structure of a tree
 
@@ -145,13 +146,19 @@ class _Kernel:
 
     def __init__(self, graph: Graph, structure: Any) -> None:
         self.structure, self.calls = structure, 0
-        is_long = tier() == "auto" and cost(graph) >= _PAYS
-        self.run, self.results = (is_long and _compiled(graph)) or plan(graph)
+        worth = tier() == "auto" and (cost(graph) >= _PAYS or _has_wide_product(graph))
+        self.run, self.results = (worth and _compiled(graph)) or plan(graph)
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         self.calls += 1
         self.run(*inputs)
         return self.results
+
+
+def _has_wide_product(graph: Graph) -> bool:
+    """Whether NumPy's BLAS would run several threads, which are slow on busy cores."""
+    products = (node for node in graph.nodes if node.op == "Matmul")
+    return any(graph.nodes[i].size >= _WIDE for node in products for i in node.inputs)
 
 
 def _compiled(graph: Graph) -> tuple[Function, list[np.ndarray]] | None:
@@ -245,4 +252,4 @@ def _nudged(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if x.dtype.kind != "f":
         return x
     signs = rng.normal(size=x.shape)
-    return (x * (1 + 2.0**-20 * signs)).astype(x.dtype)
+    return np.asarray(x * (1 + 2.0**-20 * signs), dtype=x.dtype)
