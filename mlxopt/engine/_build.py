@@ -97,7 +97,7 @@ def _is_ours(path: Path, is_kind: Any) -> bool:
 def _key(program: str, text: str) -> str:
     """Return a name for what the compiler makes of a source on this processor."""
     found = os.stat(program)
-    headers = [(_HERE / name).read_text() for name in ("runtime.h", "functions.h")]
+    headers = [path.read_text() for path in sorted(_HERE.glob("*.h"))]
     parts = [text, *headers, *_FLAGS, program, str(found.st_size), str(found.st_mtime_ns), _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
