@@ -30,7 +30,7 @@ def compiler() -> str | None:
 
 @functools.cache
 def build(text: str) -> Any:
-    """Return the functions of a C source, `run` among them.
+    """Return the function `run` of a C source.
 
     Raises:
         Unsupported: there is no compiler, or it fails.
@@ -56,7 +56,7 @@ def build(text: str) -> Any:
             kept.unlink(missing_ok=True)
             raise Unsupported("a compiled function cannot be loaded") from None
     found.run.restype, found.run.argtypes = None, [ctypes.c_void_p] * 3
-    return found
+    return found.run
 
 
 def _compiled(program: str, text: str, folder: Path) -> Path:

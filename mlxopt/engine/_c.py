@@ -23,7 +23,7 @@ _ALIGNED = 64  # bytes
 
 
 class Source(NamedTuple):
-    """A function in C: `void NAME(void **in, void **out, char *work)`."""
+    """A function in C: `void run(void **in, void **out, char *work)`."""
 
     text: str
     work: int  # bytes of the work space
@@ -39,13 +39,13 @@ class _Place(NamedTuple):
     is_strip: bool = False  # holds the rows of the strip alone
 
 
-def generate(graph: Graph, name: str = "run") -> Source:
-    """Return the source of a simplified graph as a function of this name.
+def generate(graph: Graph) -> Source:
+    """Return the source of a simplified graph.
 
     Raises:
         Unsupported: an operation has no C.
     """
-    return Emitter(graph, schedule(graph)).source(name)
+    return Emitter(graph, schedule(graph)).source()
 
 
 class Emitter:
@@ -60,13 +60,13 @@ class Emitter:
         self.place: dict[int, _Place] = {}
         self.in_rows = False  # whether a pass over rows is being written
         self.inputs = sum(node.op == "Input" for node in self.nodes)
-        self.uses = [0] * len(self.nodes)
-        for node in self.nodes:
-            for i in node.inputs:
-                self.uses[i] += 1
+        self.readers: list[set[int]] = [set() for _ in self.nodes]
+        for i, node in enumerate(self.nodes):
+            for j in node.inputs:
+                self.readers[j].add(i)
         self.direct = self._direct_outputs()
 
-    def source(self, name: str) -> Source:
+    def source(self) -> Source:
         for i, node in enumerate(self.nodes):
             if node.op in ("Input", "Constant"):
                 self._operand(i, node)
@@ -76,7 +76,7 @@ class Emitter:
                 self._pass(rows)
         self._copy_outputs()
         body = "\n".join(f"  {line}" for line in [*self.head, *self.lines])
-        text = f"void {name}(void **in, void **out, char *work)\n{{\n{body}\n}}\n"
+        text = f"void run(void **in, void **out, char *work)\n{{\n{body}\n}}\n"
         return Source(text, self.work, self.constants)
 
     # --- storage -----------------------------------------------------------------------------
@@ -172,18 +172,12 @@ class Emitter:
                 continue
             shape, group = None, []
             for i in waiting:
-                node = self.nodes[i]
-                if not ready(i):
-                    continue
-                if not self._is_loop(i):
-                    continue
-                around = self._around(i)
-                if shape is None or around == shape:
-                    shape = around
+                fits = shape in (None, self._around(i))
+                if fits and ready(i) and self._is_loop(i):
+                    shape = self._around(i)
                     group.append(i)
-                    done.add(i)
-                    if node.op == "Reduce":
-                        done.discard(i)  # known after the loop only
+                    if self.nodes[i].op != "Reduce":  # known after the loop only
+                        done.add(i)
             self._loop(group, shape or ())
             done.update(group)
             waiting = [i for i in waiting if i not in done]
@@ -204,7 +198,8 @@ class Emitter:
         stored = [
             i
             for i in group
-            if self.nodes[i].op != "Reduce" and (self._is_needed(i, members) or i in self.direct)
+            if self.nodes[i].op != "Reduce"
+            and (i in self.graph.outputs or not self.readers[i] <= members)
         ]
         reductions = [i for i in group if self.nodes[i].op == "Reduce"]
         for i in stored:
@@ -263,12 +258,6 @@ class Emitter:
             if self.order.kind[i] != "sum":
                 self._end_sum(i)
 
-    def _is_needed(self, i: int, members: set[int]) -> bool:
-        """Whether an operation outside of these reads a node."""
-        if i in self.graph.outputs:
-            return True
-        return any(i in node.inputs and j not in members for j, node in enumerate(self.nodes))
-
     # --- sums --------------------------------------------------------------------------------
 
     def _sum_strides(self, i: int) -> tuple[int, ...]:
@@ -297,15 +286,12 @@ class Emitter:
         limit = f"rows * {size // self.strip}" if self.order.kind[i] == "row" else str(size)
         if node.op == "Scatter":
             x = node.inputs[0]
-            self._operand_of(x)
+            if self.place[x].strides != contiguous(node.shape):
+                raise Unsupported("Scatter into a view")
             self.lines.append(f"for (long i = 0; i < {limit}; i++) a{i}[i] = ({self.base(x)})[i];")
             return
         start = expressions.neutral(self._kind_of(i), node.dtype)
         self.lines.append(f"for (long i = 0; i < {limit}; i++) a{i}[i] = {start};")
-
-    def _operand_of(self, i: int) -> None:
-        if self.place[i].strides != contiguous(self.nodes[i].shape):
-            raise Unsupported("Scatter into a view")
 
     def _accumulate(self, i: int, value: str, local: bool, index: str) -> None:
         target = f"s{i}" if local else f"a{i}[{index}]"
@@ -383,17 +369,10 @@ class Emitter:
         ]
         return index, max(len(axes), 1)
 
-    def sizes(self, i: int, shape: Sequence[int]) -> list[str]:
-        """Return the lengths of the axes of a loop for node i."""
-        return self.extents(shape)
-
     def _copy_outputs(self) -> None:
         for number, i in enumerate(self.graph.outputs):
             if self.direct.get(i) == number:
                 continue
-            node = self.nodes[i]
-            ctype = expressions.ctype(node.dtype)
-            place = self.place[i]
-            own = contiguous(node.shape)
-            to = f"({ctype} *)out[{number}]"
-            self.copy(to, own, self.base(i), place.strides, node.shape)
+            node, strides = self.nodes[i], self.place[i].strides
+            to = f"({expressions.ctype(node.dtype)} *)out[{number}]"
+            self.copy(to, contiguous(node.shape), self.base(i), strides, node.shape)

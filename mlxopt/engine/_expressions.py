@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 
 from mlxopt.engine._graph import Node, Unsupported
@@ -70,18 +67,6 @@ def ctype(dtype: np.dtype) -> str:
     return _CTYPES[dtype.name]
 
 
-def literal(value: Any, dtype: np.dtype) -> str:
-    """Return a number in C, to the last bit."""
-    if dtype.kind != "f":
-        return str(int(value)) + ("ULL" if dtype.kind == "u" else "")
-    number = float(value)
-    if math.isnan(number):
-        return "NAN"
-    if math.isinf(number):
-        return "-INFINITY" if number < 0 else "INFINITY"
-    return number.hex() + ("f" if dtype.itemsize == 4 else "")
-
-
 def expression(node: Node, x: list[str], dtypes: list[np.dtype]) -> str:
     """Return an operation on the operands `x` as C.
 
@@ -90,9 +75,8 @@ def expression(node: Node, x: list[str], dtypes: list[np.dtype]) -> str:
     """
     op, dtype = node.op, node.dtype
     is_float = dtype.kind == "f"
-    letter = "f" if dtype.itemsize == 4 else "d"
-    suffix = "f" if letter == "f" else ""
-    if op in ("Broadcast",):
+    letter, suffix = ("f", "f") if dtype.itemsize == 4 else ("d", "")
+    if op == "Broadcast":
         return x[0]
     if op == "Cast":
         return f"{x[0]} != 0" if dtype.kind == "b" else f"({ctype(dtype)}){x[0]}"
@@ -142,7 +126,7 @@ def neutral(kind: int, dtype: np.dtype) -> str:
         if dtype.kind == "b":
             return "1" if kind == 4 else "0"
         info = np.iinfo(dtype)
-        return literal(info.max if kind == 4 else info.min, dtype)
+        return str(info.max if kind == 4 else info.min) + ("ULL" if dtype.kind == "u" else "")
     return {0: "1", 1: "0", 2: "0", 3: "1"}[kind]
 
 

@@ -167,7 +167,7 @@ def _compiled(graph: Graph) -> tuple[Function, list[np.ndarray]] | None:
 
     try:
         source = generate(graph)
-        call = build(source.text).run
+        call = build(source.text)
     except Unsupported:
         return None
     shapes = [(graph.nodes[i].shape, graph.nodes[i].dtype) for i in graph.outputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,12 +34,15 @@ def _matmul(c: Emitter, i: int, node: Node) -> None:
     letter = "f" if node.dtype == np.float32 else "d"
     if node.dtype.kind != "f":
         raise Unsupported("Matmul of integers")
-    left, right = _matrix(c, a, flags[0]), _matrix(c, b, flags[1])
-    rows, inner = _sizes(c, a, flags[0])
+    # Strides and sizes of the operands as they are multiplied.
+    (ra, ca), (rb, cb) = (
+        _turned(c.place[a].strides, flags[0]),
+        _turned(c.place[b].strides, flags[1]),
+    )
+    rows, inner = _turned(c.nodes[a].shape, flags[0])
     columns = node.shape[-1]
     if kind == "sum":
         # Rows of both are summed over: Aᵀ B.
-        (_, ra, ca), (_, rb, cb) = left, right
         c.lines.append(
             f"mo_product_t_{letter}({c.base(a)}, {ca}, {ra}, {c.base(b)}, {rb}, {cb}, "
             f"rows, {node.shape[0]}, {columns}, a{i});"
@@ -46,7 +50,6 @@ def _matmul(c: Emitter, i: int, node: Node) -> None:
         return
     c.store(i)
     count = "rows" if kind == "row" else str(rows)
-    (ba, ra, ca), (bb, rb, cb) = left, right
     shift = ["", "", ""]
     if len(node.shape) > 2:
         sizes = node.shape[:-2]
@@ -57,21 +60,15 @@ def _matmul(c: Emitter, i: int, node: Node) -> None:
         for d, size in enumerate(sizes):
             c.lines.append(f"for (long b{d} = 0; b{d} < {size}; b{d}++)")
         shift = ["".join(f" + b{d} * {s}" for d, s in enumerate(p)) for p in places]
-    del ba, bb
     c.lines.append(
         f"mo_product_{letter}({c.base(a)}{shift[0]}, {ra}, {ca}, {c.base(b, False)}{shift[1]}, "
         f"{rb}, {cb}, {count}, {inner}, {columns}, {c.base(i)}{shift[2]});"
     )
 
 
-def _matrix(c: Emitter, i: int, transposed: bool) -> tuple[str, int, int]:
-    """Return the base and the strides of rows and columns of an operand."""
-    *_, rows, columns = c.place[i].strides
-    return (c.base(i), columns, rows) if transposed else (c.base(i), rows, columns)
-
-
-def _sizes(c: Emitter, i: int, transposed: bool) -> tuple[int, int]:
-    *_, rows, columns = c.nodes[i].shape
+def _turned(axes: Sequence[int], transposed: bool) -> tuple[int, int]:
+    """Return what belongs to the last two axes of a matrix, or of its transpose."""
+    *_, rows, columns = axes
     return (columns, rows) if transposed else (rows, columns)
 
 
@@ -178,7 +175,7 @@ def _gather_axis(c: Emitter, i: int, node: Node) -> None:
     read = list(along(c.place[x].strides, c.nodes[x].shape, node.shape))
     step, read[axis] = c.place[x].strides[axis], 0
     chosen = along(c.place[index].strides, c.nodes[index].shape, node.shape)
-    (to, at, of), depth = c.nest(c.sizes(i, node.shape), [own, read, chosen])
+    (to, at, of), depth = c.nest(c.extents(node.shape), [own, read, chosen])
     c.lines.append(f"long k = ({c.base(index)})[{of}];")
     c.lines.append(f"k += k < 0 ? {c.nodes[x].shape[axis]} : 0;")
     c.lines.append(f"({c.base(i)})[{to}] = ({c.base(x)})[{at} + k * {step}];")
@@ -192,7 +189,7 @@ def _scatter_axis(c: Emitter, i: int, node: Node) -> None:
     c.copy(c.base(i), own, c.base(x), c.place[x].strides, node.shape)
     to = [0 if a == axis else s for a, s in enumerate(own)]
     value = along(c.place[updates].strides, c.nodes[updates].shape, shape)
-    (at, of, put), depth = c.nest(c.sizes(i, shape), [value, c.place[index].strides, to])
+    (at, of, put), depth = c.nest(c.extents(shape), [value, c.place[index].strides, to])
     c.lines.append(f"long k = ({c.base(index)})[{of}];")
     c.lines.append(f"k += k < 0 ? {node.shape[axis]} : 0;")
     sign = _sign((2, 4)[kind])
@@ -207,7 +204,7 @@ def _scan(c: Emitter, i: int, node: Node) -> None:
     (x,), own = node.inputs, c.store(i).strides
     shape, source = list(node.shape), c.place[x].strides
     length, shape[axis] = shape[axis], 1
-    (to, at), depth = c.nest(c.sizes(i, shape), [own, source])
+    (to, at), depth = c.nest(c.extents(shape), [own, source])
     ctype = "double" if node.dtype.kind == "f" else expressions.ctype(node.dtype)
     c.lines.append(f"{ctype} s = {kind - 2};")
     c.lines.append(f"for (long n = 0; n < {length}; n++) {{")
@@ -222,7 +219,7 @@ def _arg_reduce(c: Emitter, i: int, node: Node) -> None:
     kind, axis = node.state
     (x,), own = node.inputs, c.store(i).strides
     source, length = c.place[x].strides, c.nodes[x].shape[axis]
-    (to, at), depth = c.nest(c.sizes(i, node.shape), [own, source])
+    (to, at), depth = c.nest(c.extents(node.shape), [own, source])
     entry = f"({c.base(x)})[{at} + k * {source[axis]}]"
     c.lines.append(f"long best = 0, k = 0; {expressions.ctype(c.nodes[x].dtype)} s = {entry};")
     c.lines.append(f"for (k = 1; k < {length}; k++)")

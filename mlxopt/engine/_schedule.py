@@ -27,7 +27,6 @@ class Schedule(NamedTuple):
     whole: list[list[int]]
     rows: list[list[int]]
     kind: list[str]  # of each node: "whole", "row", or "sum" over rows
-    level: list[int]  # the pass of each node
     kept: set[int]  # nodes of kind "row" that are needed as a whole
 
 
@@ -59,7 +58,7 @@ def schedule(graph: Graph) -> Schedule:
     for i, node in enumerate(nodes):
         if node.op not in ("Input", "Constant"):
             (whole if kind[i] == "whole" else rows)[level[i]].append(i)
-    return Schedule(count, whole, rows, kind, level, kept)
+    return Schedule(count, whole, rows, kind, kept)
 
 
 def _keep(nodes: list[Node], kind: list[str], kept: set[int], i: int) -> None:
