@@ -219,7 +219,8 @@ def test_without_bounds_it_is_lbfgs(problem, dtype):
         mo.minimize(problem.loss, start, optimizer) for optimizer in (LBFGSB(), mo.LBFGS())
     )
     assert ours.converged
-    assert ours.steps == theirs.steps
+    # In float32 rounding, which differs from CPU to CPU, tells them apart after some steps.
+    assert abs(ours.steps - theirs.steps) <= (0 if dtype == mx.float64 else 0.1 * theirs.steps)
     tolerance = 1e-7 if dtype == mx.float64 else 1e-3
     np.testing.assert_allclose(
         np.array(ours.params), np.array(theirs.params), rtol=tolerance, atol=tolerance

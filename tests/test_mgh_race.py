@@ -118,7 +118,8 @@ def test_float32_ends_at_the_rounding_floor_and_says_so(name):
             continue
         result = mo.minimize(problem.loss, start, OURS[name], tol=1e-6, max_steps=500)
         if result.converged:
-            assert is_near(problem, result, 1e-7), problem.name
+            # Ten roundings of the loss at the start.
+            assert is_near(problem, result, 1e-6), problem.name
         else:
             assert result.status is not mo.Status.COMPLETED
             assert result.optimality > 0
