@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
+from mlxopt._around import Verdict
 from mlxopt._checks import late_interrupt
 from mlxopt._objective import Objective
-from mlxopt._point import Start, Verdict
+from mlxopt._point import Start
 from mlxopt._progress import ProgressBar
 from mlxopt._report import entry_names
 from mlxopt._result import History, Info, Phase

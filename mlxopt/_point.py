@@ -14,15 +14,16 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import _curvature
+from mlxopt._around import Verdict, steps_down, still_falls
 from mlxopt._curvature import Curvature, drop_so_far, noise_of, points_around, to_rounding
 from mlxopt._objective import Objective
+from mlxopt._report import entry_names
 from mlxopt._status import Status
 from mlxopt._tree import (
     EPSILON,
     Tree,
     epsilon,
     from_host,
-    largest_entry,
     leaves,
     read,
     to_host,
@@ -39,7 +40,6 @@ _MOST_NOISE = 0.01  # of the loss, or of its drop so far
 _NOISIER = 4.0  # times the assumed noise, from which on a run goes on with the measured one
 _LEAST_GAIN_AFAR = 1e-4  # the least share of the quadratic model's drop of a step to infinity
 LEAST_GAIN = 1e-4  # the share of the drop so far below which rounding may end a run
-_FLAT_DIRECTIONS = 3  # along which the loss is evaluated
 _LARGE = 2**15  # numbers in the data from which on sums in float32 are checked in float64
 _DECISIVE = 0.01  # the share of the loss of one row that the sum over all may still fall
 
@@ -49,17 +49,6 @@ class Start(NamedTuple):
 
     x: np.ndarray  # (p,)
     value: float
-
-
-class Verdict(NamedTuple):
-    """The end of a run, if it is one."""
-
-    status: Status | None  # None where the run should go on
-    reason: str = ""  # in a sentence, where there is more to say than the status does
-    gain: float = math.nan  # the decrease of the loss still to be expected
-
-
-GO_ON = Verdict(None)
 
 
 class Point:
@@ -95,6 +84,12 @@ class Point:
     @property
     def gradient(self) -> np.ndarray:
         return self.full[self.free]
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each parameter."""
+        names = entry_names("params", self.state.params)
+        return [names[i] for i in np.flatnonzero(self.free)]
 
     def times(self, part: np.ndarray) -> np.ndarray:
         """Return the Hessian of the free parameters times a vector."""
@@ -142,33 +137,6 @@ class Point:
         along = float(found.directions[0] @ self.gradient)
         return 0.5 * along**2 > self.eps * self.assumed_noise * -found.values[0]
 
-    def falls(self, found: Curvature, drop: float) -> Verdict | None:
-        """Return SADDLE or FLAT if the loss around the point shows that, else None."""
-        if found.is_concave:
-            noise, curvature = self.noise(), -found.values[0]
-            most = max(drop, abs(self.state.value)) or 1.0  # of a start, where nothing has dropped
-            for fall in np.geomspace(most, max(2 * noise, 1e-12 * most), 7).tolist():
-                step = math.sqrt(2 * fall / curvature) * found.directions[0]
-                if min(self._change(step)[0], self._change(-step)[0]) < -noise:
-                    return Verdict(Status.SADDLE)
-            return None
-        if found.gain > self.assumed_noise:
-            return None
-        size = np.where(self.size > 0, self.size, 1.0)
-        seen = []
-        for direction in found.flat[:_FLAT_DIRECTIONS]:
-            unit = direction / np.max(np.abs(direction) / size)
-            lengths = (-1e-1, -1e-2, -1e-3, 1e-3, 1e-2, 1e-1)
-            seen += [self._change(length * unit) for length in lengths]
-        if not seen:
-            return None
-        changes, noise = np.array([change for change, _ in seen]), self.noise()
-        if found.is_zero and not any(steep for _, steep in seen):
-            return Verdict(Status.FLAT, _STEPS if (np.abs(changes) > noise).any() else "")
-        if (changes < -noise).any():
-            return Verdict(Status.SADDLE, "the loss falls along a direction without curvature.")
-        return Verdict(Status.FLAT) if found.is_zero and not (changes > noise).any() else None
-
     def noise(self, roundings: float = NOISE) -> float:
         """Return the rounding error of the loss, measured: `roundings` standard deviations.
 
@@ -176,15 +144,19 @@ class Point:
         from the loss in float64.
         """
         if self._noise is None:
-            size, self._noise = self.size, 0.0
-            # Some operations compute in float32 whatever they are given.
-            for eps in {self.eps, max(self.eps, EPSILON[mx.float32])}:
-                steps = points_around(np.zeros_like(size), size, eps)
-                spread = noise_of(np.array([self._change(step)[0] for step in steps]))
-                self._noise = max(self._noise, float(spread))
+            self._noise = self.spread(np.zeros_like(self.size))
             if self.is_large():
                 self._noise = max(self._noise, abs(self._exact[0] - self.state.value) / NOISE)
         return roundings * max(self.assumed_noise / NOISE, self._noise)
+
+    def spread(self, step: np.ndarray) -> float:
+        """Return the standard deviation of the rounding error of the loss a step away."""
+        found = 0.0
+        # Some operations compute in float32 whatever they are given.
+        for eps in {self.eps, max(self.eps, EPSILON[mx.float32])}:
+            steps = points_around(step, self.size, eps)
+            found = max(found, float(noise_of(np.array([self.change(s)[0] for s in steps]))))
+        return found
 
     def gradient_error(self) -> np.ndarray:
         """Return the change of the gradient by a change of the parameters by a rounding."""
@@ -210,11 +182,14 @@ class Point:
         return noisier
 
     def converged(self, found: Curvature, reason: str | None = None) -> Verdict:
-        """Return CONVERGED, unless a gain that matters is hidden by the rounding of the loss.
+        """Return CONVERGED, unless there is a gain that matters.
 
-        That happens in float32 sums over large data, and where a rounding of the parameters changes
-        the gradient as if it were far from a minimum.
+        The derivatives may not know of it, and the rounding of the loss may hide it: in float32
+        sums over large data, and where a rounding of the parameters changes the gradient as if it
+        were far from a minimum.
         """
+        if unseen := still_falls(self) or steps_down(self):
+            return unseen
         if reason is None:
             reason = to_rounding(self.state.params)
             drop = self.drop()
@@ -246,29 +221,6 @@ class Point:
             reason = "as far as some products with the Hessian show."
         return Verdict(Status.CONVERGED, reason, found.gain)
 
-    def wrong_slope(self) -> str:
-        """Return what is wrong with the gradient, if differences of the loss contradict it."""
-        if not self.judge.optimizer.loss_alone:
-            return ""  # `gradient` is that of the loss alone
-        g, noise = self.gradient, self.noise()
-        slope = float(g @ g)
-        if not slope > 0:
-            return ""
-        # The gradient predicts changes well above the noise, which it should do at both lengths.
-        t = max(1e2 * noise, 1e-12 * abs(self.state.value)) / slope
-        if not (np.abs(t * g) > 1e2 * self.eps * np.abs(self.free_x)).any():
-            return ""  # such steps are rounded away
-        near, far = ([self._change(s * k * t * g)[0] for s in (-1, 1)] for k in (1.0, 4.0))
-        if not np.isfinite([*near, *far]).all():
-            return ""
-        found = [(ends[1] - ends[0]) / (2 * k * t * slope) for ends, k in ((near, 1), (far, 4))]
-        if max(found) < -0.3 and abs(found[0] - found[1]) < 0.3 * abs(found[0]):
-            return _WRONG
-        # At a kink both sides rise in proportion to the length, at a minimum by its square.
-        if min(near) > 10 * noise and max(far) < 6 * max(near) and min(far) > 2 * min(near):
-            return _KINK
-        return ""
-
     def _all(self, part: np.ndarray) -> np.ndarray:
         vector = np.zeros_like(self.x)
         vector[self.free] = part
@@ -277,20 +229,28 @@ class Point:
     def _times(self, vector: np.ndarray) -> np.ndarray:
         return self.objective.times(self.state.params, vector)
 
-    def _change(self, step: np.ndarray) -> tuple[float, bool]:
-        """Return the change of the loss by a step, and whether its gradient there is not zero."""
+    def change(self, step: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the change of the loss by a step, and its gradient there; infinity if it raises.
+
+        The run may not have gone there, and the loss not be defined.
+        """
         optimizer = self.judge.optimizer
         point = optimizer.nearest(from_host(self.x + self._all(step), self.state.params))
-        value, grad = self._evaluate(point)
-        value, largest = read(value, largest_entry(grad))
-        value += optimizer.penalty_of(point)
-        return (value - self.state.value if math.isfinite(value) else math.inf), largest != 0
+        try:
+            value, grad = self._evaluate(point)
+            number = read(value)[0] + optimizer.penalty_of(point)
+        except Exception:  # of any kind: a loss of the user
+            return math.inf, np.zeros_like(step)
+        change = number - self.state.value if math.isfinite(number) else math.inf
+        return change, to_host(grad)[self.free]
 
     def _evaluate(self, params: Tree) -> tuple[mx.array, Tree]:
         """Return the loss and its gradient; only those of the method are counted."""
-        both = self.objective.value_and_grad(params)
-        self.objective.evaluations -= 1
-        return both
+        evaluations = self.objective.evaluations
+        try:
+            return self.objective.value_and_grad(params)
+        finally:
+            self.objective.evaluations = evaluations
 
     def is_large(self) -> bool:
         """Whether float32 sums over these data have to be checked in float64."""
@@ -311,17 +271,3 @@ class Point:
             both = mx.value_and_grad(self.objective.loss)
             value, grad = both(widened(self.state.params), *widened(self.objective.data))
             return read(value)[0], to_host(grad)
-
-
-_STEPS = (
-    "the loss changes, but its gradient is zero all around: it goes in steps (round, a threshold, "
-    "an argmax, a count), or stop_gradient cuts it off. Use a smooth loss in its place."
-)
-_WRONG = (
-    "the loss rises along the negative gradient: check the derivative, which is not the right one, "
-    "with mo.autodiff.check_grads (a custom vjp, stop_gradient, a sum over processes)."
-)
-_KINK = (
-    "the loss is not smooth: it has a kink here (abs, maximum, relu), which methods for smooth "
-    "losses cannot settle in. Use ProximalGradient for a penalty, or a smooth loss such as huber."
-)

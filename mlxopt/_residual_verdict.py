@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlxopt._around import Verdict, falls, steps_down, still_falls
 from mlxopt._curvature import Curvature
-from mlxopt._point import Point, Start, Verdict
+from mlxopt._point import Point, Start
 from mlxopt._rank import Rank, rank_of
 from mlxopt._report import combination, entry_names
 from mlxopt._residual_objective import ResidualObjective
@@ -177,7 +178,8 @@ def judge(
     point.assumed_noise = max(model.noise, tol**2 * drop)
     if found.values[0] < -_DIP * found.rounding:
         found = found._replace(rounding=0.0)
-    fallen = point.falls(found, max(drop, state.value))
+    fallen = falls(point, found, max(drop, state.value))
+    fallen = fallen or still_falls(point) or steps_down(point)
     if fallen is None:
         return verdict
     blind = not found.is_concave and fallen.status is Status.SADDLE

@@ -14,13 +14,16 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import _curvature
+from mlxopt._around import Verdict, falls, wrong_slope
 from mlxopt._curvature import is_hidden, next_goal, seems_minimal
 from mlxopt._objective import Objective
-from mlxopt._point import GO_ON, LEAST_GAIN, Point, Start, Verdict
+from mlxopt._point import LEAST_GAIN, Point, Start
 from mlxopt._report import entry_names
 from mlxopt._status import Status
 from mlxopt._tree import working_dtype
 from mlxopt.optimizers import Optimizer
+
+GO_ON = Verdict(None)
 
 
 class Judge:
@@ -74,7 +77,7 @@ class Judge:
             if point.leaves(found):
                 self.goal = 0.1 * state.optimality
                 return GO_ON
-            return point.falls(found, drop) or GO_ON
+            return falls(point, found, drop) or GO_ON
         if found.gain <= self.tol**2 * drop:
             return point.converged(found, "")
         if point.is_at_infinity(found, self.tol):
@@ -111,13 +114,13 @@ class Judge:
                 return point.converged(found, "")
             if point.is_at_infinity(found, self.tol):
                 return point.converged(found, _AT_INFINITY)
-        if wrong := point.wrong_slope():
+        if wrong := wrong_slope(point):
             exact, fall = point.exact_gradient(), self.start.value - state.value
             # In float32 a gradient can be the rounding of its own computation (1 - σ(z), say).
             if exact is not None and sound and found.gain_of(exact) <= point.eps * fall:
                 return point.converged(found)
             return Verdict(Status.NO_PROGRESS, wrong, found.gain)
-        if fallen := point.falls(found, drop):
+        if fallen := falls(point, found, drop):
             return fallen
         if point.allow_for_noise():
             return GO_ON  # the method gave up on noise that it did not know

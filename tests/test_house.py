@@ -31,6 +31,7 @@ ROOMS = [
     ["_loop", "_residual_verdict"],
     ["_verdict", "_certificate"],
     ["_point"],
+    ["_around"],
     ["optimizers", "_rank"],
     ["_residual_objective", "_curvature"],
     ["_objective"],

@@ -336,3 +336,22 @@ def test_converged_leaves_nothing_to_gain(name, dtype, noise, seed, share, polis
         x, y = (np.array(item).astype(float) for item in (x, y))
         left, roundings = gain_left(model, found, x, y, EPS[working])
         assert left < 1e-3 or roundings < 3, (result, left, roundings)
+
+
+@pytest.mark.parametrize("method", [mo.LevenbergMarquardt(), mo.GaussNewton()])
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda p: mx.round(2 * p) - 0.1,
+        lambda p: mx.where(p > 1, 0.0, 5.0),
+        lambda p: 1 - mx.exp(-mx.square(50 * p)),
+        lambda p: mx.floor(p) + 3,
+    ],
+    ids=["round", "a threshold", "a peak far away", "floor"],
+)
+@pytest.mark.filterwarnings("ignore::mlxopt.ConvergenceWarning")
+def test_a_plateau_in_one_parameter_is_no_minimum(first, method):
+    residual = lambda p: mx.stack([first(p[0]), p[1] - 1])  # noqa: E731
+    found = least_squares(residual, mx.array([0.6, 0.0]), optimizer=method)
+    assert found.status in (mo.Status.FLAT, mo.Status.SADDLE)
+    assert "params[0]" in found.reason or "falls a step away" in found.reason

@@ -341,3 +341,20 @@ def test_a_variance_that_goes_to_zero_is_no_minimum(method, dtype):
         warnings.simplefilter("ignore", mo.ConvergenceWarning)
         found = mo.minimize_many(loss, starts, method, lines)
     assert not found.converged.any()
+
+
+@pytest.mark.parametrize(
+    ("loss", "status"),
+    [
+        (lambda p: mx.round(2 * p[0]) ** 2 + (p[1] - 1) ** 2, mo.Status.FLAT),
+        (lambda p: p[0] ** 2 + 0.1 * (p[0] > 0.01) + (p[1] - 1) ** 2, None),
+        (lambda p: (p[0] > -0.01) + p[0] ** 2 + (p[1] - 1) ** 2, mo.Status.NO_PROGRESS),
+        (lambda p: p[0] ** 4 + (p[1] - 1) ** 2, None),
+    ],
+    ids=["a step in one parameter", "a jump up", "a jump down", "a flat minimum"],
+)
+@pytest.mark.filterwarnings("ignore::mlxopt.ConvergenceWarning")
+def test_what_the_derivatives_do_not_show_is_looked_at(loss, status):
+    starts = mx.array([[0.28, 0.0], [0.29, 0.1], [0.3, 3.0]])
+    found = mo.minimize_many(loss, starts, mo.LBFGS()).status
+    assert list(found) == [status or mo.Status.CONVERGED] * 3

@@ -25,6 +25,7 @@ import mlxopt as mo
 from mlxopt import Status
 
 FLAT, SADDLE, CONVERGED = Status.FLAT, Status.SADDLE, Status.CONVERGED
+NO_PROGRESS = Status.NO_PROGRESS
 METHODS = {
     "LBFGS": mo.LBFGS(),
     "BFGS": mo.BFGS(),
@@ -37,6 +38,7 @@ METHODS = {
     "ProximalGradient": mo.ProximalGradient(None),
 }
 X = np.random.default_rng(1).normal(size=(60, 3))
+CLASSES = (X @ np.array([1.0, -1.0, 0.5]) > 0).astype(np.float32)
 Y = (np.random.default_rng(2).random(60) < 0.4).astype(float)
 
 
@@ -85,6 +87,11 @@ RIGHT = [
     Case("saturation", saturation, [7e-7, 3000.0], [8.2e-7, 3766.85], 1e-3, (x_s, y_s), mx.float64),
     Case("a minimum", lambda p: mx.sum(mx.square(p)), [0, 0], [0, 0]),
     Case("a flat minimum", lambda p: mx.sum(p**4), [0, 0], [0, 0]),
+    # Parameters without slope and curvature that do not matter, or are at their minimum.
+    Case("one unused", lambda p: mx.sum(mx.square(p[:2] - 2)), [0, 0, 0], [2, 2, 0]),
+    Case("one times zero", lambda p: mx.sum(mx.square(p - 2) * mx.array([1, 0])), [0, 3], [2, 3]),
+    Case("one clipped", lambda p: mx.maximum(p[0], 0) ** 2 + (p[1] - 1) ** 2, [-2, 0], [-2, 1]),
+    Case("one quartic", lambda p: p[0] ** 4 + (p[1] - 1) ** 2, [0, 0], [0, 1]),
     Case("a cosine", lambda p: -mx.sum(mx.cos(p)), [0.5, 0.2], [0, 0]),
 ]
 WRONG = {
@@ -106,6 +113,25 @@ WRONG = {
     "a symmetric start": (lambda p: p[0] ** 2 - p[1] ** 2 + p[1] ** 4, [1.0, 0.0], SADDLE),
     "a maximum": (lambda p: mx.sum(mx.cos(p)), [0.0, 0.0], SADDLE),
     "an inflection": (lambda p: mx.sum(p**3), [0.0, 0.0], SADDLE),
+    # One parameter of two: the other has a minimum.
+    "round in one": (lambda p: mx.round(20 * p[0]) ** 2 + (p[1] - 1) ** 2, [0.28, 0.0], FLAT),
+    "wide steps in one": (lambda p: mx.round(2 * p[0]) ** 2 + (p[1] - 1) ** 2, [0.28, 0.0], FLAT),
+    "a threshold in one": (
+        lambda p: mx.where(p[0] > 1, 0.0, 5.0) + mx.exp(p[1]) - p[1],
+        [0.5, 2.0],
+        FLAT,
+    ),
+    "a peak far away in one": (
+        lambda p: 1 - mx.exp(-mx.square(p[0])) + mx.square(p[1] - 1),
+        [30.0, 0.0],
+        FLAT,
+    ),
+    "an inflection in one": (lambda p: p[0] ** 3 + (p[1] - 1) ** 2, [0.0, 0.0], SADDLE),
+    "accuracy with a penalty": (
+        lambda p: mx.mean(mx.square((mx.array(X) @ p > 0) - mx.array(CLASSES))) + 0.01 * p @ p,
+        [0.3, 0.3, 0.3],
+        NO_PROGRESS,
+    ),
 }
 
 

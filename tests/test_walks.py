@@ -32,7 +32,7 @@ def loss(params, X, y):
 WALKS = {
     "minimize": (24, lambda: mo.minimize(loss, START, LBFGS, X, Y)),
     "train": (19, lambda: mo.train(loss, START, SGD, mo.batches(X, Y, batch_size=8), epochs=2)),
-    "least_squares": (27, lambda: mo.least_squares(residual, START, X, Y)),
+    "least_squares": (29, lambda: mo.least_squares(residual, START, X, Y)),
     "minimize_many": (
         29,
         lambda: mo.minimize_many(loss, STARTS, LBFGS, X, Y, in_axes=(0, None, None)),

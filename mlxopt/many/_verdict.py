@@ -10,6 +10,7 @@ import copy
 import numpy as np
 
 from mlxopt import _curvature
+from mlxopt._around import NEAR, Verdict, is_explained, oblique
 from mlxopt._curvature import (
     drop_so_far,
     is_hidden,
@@ -20,7 +21,7 @@ from mlxopt._curvature import (
     to_rounding,
 )
 from mlxopt._dense import times
-from mlxopt._point import LEAST_GAIN, NOISE, UNKNOWN, Start, Verdict
+from mlxopt._point import LEAST_GAIN, NOISE, UNKNOWN, Start
 from mlxopt._status import Status
 from mlxopt._tree import count, epsilon, to_device
 from mlxopt._verdict import Judge
@@ -93,6 +94,8 @@ class BatchedJudge:
             seems = seems_minimal(x, g, np.vecdot(g, times(matrix, g)), eps * level, eps)
             holds = seems & ~curvature.is_concave & is_hidden(curvature, x, eps * level, eps)
             within, decided = np.zeros(len(x), dtype=bool), np.ones(len(x), dtype=bool)
+            seen = self._seen(runs, points, matrix, holds)
+            holds, decided = holds & seen, ~holds | seen
         else:
             noise, way = NOISE * self.objective.epsilon(runs.rows) * level, x - start.x
             curved = np.vecdot(way, times(matrix, way))
@@ -115,6 +118,8 @@ class BatchedJudge:
             rounding = eps * np.abs(x)
             moved = 0.5 * np.vecdot(rounding, times(np.abs(matrix), rounding))
             sure = within | ~last | (moved <= UNKNOWN * reference) | (reference <= noise)
+            seen = self._seen(runs, points, matrix, holds & sure)
+            convex, holds = convex & (seen | ~holds), holds & seen
             decided = (holds & sure) | (convex & ~last)
             goal = next_goal(points.optimality, curvature.gain, reference, self.tol)
             self.goal[runs.rows[~last]] = goal[~last]
@@ -152,6 +157,27 @@ class BatchedJudge:
         except (ValueError, RuntimeError, IndexError):
             self._dense = False  # each by itself
             return None
+
+    def _seen(
+        self, runs: Running, points: Points, matrix: np.ndarray, which: np.ndarray
+    ) -> np.ndarray:
+        """Return which of these runs have derivatives that explain the loss nearby, (A,)."""
+        x, value, g, _ = points
+        seen = ~((g == 0) & ~matrix.any(axis=-1)).any(axis=-1)
+        rows = np.flatnonzero(which & seen)
+        if len(rows):
+            size = np.maximum(np.abs(x), np.abs(x - runs.start.x))[rows]
+            step = NEAR * size * oblique(x.shape[1])
+            for way in (step, -step):
+                model = np.vecdot(g[rows], way) + 0.5 * np.vecdot(way, times(matrix[rows], way))
+                try:
+                    there = self._at(runs.rows[rows]).value_and_grad(x[rows] + way)[0]
+                except Exception:  # of any kind: a loss of the user, which is not defined there
+                    there = np.full_like(value[rows], np.nan)
+                change = there - value[rows]
+                noise = NOISE * self.objective.epsilon(runs.rows[rows]) * np.abs(value[rows])
+                seen[rows] &= is_explained(change, model, noise)
+        return seen
 
     def _noise(self, rows: np.ndarray, x: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Return the standard deviations of the rounding errors of these losses at x, (A,)."""

@@ -1,0 +1,187 @@
+"""What values of the loss around the end of a run show, where its derivatives do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlxopt._curvature import Curvature
+from mlxopt._status import Status
+
+_FLAT_DIRECTIONS = 3  # along which the loss is evaluated
+_LENGTHS = np.array([1e-3, 1e-2, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0])  # of still parameters
+_PAIRS = 8  # of points in which a step is looked for
+NEAR = 0.1  # of the size of the parameters: where
+
+
+class Verdict(NamedTuple):
+    """The end of a run, if it is one."""
+
+    status: Status | None  # None where the run should go on
+    reason: str = ""  # in a sentence, where there is more to say than the status does
+    gain: float = math.nan  # the decrease of the loss still to be expected
+
+
+def falls(point: Any, found: Curvature, drop: float) -> Verdict | None:
+    """Return SADDLE or FLAT if the loss around the point shows that, else None."""
+    if found.is_concave:
+        noise, curvature = point.noise(), -found.values[0]
+        most = max(drop, abs(point.state.value)) or 1.0  # of a start, where nothing has dropped
+        for fall in np.geomspace(most, max(2 * noise, 1e-12 * most), 7).tolist():
+            step = math.sqrt(2 * fall / curvature) * found.directions[0]
+            if min(point.change(step)[0], point.change(-step)[0]) < -noise:
+                return Verdict(Status.SADDLE)
+        return None
+    if found.gain > point.assumed_noise:
+        return None
+    size = np.where(point.size > 0, point.size, 1.0)
+    seen = []
+    for direction in found.flat[:_FLAT_DIRECTIONS]:
+        unit = direction / np.max(np.abs(direction) / size)
+        lengths = (-1e-1, -1e-2, -1e-3, 1e-3, 1e-2, 1e-1)
+        seen += [point.change(length * unit) for length in lengths]
+    if not seen:
+        return None
+    changes, noise = np.array([change for change, _ in seen]), point.noise()
+    if found.is_zero and not any(grad.any() for _, grad in seen):
+        return Verdict(Status.FLAT, STEPS if (np.abs(changes) > noise).any() else "")
+    if (changes < -noise).any():
+        return Verdict(Status.SADDLE, "the loss falls along a direction without curvature.")
+    return Verdict(Status.FLAT) if found.is_zero and not (changes > noise).any() else None
+
+
+def still_falls(point: Any) -> Verdict | None:
+    """Return SADDLE or FLAT if parameters without slope and curvature lower the loss, else None.
+
+    No derivative says whether a parameter stands on a plateau, on a step, or does not matter.
+    """
+    still = np.flatnonzero(point.gradient == 0)
+    if not len(still):
+        return None
+    rng = np.random.default_rng(0)
+    still = still[point.times(rng.normal(size=len(point.gradient)))[still] == 0]
+    size = np.where(point.size > 0, point.size, 1.0)[still]
+    few = len(still) <= _FLAT_DIRECTIONS
+    units = np.diag(size) if few else size * rng.choice([-1.0, 1.0], (2, len(still)))
+    for unit in units:
+        for sign in (-1.0, 1.0):
+            slopes = False  # from the point on
+            for length in sign * _LENGTHS:
+                step = np.zeros_like(point.gradient)
+                step[still] = length * unit
+                change, grad = point.change(step)
+                slopes |= abs(length) == _LENGTHS[0] and grad[still].any()
+                if change >= -point.assumed_noise or change >= -point.noise():
+                    continue
+                if slopes:
+                    reason = "the loss falls along a direction without curvature."
+                    return Verdict(Status.SADDLE, reason)
+                names, moved = point.names, np.flatnonzero(step)
+                to = f"{names[moved[0]]} = {point.free_x[moved[0]] + step[moved[0]]:.3g}"
+                others = " and others moved too" if len(moved) > 1 else ""
+                return Verdict(
+                    Status.FLAT,
+                    f"the gradient with respect to {names[moved[0]]} is exactly zero here, but at "
+                    f"{to}{others} the loss is {-change:.2g} lower: a plateau, or {_STEPS}",
+                )
+    return None
+
+
+def steps_down(point: Any) -> Verdict | None:
+    """Return NO_PROGRESS if the loss jumps to less a tenth of the parameters away, else None.
+
+    A penalty beside a loss that goes in steps has a minimum of its own, which is none of the loss.
+    """
+    rng, size = np.random.default_rng(0), NEAR * point.size
+    for pair in range(_PAIRS):
+        step = size * (rng.normal(size=len(size)) if pair else oblique(len(size)))
+        model = 0.5 * float(step @ point.times(step)) if pair == 0 else 0.0
+        slope, explained = float(point.gradient @ step), True
+        for sign in (-1.0, 1.0):
+            change = point.change(sign * step)[0]
+            explained &= bool(is_explained(change, sign * slope + model, point.assumed_noise))
+            if change < -point.assumed_noise and (jump := _jump(point, sign * step, change)):
+                return Verdict(
+                    Status.NO_PROGRESS,
+                    f"the loss is {-change:.2g} lower nearby, beyond a jump by {jump:.2g} that its "
+                    f"gradient does not know of: {_STEPS}",
+                )
+        if pair == 0 and explained:
+            return None
+    return None
+
+
+def oblique(size: int) -> np.ndarray:
+    """Return a vector along no axis, whose entries are between 0.5 and 1.5 in size."""
+    rng = np.random.default_rng(0)
+    return rng.choice([-1.0, 1.0], size) * rng.uniform(0.5, 1.5, size)
+
+
+def is_explained(change: Any, model: Any, noise: Any) -> Any:
+    """Whether the quadratic model is near enough to a change of the loss to rule out a jump."""
+    return np.abs(change - model) <= 0.5 * np.abs(change) + noise
+
+
+def _jump(point: Any, step: np.ndarray, change: float) -> float:
+    """Return the size of a jump of the loss within a step by which it changes; 0 if it has none.
+
+    By bisection: a change that is continuous shrinks with the interval.
+    """
+    near, far, level = 0.0, 1.0, 0.0  # the ends of the interval, and the change at `near`
+    halvings = int(-math.log2(point.eps / NEAR)) - 1
+    total = abs(change)
+    for _ in range(halvings):
+        middle = 0.5 * (near + far)
+        half = point.change(middle * step)[0]
+        if abs(half - level) >= abs(change - half):
+            far, change = middle, half
+        else:
+            near, level = middle, half
+    jump = abs(change - level)
+    # A root changes by the square root of the interval at most; noise is everywhere.
+    continuous = max(4 * total * 2.0 ** (-0.75 * halvings), point.assumed_noise)
+    return jump if jump > continuous and jump > 10 * point.spread(step) else 0.0
+
+
+def wrong_slope(point: Any) -> str:
+    """Return what is wrong with the gradient, if differences of the loss contradict it."""
+    if not point.judge.optimizer.loss_alone:
+        return ""  # `gradient` is that of the loss alone
+    g, noise = point.gradient, point.noise()
+    slope = float(g @ g)
+    if not slope > 0:
+        return ""
+    # The gradient predicts changes well above the noise, which it should do at both lengths.
+    t = max(1e2 * noise, 1e-12 * abs(point.state.value)) / slope
+    if not (np.abs(t * g) > 1e2 * point.eps * np.abs(point.free_x)).any():
+        return ""  # such steps are rounded away
+    near, far = ([point.change(s * k * t * g)[0] for s in (-1, 1)] for k in (1.0, 4.0))
+    if not np.isfinite([*near, *far]).all():
+        return ""
+    found = [(ends[1] - ends[0]) / (2 * k * t * slope) for ends, k in ((near, 1), (far, 4))]
+    if max(found) < -0.3 and abs(found[0] - found[1]) < 0.3 * abs(found[0]):
+        return _WRONG
+    # At a kink both sides rise in proportion to the length, at a minimum by its square.
+    if min(near) > 10 * noise and max(far) < 6 * max(near) and min(far) > 2 * min(near):
+        return _KINK
+    return ""
+
+
+_STEPS = (
+    "a loss that goes in steps (round, a threshold, an argmax, a count), or stop_gradient. Use a "
+    "smooth loss in its place."
+)
+STEPS = (
+    "the loss changes, but its gradient is zero all around: it goes in steps (round, a threshold, "
+    "an argmax, a count), or stop_gradient cuts it off. Use a smooth loss in its place."
+)
+_WRONG = (
+    "the loss rises along the negative gradient: check the derivative, which is not the right one, "
+    "with mo.autodiff.check_grads (a custom vjp, stop_gradient, a sum over processes)."
+)
+_KINK = (
+    "the loss is not smooth: it has a kink here (abs, maximum, relu), which methods for smooth "
+    "losses cannot settle in. Use ProximalGradient for a penalty, or a smooth loss such as huber."
+)
