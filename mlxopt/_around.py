@@ -25,14 +25,21 @@ class Verdict(NamedTuple):
 
 
 def falls(point: Any, found: Curvature, drop: float) -> Verdict | None:
-    """Return SADDLE or FLAT if the loss around the point shows that, else None."""
+    """Return SADDLE or FLAT if the loss around the point shows that, else None.
+
+    NO_PROGRESS where it curves down, but falls by its slope.
+    """
     if found.is_concave:
         noise, curvature = point.noise(), -found.values[0]
         most = max(drop, abs(point.state.value)) or 1.0  # of a start, where nothing has dropped
         for fall in np.geomspace(most, max(2 * noise, 1e-12 * most), 7).tolist():
             step = math.sqrt(2 * fall / curvature) * found.directions[0]
             if min(point.change(step)[0], point.change(-step)[0]) < -noise:
-                return Verdict(Status.SADDLE)
+                if abs(step @ point.gradient) <= fall:
+                    return Verdict(Status.SADDLE)
+                steepest = int(np.argmax(np.abs(step / np.where(point.size > 0, point.size, 1.0))))
+                name, number = point.names[steepest], point.free_x[steepest]
+                return Verdict(Status.NO_PROGRESS, _POLE.format(name=name, number=number))
         return None
     if found.gain > point.assumed_noise:
         return None
@@ -169,6 +176,11 @@ def wrong_slope(point: Any) -> str:
     return ""
 
 
+_POLE = (
+    "the loss falls ever more steeply: beside a pole (log or a division at zero, a variance that "
+    "goes to zero with a perfect fit) it has no minimum, at a root (sqrt, a power below one) no "
+    "derivative. Bound or penalize {name}, now {number:.3g}."
+)
 _STEPS = (
     "a loss that goes in steps (round, a threshold, an argmax, a count), or stop_gradient. Use a "
     "smooth loss in its place."

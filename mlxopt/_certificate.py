@@ -35,6 +35,7 @@ from mlxopt.autodiff._guards import check_is_callable
 
 _NOISE = 10  # roundings in a value of the loss
 _NUDGES = 4.0  # roundings of the parameters by which they are moved to see what that changes
+_NEAR = 0.1  # of the size of a parameter: where a direction of a valley is straight
 
 
 def certify(
@@ -158,6 +159,12 @@ class _Point:
                 f"curvature. Start elsewhere."
             ), False
         kinds = [way for way, _ in ways]
+        if "far" in kinds:
+            return (
+                f"A plateau: the gradient is {zero}, and along some direction the loss does not "
+                f"change around here, but falls farther away. Start elsewhere, or scale the "
+                f"parameters."
+            ), False
         if ways and found.is_zero and "up" not in kinds:
             return (
                 f"A plateau: the gradient is {zero} and the loss does not change around here. "
@@ -189,13 +196,20 @@ class _Point:
         return direction / np.max(np.abs(direction) / size)
 
     def _along(self, direction: np.ndarray) -> str:
-        """Return whether the loss goes "up", "down" or stays "level" along ± a direction."""
-        for length in (1e-3, 1e-2, 1e-1):
-            way = length * self._scaled(direction)
-            changes = [self.at(self.x + sign * way)[0] - self.value for sign in (-1, 1)]
-            if min(changes) < -self.noise:
-                return "down"
-            if max(changes) > self.noise:
+        """Return whether the loss goes "up", "down" or stays "level" along ± a direction.
+
+        "far" where it stays level nearby, and goes down farther away.
+        """
+        open_ways = {-1.0, 1.0}  # along which it has not gone up
+        for length in (1e-3, 1e-2, 1e-1, 0.25, 0.5, 1.0, 2.0, 4.0):
+            for sign in sorted(open_ways):
+                step = sign * length * self._scaled(direction)
+                change = self.at(self.x + step)[0] - self.value
+                if change < -self.noise:
+                    return "down" if length <= _NEAR else "far"
+                if change > self.noise:
+                    open_ways.discard(sign)
+            if length <= _NEAR and len(open_ways) < 2:
                 return "up"
         return "level"
 

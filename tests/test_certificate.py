@@ -145,3 +145,19 @@ def test_it_prints_within_eighty_columns():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert "unknown" in repr(mo.certify(lambda w: mx.sum(0 * w), mx.zeros(2)))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p: mx.square(mx.round(2 * p[0])) + mx.square(p[1] - 1),
+        lambda p: 1 - mx.exp(-mx.square(p[0] * 200)) + mx.square(p[1] - 1),
+        lambda p: mx.where(p[0] < 1, 2.0, 0.0) + mx.square(p[1] - 1),
+        lambda p: p[0] ** 3 * 0 - mx.floor(p[0]) + mx.square(p[1] - 1),
+    ],
+    ids=["round", "a peak far away", "a threshold", "floor"],
+)
+def test_a_plateau_in_one_parameter_is_no_minimum(loss):
+    found = mo.certify(loss, mx.array([0.6, 1.0]))
+    assert found.is_minimum is False
+    assert "falls farther away" in found.verdict

@@ -332,3 +332,21 @@ def test_a_variance_that_goes_to_zero_is_no_minimum(form, name, dtype):
         warnings.simplefilter("ignore", mo.ConvergenceWarning)
         result = mo.minimize(loss, start, METHODS[name], x, 2 * x + 1)
     assert not result.converged
+
+
+POLES = {
+    "a log": lambda p: mx.sum(mx.log(p)),
+    "a log of a size": lambda p: mx.sum(mx.log(mx.abs(p))),
+    "a division": lambda p: -1 / mx.sum(mx.square(p)),
+    "a root": lambda p: mx.sum(mx.abs(p) ** 0.3),
+}
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("pole", POLES)
+@pytest.mark.filterwarnings("ignore::mlxopt.ConvergenceWarning")
+def test_a_pole_is_no_saddle(pole, name, dtype):
+    result = mo.minimize(POLES[pole], mx.array([1.0, 2.0], dtype=dtype), METHODS[name])
+    assert not result.converged
+    assert result.status is not SADDLE
