@@ -147,8 +147,11 @@ def test_classic_residuals_take_the_steps_they_take_alone(problem, optimizer):
             if (problem.name, type(optimizer).__name__) in CLOSE_CALLS:
                 assert result.value[i] == pytest.approx(alone.value, rel=0.01)
                 continue
-            # Up to the first claim; alone, its verdict can ask for more.
-            assert (result.status[i], result.steps[i]) == (alone.status, alone.phases[0].steps)
+            # Up to the first claim; alone, its verdict can ask for more. Some steps are lost and
+            # won where a line search ends at rounding.
+            assert result.status[i] == alone.status
+            steps = alone.phases[0].steps
+            assert abs(result.steps[i] - steps) <= 0.05 * steps
             # A loss that is zero at its minimum is known to the square of 1e-8 or so.
             assert result.value[i] == pytest.approx(alone.value, rel=1e-6, abs=1e-15)
 

@@ -26,6 +26,8 @@ _MOST_TRIALS = 40
 _NOISE = 10.0  # roundings in a mean over examples
 _SUM = 100.0  # times as many in a long naive sum
 _EXPAND_LEAST, _EXPAND_MOST = 2.0, 10.0
+_FEW = 6  # trials after which a bracket that spans digits is divided by digits
+_EXTREME = 1e4  # ratio of its ends
 _MARGIN = 0.1  # a trial keeps this share of the bracket's width from its ends
 
 
@@ -116,6 +118,8 @@ def _expand(previous: LineSearch, search: LineSearch) -> float:
 def _inside(search: LineSearch) -> float:
     a, b = search.low, search.high
     width = b - a
+    if search.trials >= _FEW and b > _EXTREME * a:  # the first trial was off by many digits
+        return math.sqrt(a) * math.sqrt(b) if a > 0 else b / _EXTREME**2
     if math.isinf(search.high_value):  # no value to interpolate
         return a + _MARGIN * width
     guess = cubic_minimizer(
