@@ -12,7 +12,17 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt._operation import Function, is_refusal, known
-from mlxopt._tree import Tree, epsilon, from_host, is_float, leaves, to_host, to_numpy, widened
+from mlxopt._tree import (
+    EPSILON,
+    Tree,
+    epsilon,
+    from_host,
+    is_float,
+    leaves,
+    to_host,
+    to_numpy,
+    widened,
+)
 from mlxopt.autodiff._guards import (
     Hooks,
     TapeError,
@@ -27,7 +37,8 @@ from mlxopt.autodiff._guards import (
 )
 
 constants = Hooks(mx, "stop_gradient")
-_MARGIN = 100.0  # times the rounding that is observed
+_MARGIN = 10.0  # times the change that is observed
+_MOVE = 10.0  # roundings of the parameters, since one may be rounded away
 _CLEAR = 0.02  # the share of a derivative that is a clear disagreement
 _SLACK = 10.0  # times the differences between finite differences
 _STEPS = (0.03, 0.003, 0.0003)  # of finite differences, relative to the entries
@@ -115,9 +126,10 @@ def check_trace(
 
 
 def _change(loss: Function, params: Tree, data: Any, plain: mx.array, sign: int) -> float:
-    """Return the change of a loss by a move of the parameters by rounding errors."""
+    """Return the change of a loss by a move of the parameters by some rounding errors."""
     x = to_host(params)
-    nudge = sign * epsilon(params) * np.maximum(1.0, np.abs(x)) * np.cos(1.0 + np.arange(x.size))
+    eps = max(epsilon(params), EPSILON[mx.float32])  # which a loss may use within, as MLX does
+    nudge = sign * _MOVE * eps * np.maximum(1.0, np.abs(x)) * np.cos(1.0 + np.arange(x.size))
     moved = to_numpy(loss(from_host(x + nudge, params), *data))
     return float(np.nanmax(np.abs(moved - to_numpy(plain)), initial=0.0))
 

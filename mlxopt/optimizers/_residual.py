@@ -107,7 +107,7 @@ def measure(x: Array, value: Any, r: Array, J: Array, eps: float, bounds: Any = 
     rounding = eps * np.hypot(contribution, r)
     columns, length = np.linalg.norm(J, axis=-2), norm(r)
     scale = columns * (length + _SMALL * norm(contribution))[..., None]
-    flat = fixed | (g == 0)  # as for a column of zeros
+    flat = fixed | (g == 0) | (scale == 0)  # as for a column of zeros, or one whose norm underflows
     cosines = np.where(flat, 0.0, np.abs(g) / scale)
     spread = np.sqrt(times(np.square(J).mT, np.square(rounding)))
     allowed = cosines + np.where(flat, 0.0, spread / scale)

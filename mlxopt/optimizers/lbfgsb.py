@@ -203,7 +203,7 @@ class LBFGSB(Descent):
         if memory.order[-1:] != (slot,):
             return memory
         yy, sy = memory.products[m + slot, m + slot], memory.products[slot, m + slot]
-        return memory._replace(theta=float(yy / sy))
+        return memory._replace(theta=float(yy / sy) or memory.theta)  # or it underflows
 
     def restart(self, state: DescentState) -> BoundedPairs | None:
         return state.memory._replace(order=()) if state.memory.order else None
