@@ -11,7 +11,11 @@ from mlxopt._curvature import Curvature
 from mlxopt._status import Status
 
 _FLAT_DIRECTIONS = 3  # along which the loss is evaluated
-_LENGTHS = np.array([1e-3, 1e-2, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0])  # of still parameters
+_LENGTHS = np.array(
+    [1e-3, 1e-2, *np.arange(1, 11) / 10, 1.25, 1.5, 2.0, 4.0]
+)  # of still parameters
+_PARTS = (0.25, 0.5, 0.75)  # of a step, where a loss that has fallen may have risen first
+_MARGIN = 10.0  # times the gain that tol allows, which is an estimate
 _PAIRS = 8  # of points in which a step is looked for
 NEAR = 0.1  # of the size of the parameters: where
 
@@ -55,7 +59,7 @@ def falls(point: Any, found: Curvature, drop: float) -> Verdict | None:
     if found.is_zero and not any(grad.any() for _, grad in seen):
         return Verdict(Status.FLAT, STEPS if (np.abs(changes) > noise).any() else "")
     if (changes < -noise).any():
-        return Verdict(Status.SADDLE, "the loss falls along a direction without curvature.")
+        return Verdict(Status.SADDLE, _FALLS_ON)
     return Verdict(Status.FLAT) if found.is_zero and not (changes > noise).any() else None
 
 
@@ -64,12 +68,18 @@ def still_falls(point: Any) -> Verdict | None:
 
     No derivative says whether a parameter stands on a plateau, on a step, or does not matter.
     """
-    still = np.flatnonzero(point.gradient == 0)
+    size, rng, level = (
+        np.where(point.size > 0, point.size, 1.0),
+        np.random.default_rng(0),
+        _level(point),
+    )
+    # By its derivatives, a step as long as the parameter would not be seen in the loss.
+    still = np.flatnonzero(size * np.abs(point.gradient) <= point.assumed_noise)
     if not len(still):
         return None
-    rng = np.random.default_rng(0)
-    still = still[point.times(rng.normal(size=len(point.gradient)))[still] == 0]
-    size = np.where(point.size > 0, point.size, 1.0)[still]
+    curved = size * np.abs(point.times(size * oblique(len(size))))
+    still = still[curved[still] <= point.assumed_noise]
+    size = size[still]
     few = len(still) <= _FLAT_DIRECTIONS
     units = np.diag(size) if few else size * rng.choice([-1.0, 1.0], (2, len(still)))
     for unit in units:
@@ -80,28 +90,28 @@ def still_falls(point: Any) -> Verdict | None:
                 step[still] = length * unit
                 change, grad = point.change(step)
                 slopes |= abs(length) == _LENGTHS[0] and grad[still].any()
-                if change >= -point.assumed_noise or change >= -point.noise():
+                if change >= -level or change >= -point.noise():
                     continue
                 if slopes:
-                    reason = "the loss falls along a direction without curvature."
-                    return Verdict(Status.SADDLE, reason)
+                    return Verdict(Status.SADDLE, _FALLS_ON)
                 names, moved = point.names, np.flatnonzero(step)
                 to = f"{names[moved[0]]} = {point.free_x[moved[0]] + step[moved[0]]:.3g}"
                 others = " and others moved too" if len(moved) > 1 else ""
                 return Verdict(
                     Status.FLAT,
-                    f"the gradient with respect to {names[moved[0]]} is exactly zero here, but at "
-                    f"{to}{others} the loss is {-change:.2g} lower: a plateau, or {_STEPS}",
+                    f"the gradient with respect to {names[moved[0]]} is zero here, but at {to}"
+                    f"{others} the loss is {-change:.2g} lower: a plateau, or {_STEPS}",
                 )
     return None
 
 
 def steps_down(point: Any) -> Verdict | None:
-    """Return NO_PROGRESS if the loss jumps to less a tenth of the parameters away, else None.
+    """Return NO_PROGRESS or SADDLE if the loss is less a tenth of the parameters away, else None.
 
-    A penalty beside a loss that goes in steps has a minimum of its own, which is none of the loss.
+    It may jump there: a penalty beside a loss that goes in steps has a minimum of its own, which is
+    none of the loss. Or fall without rising first, as at an inflection.
     """
-    rng, size = np.random.default_rng(0), NEAR * point.size
+    rng, size, level = np.random.default_rng(0), NEAR * point.size, _level(point)
     for pair in range(_PAIRS):
         step = size * (rng.normal(size=len(size)) if pair else oblique(len(size)))
         model = 0.5 * float(step @ point.times(step)) if pair == 0 else 0.0
@@ -109,12 +119,16 @@ def steps_down(point: Any) -> Verdict | None:
         for sign in (-1.0, 1.0):
             change = point.change(sign * step)[0]
             explained &= bool(is_explained(change, sign * slope + model, point.assumed_noise))
-            if change < -point.assumed_noise and (jump := _jump(point, sign * step, change)):
+            if not change < -level:
+                continue
+            if jump := _jump(point, sign * step, change):
                 return Verdict(
                     Status.NO_PROGRESS,
                     f"the loss is {-change:.2g} lower nearby, beyond a jump by {jump:.2g} that its "
                     f"gradient does not know of: {_STEPS}",
                 )
+            if max(point.change(part * sign * step)[0] for part in _PARTS) <= 0:
+                return Verdict(Status.SADDLE, _FALLS_ON)
         if pair == 0 and explained:
             return None
     return None
@@ -129,6 +143,12 @@ def oblique(size: int) -> np.ndarray:
 def is_explained(change: Any, model: Any, noise: Any) -> Any:
     """Whether the quadratic model is near enough to a change of the loss to rule out a jump."""
     return np.abs(change - model) <= 0.5 * np.abs(change) + noise
+
+
+def _level(point: Any) -> float:
+    """Return a change of the loss that neither tol nor rounding explains."""
+    fallen = abs(point.judge.start.value - point.state.value)
+    return max(_MARGIN * point.judge.tol**2 * fallen, point.assumed_noise)
 
 
 def _jump(point: Any, step: np.ndarray, change: float) -> float:
@@ -176,6 +196,7 @@ def wrong_slope(point: Any) -> str:
     return ""
 
 
+_FALLS_ON = "the loss falls along a direction without curvature."
 _POLE = (
     "the loss falls ever more steeply: beside a pole (log or a division at zero, a variance that "
     "goes to zero with a perfect fit) it has no minimum, at a root (sqrt, a power below one) no "
