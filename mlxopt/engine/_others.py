@@ -143,6 +143,7 @@ def _indexed(c: Emitter, node: Node, i: int, indices: list[int], axes: tuple, ot
     rest = [1 if a in axes else size for a, size in enumerate(shape)]
     long = other[1]  # strides of the array of the indices' shape and then `rest`
     depth = len(around)
+    c.lines.append("{")
     for d, extent in enumerate(c.extents(around)):
         c.lines.append(f"for (long j{d} = 0; j{d} < {extent}; j{d}++) {{")
     at = []
@@ -165,7 +166,7 @@ def _indexed(c: Emitter, node: Node, i: int, indices: list[int], axes: tuple, ot
     else:
         name = f"a{i}" if c.order.kind[i] == "sum" else f"({c.base(i)})"
         c.lines.append(f"{name}[{inside}] {sign} ({c.base(other[0])})[{flat}];")
-    c.lines += ["}"] * depth
+    c.lines += ["}"] * (depth + 1)
 
 
 def _gather_axis(c: Emitter, i: int, node: Node) -> None:
