@@ -247,6 +247,19 @@ def test_numbers_without_axes_are_nudged_too(monkeypatch, engine):
             assert found.item() == pytest.approx(-0.001 * a**2 * b, rel=1e-3)
 
 
+def test_the_second_call_is_compared_where_the_first_was_nudged(monkeypatch):
+    compared = []
+    agrees = _lowered._Lowered._agrees
+    monkeypatch.setattr(
+        _lowered._Lowered, "_agrees", lambda *args: compared.append(1) or agrees(*args)
+    )
+    monkeypatch.setattr(_lowered, "_is_close", lambda found, expected, change=0.0: change > 0)
+    made = _lowered.lowered(mx.exp, lambda *_: pytest.fail("left to MLX"))
+    for _ in range(3):
+        made(mx.array(0.3))
+    assert len(compared) == 2
+
+
 def test_where_float64_overflows_in_mlx_alone_nothing_is_said():
     with warnings.catch_warnings(), mx.stream(mx.cpu):
         warnings.simplefilter("error")

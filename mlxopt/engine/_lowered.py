@@ -124,8 +124,9 @@ class _Lowered:
         rng = np.random.default_rng(0)
         nudged = [_nudged(x, rng) for x in inputs]
         found = [np.array(x) for x in found]
-        allowed = [_largest_change(a, b) for a, b in zip(kernel(nudged), found, strict=True)]
-        kernel(inputs)
+        kernel.run(*nudged)  # no call: the next one is compared too
+        allowed = [_largest_change(a, b) for a, b in zip(kernel.results, found, strict=True)]
+        kernel.run(*inputs)
         if all(map(_is_close, found, expected, allowed)):
             return True
         warn(
