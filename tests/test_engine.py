@@ -152,6 +152,20 @@ def test_operations_and_their_gradients(engine, name, rows):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5 * size)
 
 
+EDGES = mx.array([0.0, 1.0, -1.5, 0.7, np.inf, -np.inf, np.nan, 2.5])
+EXACT: dict[str, Any] = {
+    "a roll by nothing": lambda x: mx.roll(2 * x, 0),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_same_numbers_as_mlx(engine, name):
+    function = EXACT[name]
+    found, expected = run(function, EDGES), function(EDGES)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     "function",
     [

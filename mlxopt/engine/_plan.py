@@ -50,11 +50,12 @@ def plan(graph: Graph) -> tuple[Plan, list[np.ndarray]]:
             arrays[i] = node.state[0]
         elif node.op in ("Reshape", "Transpose", "Slice") and all(j in arrays for j in x):
             found = apply(node, arrays[x[0]])
-            if np.shares_memory(found, arrays[x[0]]) or graph.nodes[x[0]].op == "Constant":
-                arrays[i] = found
-            else:
+            copied = node.op == "Reshape" and not np.shares_memory(found, arrays[x[0]])
+            if copied and graph.nodes[x[0]].op != "Constant":
                 own(i)
                 lines.append(f"{use(i)}[...] = {use(x[0])}.reshape({node.shape})")
+            else:
+                arrays[i] = found
         elif node.op in ELEMENTWISE:
             own(i)
             names[node.op] = ELEMENTWISE[node.op]
