@@ -105,8 +105,6 @@ def expression(node: Node, x: list[str], dtypes: list[np.dtype]) -> str:
         match op:
             case "Divide":
                 return f"{x[0]} / {x[1]}"
-            case "FloorDivide":
-                return f"floor{suffix}({x[0]} / {x[1]})"
             case "Sign":
                 return f"{x[0]} != {x[0]} ? {x[0]} : ({ctype(dtype)})(({x[0]} > 0) - ({x[0]} < 0))"
         if op in _BUILTIN:

@@ -38,8 +38,17 @@ def _arange(b: Builder, node: Node) -> int:
 
 
 def _divmod(b: Builder, node: Node) -> int:
-    op = ("FloorDivide", "Remainder")[node.state[-1]]
-    return b.each(op, node.inputs, node.shape, node.dtype)
+    if node.state[-1] == 0:
+        return _floor_divide(b, node)
+    return b.each("Remainder", node.inputs, node.shape, node.dtype)
+
+
+def _floor_divide(b: Builder, node: Node) -> int:
+    _, _, inputs, shape, dtype = node
+    if dtype.kind != "f":
+        return b.each("FloorDivide", inputs, shape, dtype)
+    # NumPy's floor_divide is another: 1.0 // 0.1 is 9.
+    return b.each("Floor", [b.each("Divide", inputs, shape, dtype)], shape, dtype)
 
 
 def _split(b: Builder, node: Node) -> int:
@@ -163,6 +172,7 @@ RULES: dict[str, Callable[[Builder, Node], int]] = {
     "Arange": _arange,
     "AsType": _astype,
     "DivMod": _divmod,
+    "FloorDivide": _floor_divide,
     "Gather": _gather,
     "Log": _log,
     "LogSumExp": _logsumexp,
