@@ -89,6 +89,8 @@ def expression(node: Node, x: list[str], dtypes: list[np.dtype]) -> str:
             return f"{x[0]} ? {x[1]} : {x[2]}"
         case "Negative":
             return f"-{x[0]}"
+        case "Sign":
+            return f"({x[0]} > 0) - ({x[0]} < 0)"
         case "Square":
             return f"{x[0]} * {x[0]}"
         case "Maximum":
@@ -105,8 +107,6 @@ def expression(node: Node, x: list[str], dtypes: list[np.dtype]) -> str:
         match op:
             case "Divide":
                 return f"{x[0]} / {x[1]}"
-            case "Sign":
-                return f"{x[0]} != {x[0]} ? {x[0]} : ({ctype(dtype)})(({x[0]} > 0) - ({x[0]} < 0))"
         if op in _BUILTIN:
             return f"{_BUILTIN[op]}{suffix}({x[0]})"
         if op in _FUNCTIONS:

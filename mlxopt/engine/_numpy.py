@@ -17,6 +17,11 @@ def _special(name: str, *args: Any, **options: Any) -> Any:
     return getattr(special, name)(*args, **options)
 
 
+def _sign(x: np.ndarray, **options: Any) -> np.ndarray:
+    """Return the sign as MLX has it: 0 of NaN."""
+    return np.subtract(x > 0, x < 0, dtype=np.int8, **options)
+
+
 # Entry by entry; operands broadcast.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Abs": np.abs,
@@ -61,7 +66,7 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Remainder": np.remainder,
     "Round": np.rint,
     "Sigmoid": partial(_special, "expit"),
-    "Sign": np.sign,
+    "Sign": _sign,
     "Sin": np.sin,
     "Sinh": np.sinh,
     "Sqrt": np.sqrt,
