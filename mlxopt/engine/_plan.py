@@ -82,7 +82,8 @@ def plan(graph: Graph) -> tuple[Plan, list[np.ndarray]]:
     results = []
     for i in graph.outputs:
         node = graph.nodes[i]
-        if i in arrays and node.op not in ("Constant",):
+        # MLX takes no arrays with negative strides.
+        if i in arrays and node.op != "Constant" and arrays[i].flags.c_contiguous:
             results.append(arrays[i])
             continue
         results.append(np.zeros(node.shape, node.dtype))
