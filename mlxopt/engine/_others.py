@@ -224,7 +224,8 @@ def _arg_reduce(c: Emitter, i: int, node: Node) -> None:
     entry = f"({c.base(x)})[{at} + k * {source[axis]}]"
     c.lines.append(f"long best = 0, k = 0; {expressions.ctype(c.nodes[x].dtype)} s = {entry};")
     c.lines.append(f"for (k = 1; k < {length}; k++)")
-    c.lines.append(f"if ({entry} {'<>'[kind]} s) s = {entry}, best = k;")
+    is_first_nan = f"({entry} != {entry} & s == s)"
+    c.lines.append(f"if ({entry} {'<>'[kind]} s | {is_first_nan}) s = {entry}, best = k;")
     c.lines.append(f"({c.base(i)})[{to}] = best;")
     c.lines += ["}"] * depth
 
