@@ -114,7 +114,7 @@ def replaced(function: Function, plain: Function) -> Function:
 def straight_through(value: mx.array, products: Function, *arguments: mx.array) -> mx.array:
     """Return `value` with derivatives of its own, up to the second, without a custom function.
 
-    The term that has them is zero: Σ (x - x) · slope. The engine leaves it out.
+    The term that has them is zero: Σ (x - -(-x)) · slope. The engine leaves it out.
 
     Args:
         value: of the operation.
@@ -128,7 +128,8 @@ def straight_through(value: mx.array, products: Function, *arguments: mx.array) 
     token = _depth.set(depth + 1)
     try:
         held = tuple(map(mx.stop_gradient, arguments))
-        changes = tuple(x - x_held for x, x_held in zip(arguments, held, strict=True))
+        # -(-x), which nobody else writes, tells the engine of the zero; x - x may be NaN.
+        changes = tuple(x - mx.negative(-x_held) for x, x_held in zip(arguments, held, strict=True))
         # The slope may be written by the value, which then needs a slope of its own.
         output = straight_through(value, products, *arguments)
         # (x - x) s(x) has the second derivative 2 s'.

@@ -37,6 +37,11 @@ def _arange(b: Builder, node: Node) -> int:
     return b.constant(start + step * np.arange(node.size), node.dtype)
 
 
+def _change(b: Builder, node: Node) -> int:
+    _, _, (x, held), shape, dtype = node
+    return b.zero(shape, dtype) if x == held else b.each("Subtract", (x, held), shape, dtype)
+
+
 def _divmod(b: Builder, node: Node) -> int:
     if node.state[-1] == 0:
         return _floor_divide(b, node)
@@ -171,6 +176,7 @@ RULES: dict[str, Callable[[Builder, Node], int]] = {
     "AddMM": _addmm,
     "Arange": _arange,
     "AsType": _astype,
+    "Change": _change,
     "DivMod": _divmod,
     "FloorDivide": _floor_divide,
     "Gather": _gather,

@@ -7,7 +7,7 @@ are constants, and not repeated if it is there already. After it:
 - `Broadcast` is left only where another operation needs the whole array.
 - Reshape stands for every change of shape alone; aliases are gone.
 - Matmul has two flags that transpose its operands, which then are no Transpose.
-- `x - x` is zero, whatever x is: derivatives of functions from `mlxopt.special` are written so.
+- `x - -(-x)` is zero, whatever x is: derivatives of functions from `mlxopt.special` are written so.
 """
 
 from __future__ import annotations
@@ -32,8 +32,16 @@ def simplified(graph: Graph) -> Graph:
     builder = Builder()
     places: list[int] = []
     for node in graph.nodes:
+        if node.op == "Subtract" and _is_held(graph, node.inputs[1]):
+            node = node._replace(op="Change")
         places.append(builder.take(node._replace(inputs=tuple(places[i] for i in node.inputs))))
     return _pruned(Graph(builder.nodes, [builder.plain(places[i]) for i in graph.outputs]))
+
+
+def _is_held(graph: Graph, i: int) -> bool:
+    """Whether a node is written -(-x)."""
+    node = graph.nodes[i]
+    return node.op == "Negative" and graph.nodes[node.inputs[0]].op == "Negative"
 
 
 def _pruned(graph: Graph) -> Graph:
@@ -161,8 +169,6 @@ class Builder:
             if joined is not None:
                 return joined
         elif op == "Subtract":
-            if x[0] == x[1]:
-                return self.zero(shape, dtype)
             if number[1] == 0 or self.is_zero(x[1]):
                 return self.broadcast(x[0], shape)
         elif op == "Divide":
