@@ -154,6 +154,9 @@ def test_operations_and_their_gradients(engine, name, rows):
 
 EDGES = mx.array([0.0, 1.0, -1.5, 0.7, np.inf, -np.inf, np.nan, 2.5])
 EXACT: dict[str, Any] = {
+    "booleans": lambda x: mx.stack(
+        [(x > 0) + (x < 1), (x > 0) * (x < 1), (x > 0) - (x < 1)], axis=1
+    ),
     "what is no zero": lambda x: mx.stack([x - x, x - x * 1, x - mx.mean(x[:, None], axis=1)]),
     "where NaN is": lambda x: mx.stack([mx.argmax(x), mx.argmin(x), mx.argmax(x[:6])]),
     "backwards": lambda x: (2 * x)[::-1],
@@ -214,6 +217,7 @@ def test_a_million_terms_are_added_up_in_float64(engine):
     ("name", "function"),
     [
         ("Sort", lambda x: mx.sort(x, axis=0)),
+        ("Power", lambda x: (x > 0).astype(mx.int32) ** (x.astype(mx.int32))),
         ("Convolution", lambda x: mx.conv1d(x[None], mx.ones((1, 3, 4)))),
         ("CustomTransforms", mx.custom_function(lambda x: 2 * x)),
         ("RandomBits", lambda x: x * mx.random.normal(x.shape, key=mx.random.key(0))),

@@ -81,8 +81,6 @@ def expression(node: Node, x: list[str], dtypes: list[np.dtype]) -> str:
     if op == "Cast":
         return f"{x[0]} != 0" if dtype.kind == "b" else f"({ctype(dtype)}){x[0]}"
     if op in _INFIX:
-        if dtype.kind == "b" and op in ("Add", "Subtract", "Multiply"):
-            raise Unsupported(f"{op} of booleans")
         return f"{x[0]} {_INFIX[op]} {x[1]}"
     match op:
         case "Select":

@@ -24,6 +24,7 @@ from mlxopt.engine._rules import RULES
 
 _FOLDED = 2**16  # entries of a constant, up to which it is computed beforehand
 _RESHAPES = ("ExpandDims", "Squeeze", "Flatten", "Unflatten", "Reshape")
+_OF_BOOLEANS = {"Add": "LogicalOr", "Multiply": "LogicalAnd", "Subtract": "NotEqual"}
 _ALIASES = ("Contiguous", "Copy", "StopGradient", "Depends")
 
 
@@ -180,10 +181,12 @@ class Builder:
                 return self._each(
                     "Multiply", [x[0], self.constant(1 / number[1], dtype)], shape, dtype
                 )
-        elif op == "Power" and number[1] is not None and same[0]:
-            simple = self._power(x[0], number[1], shape, dtype)
+        elif op == "Power":
+            simple = self._power(x[0], number[1], shape, dtype) if same[0] else None
             if simple is not None:
                 return simple
+            if dtype.kind != "f" and (number[1] is None or number[1] < 0):
+                raise Unsupported("Power of integers")  # NumPy has no negative ones
         elif op in ("Negative", "Cast") and self.is_zero(x[0]):
             return self.zero(shape, dtype)
         elif op == "Negative" and self.nodes[x[0]].op == "Negative":
@@ -199,7 +202,7 @@ class Builder:
             return index
         return self.broadcast(self.constant(0, node.dtype), node.shape)
 
-    def _power(self, x: int, power: float, shape: Any, dtype: np.dtype) -> int | None:
+    def _power(self, x: int, power: float | None, shape: Any, dtype: np.dtype) -> int | None:
         match power:
             case 0.0:
                 return self.broadcast(self.constant(1, dtype), shape)
@@ -261,6 +264,7 @@ class Builder:
         if rule := RULES.get(op):
             return rule(self, node)
         if op in ELEMENTWISE or op == "Select":
+            op = _OF_BOOLEANS.get(op, op) if dtype.kind == "b" else op
             if state not in ((), (False,)):
                 raise Unsupported(f"{op}{state}")
             return self.each(op, x, shape, dtype)
