@@ -160,6 +160,7 @@ EXACT: dict[str, Any] = {
     "what is no zero": lambda x: mx.stack([x - x, x - x * 1, x - mx.mean(x[:, None], axis=1)]),
     "where NaN is": lambda x: mx.stack([mx.argmax(x), mx.argmin(x), mx.argmax(x[:6])]),
     "backwards": lambda x: (2 * x)[::-1],
+    "one backwards": lambda x: (2 * x)[3:1:-2],
     "signs": lambda x: mx.sign(x) + mx.sign(x > 0),
     "whole quotients": lambda x: mx.concatenate([x // 0.1, x // 0.0, x // mx.array(np.inf)]),
     "a roll by nothing": lambda x: mx.roll(2 * x, 0),

@@ -82,8 +82,8 @@ def plan(graph: Graph) -> tuple[Plan, list[np.ndarray]]:
     results = []
     for i in graph.outputs:
         node = graph.nodes[i]
-        # MLX takes no arrays with negative strides.
-        if i in arrays and node.op != "Constant" and arrays[i].flags.c_contiguous:
+        # MLX takes no arrays with negative strides, those of one entry included.
+        if i in arrays and node.op != "Constant" and min(arrays[i].strides, default=0) >= 0:
             results.append(arrays[i])
             continue
         results.append(np.zeros(node.shape, node.dtype))
