@@ -215,7 +215,10 @@ class Builder:
                     "Multiply", [x, self._each("Square", [x], shape, dtype)], shape, dtype
                 )
             case 0.5 if dtype.kind == "f":
-                return self._each("Sqrt", [x], shape, dtype)
+                root = self._each("Sqrt", [x], shape, dtype)
+                ends = [self.constant(sign * np.inf, dtype) for sign in (-1, 1)]
+                at_end = self._each("Equal", [x, ends[0]], shape, np.dtype(bool))
+                return self._each("Select", [at_end, ends[1], root], shape, dtype)
             case -1.0 if dtype.kind == "f":
                 return self._each("Divide", [self.constant(1, dtype), x], shape, dtype)
         return None
