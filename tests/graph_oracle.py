@@ -79,8 +79,8 @@ class Oracle:
         if self.rng is None:
             return x
         unit = _UNITS * np.maximum(WIDE(limits.eps) * np.abs(x if size is None else size), 0)
-        tiny = _UNITS * WIDE(limits.smallest_subnormal) * (x != 0)
-        error = np.where(np.isfinite(x), np.maximum(unit, tiny), 0)
+        # Functions may take what is below the smallest normal number for zero.
+        error = np.where(np.isfinite(x), np.maximum(unit, limits.tiny * (x != 0)), 0)
         error = np.where(np.isfinite(error), error, 0)
         moved = x + error * self.rng.uniform(-1, 1, x.shape)
         # The sign of a zero is not kept: x + 0 is x.
