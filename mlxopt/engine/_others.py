@@ -98,14 +98,16 @@ def _slice_update(c: Emitter, i: int, node: Node) -> None:
     offset = sum(a * s for a, s in zip(start, own, strict=True))
     strides = tuple(a * s for a, s in zip(step, own, strict=True))
     target = c.base(i) + f" + {offset}"
-    c.copy(target, strides, c.base(part), c.place[part].strides, c.nodes[part].shape, _sign(kind))
+    sign = _sign(kind, node.dtype)
+    c.copy(target, strides, c.base(part), c.place[part].strides, c.nodes[part].shape, sign)
 
 
-def _sign(kind: int) -> str:
+def _sign(kind: int, dtype: np.dtype) -> str:
     """Return the assignment of MLX's kind of update."""
     if kind not in (2, 4):
         raise Unsupported("an update by a product or an extremum")
-    return "+=" if kind == 2 else "="
+    add = "|=" if dtype.kind == "b" else "+="
+    return add if kind == 2 else "="
 
 
 def _gather(c: Emitter, i: int, node: Node) -> None:
@@ -127,7 +129,8 @@ def _scatter(c: Emitter, i: int, node: Node) -> None:
     if c.order.kind[i] != "sum":
         own = c.store(i).strides
         c.copy(c.base(i), own, c.base(x), c.place[x].strides, node.shape)
-    _indexed(c, node, i, indices, axes, (updates, c.place[updates].strides), _sign(kind))
+    sign = _sign(kind, node.dtype)
+    _indexed(c, node, i, indices, axes, (updates, c.place[updates].strides), sign)
 
 
 def _indexed(c: Emitter, node: Node, i: int, indices: list[int], axes: tuple, other, sign) -> None:
@@ -193,7 +196,7 @@ def _scatter_axis(c: Emitter, i: int, node: Node) -> None:
     (at, of, put), depth = c.nest(c.extents(shape), [value, c.place[index].strides, to])
     c.lines.append(f"long k = ({c.base(index)})[{of}];")
     c.lines.append(f"k += k < 0 ? {node.shape[axis]} : 0;")
-    sign = _sign((2, 4)[kind])
+    sign = _sign((2, 4)[kind], node.dtype)
     c.lines.append(f"({c.base(i)})[{put} + k * {own[axis]}] {sign} ({c.base(updates)})[{at}];")
     c.lines += ["}"] * depth
 
