@@ -54,6 +54,7 @@ class Oracle:
 
     def __init__(self, rng=None, rounded=False):
         self.rng, self.rounded = rng, rounded
+        self.is_extreme = False  # a number was near the limits of its dtype
 
     def __call__(self, graph, inputs):
         """Return the outputs; floats in extended precision."""
@@ -72,6 +73,7 @@ class Oracle:
         """Return numbers of the range of a dtype, off by units in the last place of `size`."""
         limits = np.finfo(dtype)
         inside = (np.abs(x) >= limits.tiny) & (np.abs(x) <= limits.max)
+        self.is_extreme |= bool((~inside & (x != 0) & np.isfinite(x)).any())
         if not self.rounded:
             x = np.where(inside | (x == 0), x, x.astype(dtype))
         else:
