@@ -81,10 +81,10 @@ class Oracle:
         if self.rng is None:
             return x
         unit = _UNITS * np.maximum(WIDE(limits.eps) * np.abs(x if size is None else size), 0)
-        # Functions may take what is below the smallest normal number for zero.
-        error = np.where(np.isfinite(x), np.maximum(unit, limits.tiny * (x != 0)), 0)
-        error = np.where(np.isfinite(error), error, 0)
+        error = np.where(np.isfinite(x) & np.isfinite(unit), unit, 0)
         moved = x + error * self.rng.uniform(-1, 1, x.shape)
+        # Functions may take what is below the smallest normal number for zero.
+        moved = np.where(np.abs(x) < limits.tiny, moved * self.rng.integers(0, 2, x.shape), moved)
         # The sign of a zero is not kept: x + 0 is x.
         return np.where(moved == 0, np.copysign(0, self.rng.uniform(-1, 1, x.shape)), moved)
 
