@@ -13,33 +13,22 @@
 #include "polynomials.h"
 
 // The bits of a number and the number of bits; unsigned, for AVX2 shifts no others of 64.
-static inline uint32_t bits_f(float x)
-{
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-static inline uint64_t bits_d(double x)
-{
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-static inline float number_f(uint32_t bits)
-{
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-static inline double number_d(uint64_t bits)
-{
-  double x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
+#define BITS(T, U, _)                                                                              \
+  static inline U bits##_(T x)                                                                     \
+  {                                                                                                \
+    U bits;                                                                                        \
+    memcpy(&bits, &x, sizeof bits);                                                                \
+    return bits;                                                                                   \
+  }                                                                                                \
+                                                                                                   \
+  static inline T number##_(U bits)                                                                \
+  {                                                                                                \
+    T x;                                                                                           \
+    memcpy(&x, &bits, sizeof x);                                                                   \
+    return x;                                                                                      \
+  }
+BITS(float, uint32_t, _f)
+BITS(double, uint64_t, _d)
 
 // eʳ - 1 and powers of two with product 2ⁿ, where x = n log 2 + r. Two, for 2ⁿ itself can be too
 // large or too small for its dtype. `shifted` ends in the integer n + 254, or n + 2046.

@@ -6,6 +6,21 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+// part += the tile of A B at row i and column j, for `height` rows and `width` columns. A macro, for
+// in a function compilers may fuse other products and sums.
+#define TILE(a, ra, ca, b, rb, cb, k)                                                            \
+  if (height == 4 && width == 16 && cb == 1) {                                                   \
+    for (long p = 0; p < k; p++)                                                                 \
+      for (long h = 0; h < 4; h++)                                                               \
+        _Pragma("omp simd") for (long q = 0; q < 16; q++)                                        \
+          part[h][q] += a[(i + h) * ra + p * ca] * b[p * rb + j + q];                            \
+  } else {                                                                                       \
+    for (long p = 0; p < k; p++)                                                                 \
+      for (long h = 0; h < height; h++)                                                          \
+        for (long q = 0; q < width; q++)                                                         \
+          part[h][q] += a[(i + h) * ra + p * ca] * b[p * rb + (j + q) * cb];                     \
+  }
+
 // Aᵀ B for strips of rows, added in double: `sums` (k, m) += Σ over rows of A[r, :]ᵀ B[r, :].
 // Within a strip the terms are added up in the dtype itself, in four running sums.
 #define PRODUCT_T(T, letter)                                                                     \
@@ -32,17 +47,7 @@
       for (long j = 0; j < m; j += 16) {                                                         \
         const long width = m - j < 16 ? m - j : 16;                                              \
         T part[4][16] = {{0}};                                                                   \
-        if (height == 4 && width == 16 && cb == 1) {                                             \
-          for (long r = 0; r < rows; r++)                                                        \
-            for (long p = 0; p < 4; p++)                                                         \
-              _Pragma("omp simd") for (long q = 0; q < 16; q++)                                  \
-                part[p][q] += a[r * ra + (i + p) * ca] * b[r * rb + j + q];                      \
-        } else {                                                                                 \
-          for (long r = 0; r < rows; r++)                                                        \
-            for (long p = 0; p < height; p++)                                                    \
-              for (long q = 0; q < width; q++)                                                   \
-                part[p][q] += a[r * ra + (i + p) * ca] * b[r * rb + (j + q) * cb];               \
-        }                                                                                        \
+        TILE(a, ca, ra, b, rb, cb, rows)                                                         \
         for (long p = 0; p < height; p++)                                                        \
           for (long q = 0; q < width; q++) sums[(i + p) * m + j + q] += part[p][q];              \
       }                                                                                          \
@@ -85,17 +90,7 @@
       for (long j = 0; j < m; j += 16) {                                                         \
         const long width = m - j < 16 ? m - j : 16;                                              \
         T part[4][16] = {{0}};                                                                   \
-        if (height == 4 && width == 16 && cb == 1) {                                             \
-          for (long p = 0; p < k; p++)                                                           \
-            for (long h = 0; h < 4; h++)                                                         \
-              _Pragma("omp simd") for (long q = 0; q < 16; q++)                                  \
-                part[h][q] += a[(i + h) * ra + p * ca] * b[p * rb + j + q];                      \
-        } else {                                                                                 \
-          for (long p = 0; p < k; p++)                                                           \
-            for (long h = 0; h < height; h++)                                                    \
-              for (long q = 0; q < width; q++)                                                   \
-                part[h][q] += a[(i + h) * ra + p * ca] * b[p * rb + (j + q) * cb];               \
-        }                                                                                        \
+        TILE(a, ra, ca, b, rb, cb, k)                                                            \
         for (long h = 0; h < height; h++)                                                        \
           for (long q = 0; q < width; q++) c[(i + h) * m + j + q] = part[h][q];                  \
       }                                                                                          \
