@@ -172,6 +172,18 @@ def _wrapped(index: np.ndarray, size: int) -> np.ndarray:
     return np.where(index < 0, index + size, index)
 
 
+def _places(x: np.ndarray, axes: Any, indices: Any) -> tuple[np.ndarray, ...]:
+    """Return indices along axes of x as one array each, none of them negative."""
+    wrapped = (_wrapped(i, x.shape[a]) for a, i in zip(axes, indices, strict=True))
+    return np.broadcast_arrays(*wrapped)
+
+
+def refuse_blocks(node: Node, axes: Any, sizes: Any, shape: Any) -> None:
+    """Raise Unsupported unless a gather or scatter takes one entry along `axes`, or else all."""
+    if any(size != (1 if a in axes else shape[a]) for a, size in enumerate(sizes)):
+        raise Unsupported(f"{node.op} of blocks")
+
+
 def _padded(node: Node, x: np.ndarray, value: np.ndarray) -> np.ndarray:
     axes, low, _ = node.state
     found = np.full(node.shape, value, dtype=node.dtype)
@@ -185,14 +197,8 @@ def _padded(node: Node, x: np.ndarray, value: np.ndarray) -> np.ndarray:
 def _gathered(node: Node, x: np.ndarray, *indices: np.ndarray) -> np.ndarray:
     """Return the blocks of `sizes` that begin at the indices along `axes`; sizes are 1 there."""
     axes, sizes = node.state
-    whole = all(size == (1 if a in axes else x.shape[a]) for a, size in enumerate(sizes))
-    if not whole or len(indices) != len(axes):
-        raise Unsupported("Gather of blocks")
-    wrapped = np.broadcast_arrays(
-        *(_wrapped(i, x.shape[a]) for a, i in zip(axes, indices, strict=True))
-    )
-    moved = np.moveaxis(x, axes, range(len(axes)))
-    return moved[tuple(wrapped)]
+    refuse_blocks(node, axes, sizes, x.shape)
+    return np.moveaxis(x, axes, range(len(axes)))[_places(x, axes, indices)]
 
 
 def _update(target: np.ndarray, where: Any, values: np.ndarray, kind: int) -> None:
@@ -207,16 +213,12 @@ def _update(target: np.ndarray, where: Any, values: np.ndarray, kind: int) -> No
 def _scattered(node: Node, x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
     *indices, updates = rest
     kind, axes = node.state
-    sizes = updates.shape[updates.ndim - x.ndim :]
-    if any(size != (1 if a in axes else x.shape[a]) for a, size in enumerate(sizes)):
-        raise Unsupported("Scatter of blocks")
+    refuse_blocks(node, axes, updates.shape[updates.ndim - x.ndim :], x.shape)
     found = x.copy()
     moved = np.moveaxis(found, axes, range(len(axes)))
-    wrapped = np.broadcast_arrays(
-        *(_wrapped(i, x.shape[a]) for a, i in zip(axes, indices, strict=True))
-    )
-    values = updates.reshape((*wrapped[0].shape, *moved.shape[len(axes) :]))
-    _update(moved, tuple(wrapped), values, kind)
+    places = _places(x, axes, indices)
+    values = updates.reshape((*places[0].shape, *moved.shape[len(axes) :]))
+    _update(moved, places, values, kind)
     return found
 
 

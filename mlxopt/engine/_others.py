@@ -11,6 +11,7 @@ import numpy as np
 from mlxopt.engine import _expressions as expressions
 from mlxopt.engine._graph import Node, Unsupported
 from mlxopt.engine._layout import along, contiguous
+from mlxopt.engine._numpy import refuse_blocks
 
 if TYPE_CHECKING:
     from mlxopt.engine._c import Emitter
@@ -113,9 +114,7 @@ def _sign(kind: int, dtype: np.dtype) -> str:
 def _gather(c: Emitter, i: int, node: Node) -> None:
     axes, sizes = node.state
     x, *indices = node.inputs
-    source = c.nodes[x]
-    if any(s != (1 if a in axes else source.shape[a]) for a, s in enumerate(sizes)):
-        raise Unsupported("Gather of blocks")
+    refuse_blocks(node, axes, sizes, c.nodes[x].shape)
     _indexed(c, node, i, indices, axes, (x, c.store(i).strides), "=")
 
 
@@ -124,8 +123,7 @@ def _scatter(c: Emitter, i: int, node: Node) -> None:
     x, *indices, updates = node.inputs
     rank = len(node.shape)
     sizes = c.nodes[updates].shape[-rank:] if rank else ()
-    if any(s != (1 if a in axes else node.shape[a]) for a, s in enumerate(sizes)):
-        raise Unsupported("Scatter of blocks")
+    refuse_blocks(node, axes, sizes, node.shape)
     if c.order.kind[i] != "sum":
         own = c.store(i).strides
         c.copy(c.base(i), own, c.base(x), c.place[x].strides, node.shape)

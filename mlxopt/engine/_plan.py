@@ -13,6 +13,7 @@ import numpy as np
 
 from mlxopt.engine._graph import Graph, Node
 from mlxopt.engine._numpy import ELEMENTWISE, apply, reduction, slices
+from mlxopt.engine._schedule import VIEWS
 
 Plan = Callable[..., None]
 
@@ -48,7 +49,7 @@ def plan(graph: Graph) -> tuple[Plan, list[np.ndarray]]:
             inputs.append(f"t{i}")
         elif node.op == "Constant":
             arrays[i] = node.state[0]
-        elif node.op in ("Reshape", "Transpose", "Slice") and all(j in arrays for j in x):
+        elif node.op in VIEWS and all(j in arrays for j in x):
             found = apply(node, arrays[x[0]])
             copied = node.op == "Reshape" and not np.shares_memory(found, arrays[x[0]])
             if copied and graph.nodes[x[0]].op != "Constant":
@@ -74,7 +75,7 @@ def plan(graph: Graph) -> tuple[Plan, list[np.ndarray]]:
             names["matmul"] = np.matmul
             left, right = (use(j) + ".mT" * flag for j, flag in zip(x, node.state, strict=True))
             lines.append(f"matmul({left}, {right}, out={use(i)})")
-        elif node.op in ("Reshape", "Transpose", "Slice"):
+        elif node.op in VIEWS:
             lines.append(f"t{i} = {_view(node, use(x[0]), names, i)}")
         else:
             names[f"node{i}"], names["apply"] = node, apply
