@@ -26,10 +26,10 @@ from mlxopt.autodiff._guards import check_is_callable
 from mlxopt.autodiff._pairs import warn_of_pairs
 from mlxopt.optimizers import Newton, Optimizer, State
 from mlxopt.optimizers._base import as_rule
+from mlxopt.optimizers._polish import RISE
 
 # After these ends of a stage the next stage runs; after these of the last one, `finish` does.
 _CONTINUES = {Status.COMPLETED, Status.MAX_STEPS, Status.NO_PROGRESS}
-_RISE = 1e-10  # the share of the loss by which rounding may raise it in them
 _POLISHED = 500  # parameters at most for Newton steps at the end of `finish`
 _POLISH_STEPS = 5
 
@@ -212,7 +212,7 @@ def _polish(loop: Loop, objective: Objective, state: State, status: Status) -> t
     rules, verdict = (AllSteps(_POLISH_STEPS), Stall(1, math.inf)), loop.verdict
     # The gain of these steps is far below the rounding of the loss, whose terms may be larger: the
     # line search goes by the slopes.
-    objective.noise = max(objective.noise, _RISE)
+    objective.noise = max(objective.noise, RISE)
     polished, ended = loop(objective, Newton(), state.params, *rules, stride=1)
     if ended in (Status.STOPPED, Status.INTERRUPTED, Status.MAX_SECONDS):
         return polished, ended

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxopt._operation import Function, is_refusal, lowering
 from mlxopt._status import warn
-from mlxopt._tree import widened
+from mlxopt._tree import copies, widened
 from mlxopt.engine._build import build, compiler
 from mlxopt.engine._c import generate
 from mlxopt.engine._graph import DTYPES, Graph, Unsupported, trace
@@ -193,7 +193,7 @@ def _traced(function: Function, arrays: list[mx.array]) -> Graph:
         if "uncaptured inputs" not in str(error):
             raise
     # MLX refuses an array that is both captured and passed; it compares identities.
-    return trace(function, [mx.array(x) for x in arrays])
+    return trace(function, copies(arrays))
 
 
 def _structure(tree: Any, arrays: list[mx.array]) -> Any:

@@ -20,7 +20,7 @@ from mlxopt.optimizers import _residual
 from mlxopt.optimizers._base import Optimizer
 from mlxopt.optimizers._residual import Linearization, norm
 
-_RISE = 1e-10  # the share of the loss by which rounding may raise it: its terms may be larger
+RISE = 1e-10  # the share of the loss by which rounding may raise it: its terms may be larger
 _REACH = 0.1  # the first step off a saddle, relative to the parameters, in scaled units
 _CONCAVE = 1e3  # roundings of the Hessian in an eigenvalue
 
@@ -90,7 +90,7 @@ class Polish(Optimizer[PolishState]):
         newton = hessian.solve(gradient)
         step[free] = -newton
         trial = _try(objective, state, step)
-        if not trial[2] <= state.value + model.noise + _RISE * abs(state.value):
+        if not trial[2] <= state.value + model.noise + RISE * abs(state.value):
             return end
         found = _at(objective, *trial)
         following = hessian.solve(found.model.gradient[free])
