@@ -341,6 +341,15 @@ def test_identical_operations_are_computed_once():
     assert sum(node.op == "Matmul" for node in graph.nodes) == 1
 
 
+def test_parts_of_what_is_zero_are_zero(engine):
+    def function(x):
+        zero = (x - mx.negative(-x)) * mx.exp(x)  # as derivatives of special functions have it
+        parts = [zero[1:3], mx.split(zero, 4)[1], zero[::-1][:2], zero[mx.array([0, 3])]]
+        return mx.concatenate([part + 1 for part in parts])
+
+    assert run(function, mx.array(np.full(8, np.nan, dtype=np.float32))).tolist() == [1] * 8
+
+
 def test_dtypes_without_a_place_are_unsupported():
     with pytest.raises(Unsupported, match="float16"):
         trace(lambda x: [x * 2], [mx.ones(2, dtype=mx.float16)])

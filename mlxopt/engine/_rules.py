@@ -76,11 +76,8 @@ def _slice(b: Builder, node: Node) -> int:
 
 
 def _matmul(b: Builder, node: Node) -> int:
-    if any(map(b.is_zero, node.inputs)):
-        return b.zero(node.shape, node.dtype)
     flags, inputs = [], []
     for side, index in enumerate(node.inputs):
-        index = b.plain(index)
         x = b.nodes[index]
         last = len(x.shape) - 1
         swapped = (*range(last - 1), last, last - 1)
@@ -113,8 +110,6 @@ def _addmm(b: Builder, node: Node) -> int:
 
 def _reduce(b: Builder, node: Node) -> int:
     (x,), (kind, axes) = node.inputs, node.state
-    if b.is_zero(x):
-        return b.zero(node.shape, node.dtype)
     whole = b.nodes[x]
     if not axes or all(whole.shape[a] == 1 for a in axes):
         return b.each("Cast", [x], node.shape, node.dtype) if whole.dtype != node.dtype else x
@@ -126,7 +121,7 @@ def _reduce(b: Builder, node: Node) -> int:
         if kind == 2:
             number = b.constant(count, node.dtype)
             return b.each("Multiply", [whole.inputs[0], number], node.shape, node.dtype)
-    return b.make("Reduce", [b.plain(x)], node.shape, node.dtype, kind, axes)
+    return b.make("Reduce", [x], node.shape, node.dtype, kind, axes)
 
 
 def _over_last(b: Builder, op: str, x: int, dtype: np.dtype) -> int:

@@ -21,10 +21,12 @@ import numpy as np
 from mlxopt.engine._graph import Graph, Node, Unsupported
 from mlxopt.engine._numpy import ELEMENTWISE, apply
 from mlxopt.engine._rules import RULES
+from mlxopt.engine._schedule import VIEWS
 
 _FOLDED = 2**16  # entries of a constant, up to which it is computed beforehand
 _RESHAPES = ("ExpandDims", "Squeeze", "Flatten", "Unflatten", "Reshape")
 _OF_BOOLEANS = {"Add": "LogicalOr", "Multiply": "LogicalAnd", "Subtract": "NotEqual"}
+_OF_ZERO = (*VIEWS, "Matmul", "Reduce")  # zero where an operand is Zero
 _ALIASES = ("Contiguous", "Copy", "StopGradient", "Depends")
 
 
@@ -88,8 +90,10 @@ class Builder:
 
     def make(self, op: str, inputs: Sequence[int], shape: Any, dtype: np.dtype, *state: Any) -> int:
         """Return a node; it is computed now if its operands are constants."""
-        node = Node(op, state, tuple(inputs), tuple(shape), dtype)
-        operands = [self.nodes[i] for i in inputs]
+        if op in _OF_ZERO and any(map(self.is_zero, inputs)):
+            return self.zero(shape, dtype)
+        node = Node(op, state, tuple(map(self.plain, inputs)), tuple(shape), dtype)
+        operands = [self.nodes[i] for i in node.inputs]
         if node.size <= _FOLDED and all(each.op == "Constant" for each in operands):
             return self.constant(apply(node, *(each.state[0] for each in operands)), dtype)
         return self._add(node)
@@ -119,8 +123,6 @@ class Builder:
         node = self.nodes[index]
         if node.shape == shape:
             return index
-        if node.op == "Zero":
-            return self.zero(shape, node.dtype)
         if node.op == "Reshape":
             return self.reshape(node.inputs[0], shape)
         if node.op == "Broadcast" and not self.nodes[node.inputs[0]].shape:
@@ -132,8 +134,6 @@ class Builder:
         shape = tuple(node.shape[a] for a in axes)
         if axes == tuple(sorted(axes)):
             return index
-        if node.op == "Zero":
-            return self.zero(shape, node.dtype)
         if node.op == "Transpose":
             return self.transpose(node.inputs[0], tuple(node.state[0][a] for a in axes))
         if node.op == "Broadcast" and not self.nodes[node.inputs[0]].shape:
@@ -271,4 +271,4 @@ class Builder:
             if state not in ((), (False,)):
                 raise Unsupported(f"{op}{state}")
             return self.each(op, x, shape, dtype)
-        return self.make(op, [self.plain(i) for i in x], shape, dtype, *state)
+        return self.make(op, x, shape, dtype, *state)
