@@ -103,7 +103,8 @@ def differs(found, exact, deviation):
         allowed = _FACTOR * (deviation + limits.eps * np.abs(exact) + limits.smallest_subnormal)
         same = (found == exact.astype(found.dtype)) | ((found != found) & (exact != exact))
         same |= np.abs(found.astype(WIDE) - exact) <= allowed
-        # What is near the largest number may be infinite.
+        # A quotient by what may be zero, and what is near the largest number, may be infinite.
+        same |= ~np.isfinite(found) & (deviation >= np.abs(exact)) & (deviation > 1e3)
         same |= (np.abs(exact) + allowed >= limits.max) & (np.abs(found) >= limits.max / 2)
     return ~same & np.isfinite(deviation)
 
