@@ -382,7 +382,7 @@ class _Steps:
             case 4:
                 return mx.repeat(x, self.below(4, 1), axis=axis)
             case 5:
-                return mx.roll(x, self.below(4, -3), axis=axis)
+                return mx.roll(x, self.below(4, -3), axis)
             case _:
                 ends = [x.shape[axis] // 2] if x.shape[axis] > 1 else []
                 return self.one_of(mx.split(x, ends, axis=axis)) if ends else mx.tile(x, (2,))
