@@ -155,8 +155,14 @@ def test_operations_and_their_gradients(engine, name, rows):
 EDGES = mx.array([0.0, 1.0, -1.5, 0.7, np.inf, -np.inf, np.nan, 2.5])
 EXACT: dict[str, Any] = {
     "extrema of NaN": lambda x: mx.stack(
-        [mx.maximum(x, 1), mx.maximum(1, x), mx.minimum(x, 1), mx.minimum(1, x)]
-        + [0 * x + mx.max(x), 0 * x + mx.min(x)]
+        [
+            mx.maximum(x, 1),
+            mx.maximum(1, x),
+            mx.minimum(x, 1),
+            mx.minimum(1, x),
+            0 * x + mx.max(x),
+            0 * x + mx.min(x),
+        ]
     ),
     "true and true": lambda x: (x > 0).at[mx.array([0, 0, 1, 1])].add(x[1:5] > 0).astype(mx.int32),
     "powers": lambda x: mx.stack([x**0.5, x**-1.0, x**0.0, x**2.0, x**1.0]),

@@ -45,12 +45,15 @@ def cases(seeds):
         function = random if seed % 5 == 0 else random.with_gradient
         inputs = random.inputs()
         try:
+            graph = trace(function, inputs)
+            if any(node.size == 0 for node in graph.nodes):
+                continue  # MLX may never return from an array without entries
             expected = [np.array(x) for x in function(*inputs)]
         except ValueError as error:
             if _NO_DERIVATIVE.search(str(error)):
                 continue
             raise
-        yield Case(seed, function, inputs, trace(function, inputs), expected)
+        yield Case(seed, function, inputs, graph, expected)
 
 
 def check(cases, monkeypatch):
@@ -165,6 +168,6 @@ def test_ten_thousand_random_graphs_by_numpy(monkeypatch, block):
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("block", range(30))
-def test_fifteen_hundred_random_graphs_by_c(monkeypatch, tmp_path, block):
+@pytest.mark.parametrize("block", range(6))
+def test_three_hundred_random_graphs_by_c(monkeypatch, tmp_path, block):
     check_c(range(10_000 + 50 * block, 10_000 + 50 * (block + 1)), monkeypatch, tmp_path)
