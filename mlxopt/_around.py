@@ -11,13 +11,12 @@ from mlxopt._curvature import Curvature
 from mlxopt._status import Status
 
 _FLAT_DIRECTIONS = 3  # along which the loss is evaluated
-_LENGTHS = np.array(
-    [1e-3, 1e-2, *np.arange(1, 11) / 10, 1.25, 1.5, 2.0, 4.0]
-)  # of still parameters
+# Of still parameters, to their size.
+_LENGTHS = np.array([1e-3, 1e-2, *np.arange(1, 11) / 10, 1.25, 1.5, 2.0, 4.0])
 _PARTS = (0.25, 0.5, 0.75)  # of a step, where a loss that has fallen may have risen first
 _MARGIN = 10.0  # times the gain that tol allows, which is an estimate
 _PAIRS = 8  # of points in which a step is looked for
-NEAR = 0.1  # of the size of the parameters: where
+NEAR = 0.1  # of the size of a parameter: where a direction is straight, and a jump looked for
 
 
 class Verdict(NamedTuple):
@@ -41,23 +40,22 @@ def falls(point: Any, found: Curvature, drop: float) -> Verdict | None:
             if min(point.change(step)[0], point.change(-step)[0]) < -noise:
                 if abs(step @ point.gradient) <= fall:
                     return Verdict(Status.SADDLE)
-                steepest = int(np.argmax(np.abs(step / np.where(point.size > 0, point.size, 1.0))))
+                steepest = int(np.argmax(np.abs(step / point.reach)))
                 name, number = point.names[steepest], point.free_x[steepest]
                 return Verdict(Status.NO_PROGRESS, _POLE.format(name=name, number=number))
         return None
     if found.gain > point.assumed_noise:
         return None
-    size = np.where(point.size > 0, point.size, 1.0)
     seen = []
     for direction in found.flat[:_FLAT_DIRECTIONS]:
-        unit = direction / np.max(np.abs(direction) / size)
+        unit = direction / np.max(np.abs(direction) / point.reach)
         lengths = (-1e-1, -1e-2, -1e-3, 1e-3, 1e-2, 1e-1)
         seen += [point.change(length * unit) for length in lengths]
     if not seen:
         return None
     changes, noise = np.array([change for change, _ in seen]), point.noise()
     if found.is_zero and not any(grad.any() for _, grad in seen):
-        return Verdict(Status.FLAT, STEPS if (np.abs(changes) > noise).any() else "")
+        return Verdict(Status.FLAT, _STEPS_AROUND if (np.abs(changes) > noise).any() else "")
     if (changes < -noise).any():
         return Verdict(Status.SADDLE, _FALLS_ON)
     return Verdict(Status.FLAT) if found.is_zero and not (changes > noise).any() else None
@@ -68,11 +66,7 @@ def still_falls(point: Any) -> Verdict | None:
 
     No derivative says whether a parameter stands on a plateau, on a step, or does not matter.
     """
-    size, rng, level = (
-        np.where(point.size > 0, point.size, 1.0),
-        np.random.default_rng(0),
-        _level(point),
-    )
+    size, level = point.reach, _level(point)
     # By its derivatives, a step as long as the parameter would not be seen in the loss.
     still = np.flatnonzero(size * np.abs(point.gradient) <= point.assumed_noise)
     if not len(still):
@@ -81,28 +75,32 @@ def still_falls(point: Any) -> Verdict | None:
     still = still[curved[still] <= point.assumed_noise]
     size = size[still]
     few = len(still) <= _FLAT_DIRECTIONS
-    units = np.diag(size) if few else size * rng.choice([-1.0, 1.0], (2, len(still)))
-    for unit in units:
-        for sign in (-1.0, 1.0):
-            slopes = False  # from the point on
-            for length in sign * _LENGTHS:
-                step = np.zeros_like(point.gradient)
-                step[still] = length * unit
-                change, grad = point.change(step)
-                slopes |= abs(length) == _LENGTHS[0] and grad[still].any()
-                if change >= -level or change >= -point.noise():
-                    continue
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (2, len(still)))
+    units = np.diag(size) if few else size * signs
+    for unit in (sign * unit for unit in units for sign in (-1.0, 1.0)):
+        slopes = False  # from the point on
+        for length in _LENGTHS:
+            step = np.zeros_like(point.gradient)
+            step[still] = length * unit
+            change, grad = point.change(step)
+            slopes |= length == _LENGTHS[0] and grad[still].any()
+            if change < -level and change < -point.noise():
                 if slopes:
                     return Verdict(Status.SADDLE, _FALLS_ON)
-                names, moved = point.names, np.flatnonzero(step)
-                to = f"{names[moved[0]]} = {point.free_x[moved[0]] + step[moved[0]]:.3g}"
-                others = " and others moved too" if len(moved) > 1 else ""
-                return Verdict(
-                    Status.FLAT,
-                    f"the gradient with respect to {names[moved[0]]} is zero here, but at {to}"
-                    f"{others} the loss is {-change:.2g} lower: a plateau, or {_STEPS}",
-                )
+                return _plateau(point, step, change)
     return None
+
+
+def _plateau(point: Any, step: np.ndarray, change: float) -> Verdict:
+    """Return FLAT, with a parameter of the step that changes the loss."""
+    moved = np.flatnonzero(step)
+    name, number = point.names[moved[0]], point.free_x[moved[0]] + step[moved[0]]
+    others = " and others moved too" if len(moved) > 1 else ""
+    return Verdict(
+        Status.FLAT,
+        f"the gradient with respect to {name} is zero here, but at {name} = {number:.3g}{others} "
+        f"the loss is {-change:.2g} lower: a plateau, or {_STEPS}",
+    )
 
 
 def steps_down(point: Any) -> Verdict | None:
@@ -111,27 +109,38 @@ def steps_down(point: Any) -> Verdict | None:
     It may jump there: a penalty beside a loss that goes in steps has a minimum of its own, which is
     none of the loss. Or fall without rising first, as at an inflection.
     """
-    rng, size, level = np.random.default_rng(0), NEAR * point.size, _level(point)
-    for pair in range(_PAIRS):
-        step = size * (rng.normal(size=len(size)) if pair else oblique(len(size)))
-        model = 0.5 * float(step @ point.times(step)) if pair == 0 else 0.0
-        slope, explained = float(point.gradient @ step), True
-        for sign in (-1.0, 1.0):
-            change = point.change(sign * step)[0]
-            explained &= bool(is_explained(change, sign * slope + model, point.assumed_noise))
-            if not change < -level:
-                continue
-            if jump := _jump(point, sign * step, change):
-                return Verdict(
-                    Status.NO_PROGRESS,
-                    f"the loss is {-change:.2g} lower nearby, beyond a jump by {jump:.2g} that its "
-                    f"gradient does not know of: {_STEPS}",
-                )
-            if max(point.change(part * sign * step)[0] for part in _PARTS) <= 0:
-                return Verdict(Status.SADDLE, _FALLS_ON)
-        if pair == 0 and explained:
-            return None
+    size, level = NEAR * point.size, _level(point)
+    first = size * oblique(len(size))
+    slope, curved = float(point.gradient @ first), float(first @ point.times(first))
+    explained = True
+    for sign in (-1.0, 1.0):
+        change = point.change(sign * first)[0]
+        if found := _lower(point, sign * first, change, level):
+            return found
+        explained &= bool(is_explained(change, sign * slope + 0.5 * curved, point.assumed_noise))
+    if explained:
+        return None
+    rng = np.random.default_rng(0)
+    for _ in range(_PAIRS - 1):
+        way = size * rng.normal(size=len(size))
+        for step in (-way, way):
+            if found := _lower(point, step, point.change(step)[0], level):
+                return found
     return None
+
+
+def _lower(point: Any, step: np.ndarray, change: float, level: float) -> Verdict | None:
+    """Return why a point is no minimum whose loss a step changes by `change`, if it shows that."""
+    if not change < -level:
+        return None
+    if jump := _jump(point, step, change):
+        return Verdict(
+            Status.NO_PROGRESS,
+            f"the loss is {-change:.2g} lower nearby, beyond a jump by {jump:.2g} that its "
+            f"gradient does not know of: {_STEPS}",
+        )
+    risen = any(point.change(part * step)[0] > 0 for part in _PARTS)
+    return None if risen else Verdict(Status.SADDLE, _FALLS_ON)
 
 
 def oblique(size: int) -> np.ndarray:
@@ -206,7 +215,7 @@ _STEPS = (
     "a loss that goes in steps (round, a threshold, an argmax, a count), or stop_gradient. Use a "
     "smooth loss in its place."
 )
-STEPS = (
+_STEPS_AROUND = (
     "the loss changes, but its gradient is zero all around: it goes in steps (round, a threshold, "
     "an argmax, a count), or stop_gradient cuts it off. Use a smooth loss in its place."
 )

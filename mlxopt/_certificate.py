@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxopt import _curvature
+from mlxopt._around import NEAR
 from mlxopt._curvature import Curvature
 from mlxopt._objective import Objective
 from mlxopt._result import Certificate
@@ -35,7 +36,6 @@ from mlxopt.autodiff._guards import check_is_callable
 
 _NOISE = 10  # roundings in a value of the loss
 _NUDGES = 4.0  # roundings of the parameters by which they are moved to see what that changes
-_NEAR = 0.1  # of the size of a parameter: where a direction of a valley is straight
 
 
 def certify(
@@ -206,10 +206,10 @@ class _Point:
                 step = sign * length * self._scaled(direction)
                 change = self.at(self.x + step)[0] - self.value
                 if change < -self.noise:
-                    return "down" if length <= _NEAR else "far"
+                    return "down" if length <= NEAR else "far"
                 if change > self.noise:
                     open_ways.discard(sign)
-            if length <= _NEAR and len(open_ways) < 2:
+            if length <= NEAR and len(open_ways) < 2:
                 return "up"
         return "level"
 

@@ -78,6 +78,11 @@ class Point:
         return np.maximum(np.abs(self.x), np.abs(self.way))[self.free]
 
     @property
+    def reach(self) -> np.ndarray:
+        """The size of each parameter, one where it is zero."""
+        return np.where(self.size > 0, self.size, 1.0)
+
+    @property
     def free_x(self) -> np.ndarray:
         return self.x[self.free]
 

@@ -178,8 +178,8 @@ def judge(
     point.assumed_noise = max(model.noise, tol**2 * drop)
     if found.values[0] < -_DIP * found.rounding:
         found = found._replace(rounding=0.0)
-    fallen = falls(point, found, max(drop, state.value))
-    fallen = fallen or still_falls(point) or steps_down(point)
+    most = max(drop, state.value)
+    fallen = falls(point, found, most) or still_falls(point) or steps_down(point)
     if fallen is None:
         return verdict
     blind = not found.is_concave and fallen.status is Status.SADDLE

@@ -55,7 +55,7 @@ class GradientDescent(Descent):
         """Return sᵀy / yᵀy; with s = t·d and d = -gradient, sᵀy follows from the two slopes."""
         t = state.search.step_size
         sy = t * (trial.slope + state.memory.squared)
-        return StepMemory(trial.gg, sy / trial.yy if sy > 0 < trial.yy else t)
+        return StepMemory(trial.gg, sy / trial.yy if sy > 0 and trial.yy > 0 else t)
 
     def restart(self, state: DescentState) -> StepMemory | None:
         squared, step_size = state.memory
